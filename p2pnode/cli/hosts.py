@@ -140,7 +140,8 @@ def _abilities(fields: dict[str, Any]) -> str:
     can = ", ".join(fields["can"]) or "text only"
     engine = f" ({fields['engine']})" if fields["engine"] else ""
     kept = f"; keeps a session for {span(fields['keep_s'])} after you left" if fields["keep_s"] else ""
-    return f"can: {can}{engine}{kept}"
+    first = "; asked first: a session with it was left" if fields["goes_first"] else ""
+    return f"can: {can}{engine}{kept}{first}"
 
 
 def _fields(candidate: Any, sheet: Any) -> dict[str, Any]:
@@ -176,6 +177,7 @@ def _fields(candidate: Any, sheet: Any) -> dict[str, Any]:
         "queued": advert.load.queued,
         "score": round(candidate.score, 4),
         "cost": round(candidate.cost),
+        "goes_first": candidate.goes_first,
         "trusted": candidate.trusted,
         "excluded": candidate.excluded,
     }

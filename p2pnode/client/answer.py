@@ -466,6 +466,8 @@ class Answer:
         peer = candidate.advert.peer
         if anew:
             self._runtime.tell("host", {"peer": peer, "model": shown_name(candidate.offer.model)})
+            if self._pool.has_left(peer, candidate.offer.model):
+                self._runtime.tell("session.left", {"peer": peer})
         self._keep_trust(self._search, candidate)
         failover.begin()
         self._session = session = await self._pool.open(candidate, ask)

@@ -35,6 +35,8 @@ class FreeSession:
     secret: bytes = field(repr=False)
     until: int
     generation: int
+    addresses: tuple[str, ...] = ()
+    """Where its host was."""
 
 
 class FreeSessions:
@@ -43,10 +45,19 @@ class FreeSessions:
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._here: list[FreeSession] = []
+        self._seen: tuple[tuple[int, ...], list[FreeSession]] | None = None
+        """What the file held last, and by which of its marks one sees whether it still does: a search asks
+        for each host that it finds."""
 
     def has(self, host: PeerId, model: ModelId, now: int) -> bool:
         """Whether a session with this host may be resumed."""
         return any(_fits(each, host, model, now) for each in self._read())
+
+    def hosts(self, model: ModelId, now: int) -> dict[PeerId, tuple[str, ...]]:
+        """The hosts with which sessions of a model were left, those of the last ones first, and where they
+        were then."""
+        left = [each for each in self._read() if _fits(each, each.host, model, now)]
+        return {each.host: each.addresses for each in reversed(left)}
 
     def take(self, host: PeerId, model: ModelId, now: int) -> FreeSession | None:
         """The session with this host that was left last, taken out; None where there is none."""
@@ -85,11 +96,23 @@ class FreeSessions:
         if path is None or not path.parent.is_dir():
             return list(self._here)
         try:
-            raw = json.loads(read_secret_or_none(path) or "[]")
-            return [_parsed(each) for each in raw]
+            mark = _mark(path)
+            if self._seen is None or self._seen[0] != mark:
+                raw = json.loads(read_secret_or_none(path) or "[]")
+                self._seen = mark, [_parsed(each) for each in raw]
+            return list(self._seen[1])
         except (ConfigError, OSError, ValueError, TypeError, KeyError):
             log.debug("free_sessions.unreadable")
             return []
+
+
+def _mark(path: Path) -> tuple[int, ...]:
+    """Another one after each writing: a file that is written is a new one. Empty where there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return ()
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _rows(known: list[FreeSession]) -> bytes:
@@ -107,8 +130,9 @@ def _fits(left: FreeSession, host: PeerId, model: ModelId, now: int) -> bool:
 def _parsed(row: dict[str, Any]) -> FreeSession:
     """Raises ``ValueError``, ``TypeError`` and ``KeyError`` where it is none of ours."""
     session, model, secret = (bytes.fromhex(row[name]) for name in ("session", "model", "secret"))
-    until, generation, host = row["until"], row["generation"], row["host"]
-    if type(until) is not int or type(generation) is not int or type(host) is not str:
+    until, generation, host, addresses = (row[name] for name in ("until", "generation", "host", "addresses"))
+    texts = [host, *addresses]
+    if type(until) is not int or type(generation) is not int or {*map(type, texts)} != {str}:
         msg = "a damaged row"
         raise TypeError(msg)
     if len(secret) != _SECRET_BYTES:
@@ -121,4 +145,5 @@ def _parsed(row: dict[str, Any]) -> FreeSession:
         secret=secret,
         until=until,
         generation=generation,
+        addresses=tuple(addresses),
     )

@@ -251,7 +251,7 @@ class IdleSessions(Protocol):
         """Whether a session was left with this host."""
 
     def left_hosts(self, model: ModelId) -> Mapping[PeerId, Sequence[str]]:
-        """Hosts with which paid sessions of a model were left, and where they were then."""
+        """Hosts with which sessions of a model were left that are dialled first, and where they were then."""
 
 
 class Searches:

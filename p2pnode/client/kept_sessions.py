@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from p2pnode.payments.payer import Purchase
 
 log = structlog.get_logger()
+FREE_DIALLED: Final = 3
+"""Of the hosts with which free sessions were left, so many are dialled before a search finds others."""
 _SALT_TAG: Final = b"p2pnode/salt/1"
 
 
@@ -66,6 +69,7 @@ class Lease:
     store: FreeSessions
     wall: Callable[[], float]
     in_thread: bool
+    addresses_of: Callable[[PeerId], Sequence[str]]
     resume: HeldSession | None = None
 
     @property
@@ -145,6 +149,7 @@ class Lease:
             secret=self.key.secret,
             until=until,
             generation=accept.generation,
+            addresses=tuple(self.addresses_of(self.host)),
         )
         await off_the_loop(partial(self.store.put, left, int(self.wall())), in_thread=self.in_thread)
 
@@ -185,9 +190,12 @@ class KeptSessions:
         return self._free.has(peer, model, self._runtime.now())
 
     def hosts(self, model: ModelId) -> Mapping[PeerId, Sequence[str]]:
-        """Hosts with which paid sessions of a model were left, and where they were then."""
+        """Hosts with which sessions of a model were left, and where they were then: all of those that were
+        paid, and of free ones the last few, which may still have their caches."""
         payer = self._runtime.payer
-        return payer.left_hosts(model) if payer is not None else {}
+        paid = payer.left_hosts(model) if payer is not None else {}
+        free = self._free.hosts(model, self._runtime.now())
+        return {**dict(islice(free.items(), FREE_DIALLED)), **paid}
 
     async def take(self, candidate: Candidate, ask: Ask) -> Lease | None:
         """A session with this host that was left and can pay for a turn; None where there is none.
@@ -246,6 +254,7 @@ class KeptSessions:
             self._free,
             self._runtime.node.wall,
             self._in_thread,
+            self._runtime.node.network.addresses_of,
             held,
         )
 

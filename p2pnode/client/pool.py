@@ -98,7 +98,7 @@ class SessionPool:
         return self._kept.has(peer, model)
 
     def left_hosts(self, model: ModelId) -> Mapping[PeerId, Sequence[str]]:
-        """Hosts with which paid sessions of a model were left, and where they were then."""
+        """Hosts with which sessions of a model were left that are dialled first, and where they were then."""
         return self._kept.hosts(model)
 
     def _of(self, peer: PeerId, model: ModelId) -> list[Session]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from p2pnode.client.free_sessions import FREE_MAX, FreeSession, FreeSessions
+from p2pnode.files import read_secret_or_none
 from p2pnode.ids import ModelId, PeerId, SessionId
 
 HOST, MODEL = PeerId("host"), ModelId(b"\x05" * 32)
@@ -17,7 +18,7 @@ HOST, MODEL = PeerId("host"), ModelId(b"\x05" * 32)
 def left(number: int = 1, **changes: object) -> FreeSession:
     record = FreeSession(
         session=SessionId(number.to_bytes(32, "big")), host=HOST, model=MODEL, secret=b"\x07" * 32, until=100,
-        generation=number,
+        generation=number, addresses=("/ip4/10.0.0.1/tcp/4001/p2p/host",),
     )  # fmt: skip
     return replace(record, **changes)  # type: ignore[arg-type]
 
@@ -53,6 +54,34 @@ def test_of_one_session_the_last_word_counts_and_of_too_many_the_first_go(known:
         known.put(left(number), 0)
     taken = [known.take(HOST, MODEL, 0) for _ in range(FREE_MAX + 1)]
     assert taken == [*(left(number) for number in reversed(range(5, FREE_MAX + 5))), None]
+
+
+def test_hosts_are_named_by_whom_was_left_last_and_where_they_were(known: FreeSessions) -> None:
+    known.put(left(1), 0)
+    known.put(left(2, host=PeerId("other"), addresses=("/ip4/10.0.0.2/tcp/4001",)), 0)
+    known.put(left(3, model=ModelId(bytes(32)), host=PeerId("of another model")), 0)
+    known.put(left(4, until=5, host=PeerId("over")), 0)
+    assert list(known.hosts(MODEL, 5).items()) == [
+        (PeerId("other"), ("/ip4/10.0.0.2/tcp/4001",)),
+        (HOST, left(1).addresses),
+    ]
+
+
+def test_a_file_that_nobody_wrote_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, reads = tmp_path / "free.json", 0
+
+    def counted(path: Path) -> str | None:
+        nonlocal reads
+        reads += 1
+        return read_secret_or_none(path)
+
+    mine, other = FreeSessions(path), FreeSessions(path)
+    mine.put(left(1), 0)
+    monkeypatch.setattr("p2pnode.client.free_sessions.read_secret_or_none", counted)
+    assert all(mine.has(HOST, MODEL, 0) for _ in range(50))
+    assert reads == 1
+    assert other.take(HOST, MODEL, 0) == left(1)
+    assert not mine.has(HOST, MODEL, 0)
 
 
 def test_two_processes_share_a_file_that_only_its_owner_reads(tmp_path: Path) -> None:

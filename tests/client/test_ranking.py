@@ -459,6 +459,34 @@ def test_the_standby_goes_before_its_equals_and_after_a_paid_host_with_a_session
     assert handed_out(paid) == [peer(3), peer(2), peer(1)]
 
 
+@pytest.mark.parametrize(
+    ("ttft_s", "reuse", "is_first"),
+    [(4.0, None, True), (8.0, None, False), (4.0, 0.0, False), (4.0, 1.0, True), (0.5, 0.0, True)],
+)
+def test_a_free_host_with_a_session_goes_first_unless_another_is_faster_by_more_than_its_cache_saves(
+    ttft_s: float, reuse: float | None, is_first: bool
+) -> None:
+    made = HostChoice(
+        MODEL,
+        Filters(),
+        measured={peer(1): Measured(ttft_s=1.0), peer(2): Measured(ttft_s=ttft_s, reuse=reuse)},
+        has_left=lambda host: host == peer(2),
+    )
+    made.found(advert(1))
+    made.found(advert(2))
+    assert made.ranking(NOW).chosen[0].goes_first is is_first
+    assert handed_out(made) == ([peer(2), peer(1)] if is_first else [peer(1), peer(2)])
+
+
+def test_a_session_with_a_stranger_goes_before_no_host_that_is_trusted_and_a_broken_one_before_none() -> None:
+    rules = HostRules.of(trust=[peer(1)])
+    measured = {peer(3): Measured(failures_in_a_row=BREAKER_FAILURES, last_failure=NOW)}
+    made = HostChoice(MODEL, Filters(rules=rules), measured=measured, has_left=lambda host: host != peer(1))
+    for index in (1, 2, 3):
+        made.found(advert(index))
+    assert handed_out(made) == [peer(1), peer(2)]
+
+
 def test_a_paid_host_with_a_session_does_not_go_before_a_free_one() -> None:
     assert handed_out(choice(advert(1), advert(2, price_out=5), sessions=(2,))) == [peer(1), peer(2)]
 

@@ -25,6 +25,7 @@ from p2pnode.protocols.inference.channel import HostTerms
 from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.messages import Open, SamplingParams
 from p2pnode.shares import Origin
+from tests.client.support import Events
 from tests.net.memory_world import seed_of
 from tests.node.world import Member, World, identity_of, scripted_host, world
 from tests.payments.journals import receipt
@@ -43,7 +44,9 @@ async def keeping(w: World) -> Member:
     return member
 
 
-async def ask(w: World, member: Member, data: Path, number: int) -> tuple[int, int]:
+async def ask(
+    w: World, member: Member, data: Path, number: int, *, events: Events | None = None
+) -> tuple[int, int]:
     """One command; tokens in, and how many of them were reused."""
     node = Node(
         NodeSetup(
@@ -63,6 +66,8 @@ async def ask(w: World, member: Member, data: Path, number: int) -> tuple[int, i
         in_thread=False,
         keep_s=KEEP_S,
     ) as client:
+        if events is not None:
+            events.of(client)
         asked = client.chat("hello", model="scripted", sampling=SamplingParams(tokens_max=40, temperature=0))
         async for _ in asked:
             pass
@@ -81,6 +86,34 @@ async def test_the_second_command_pays_no_prefill_for_what_the_first_one_asked(
         assert second[1] > 0
         assert member.host is not None
         assert member.host.sessions_left == 1
+
+
+async def test_the_host_of_the_first_command_is_found_where_it_was_and_asked_before_another_one(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with world() as w:
+        first, other = await keeping(w), await keeping(w)
+        await ask(w, first, tmp_path, 0)
+        events = Events()
+        _, reused = await ask(w, other, tmp_path, 1, events=events)  # its first peer knows of no other host
+        assert reused > 0
+        assert events.named("session.left") == [{"peer": first.node.peer_id}]
+        assert [each["peer"] for each in events.named("host")] == [first.node.peer_id]
+
+
+async def test_a_host_that_is_gone_is_looked_for_where_it_was_and_another_one_is_asked(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with world() as w:
+        first, other = await keeping(w), await keeping(w)
+        await ask(w, first, tmp_path, 0)
+        w.crash(first)
+        events = Events()
+        began = trio.current_time()
+        await ask(w, other, tmp_path, 1, events=events)
+        assert [each["peer"] for each in events.named("host")] == [other.node.peer_id]
+        assert events.named("session.left") == []
+        assert trio.current_time() - began < 10
 
 
 async def test_another_user_has_a_session_and_a_cache_of_its_own(
