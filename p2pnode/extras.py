@@ -13,15 +13,19 @@ from typing import Final, Literal, TypeAlias
 
 from p2pnode.errors import LocalError
 
-Extra: TypeAlias = Literal["pay", "host", "s5", "dev-chain"]
+Extra: TypeAlias = Literal["pay", "host", "s5", "dev-chain", "sim", "cluster"]
 _PAY: Final = ("eth_abi", "eth_account", "eth_keyfile", "keyring", "web3")
+_SIM: Final = ("joblib", "pandas", "pyarrow", "tomli_w")
 MODULES: Final[Mapping[Extra, tuple[str, ...]]] = {
     "pay": _PAY,
     "host": (*_PAY, "h11", "xllamacpp"),
     "s5": ("hypercorn", "python_multipart", "starlette"),
     "dev-chain": (*_PAY, "eth", "eth_keys", "eth_tester", "hypercorn"),
+    "sim": _SIM,
+    "cluster": (*_SIM, "dask", "distributed"),
 }
-"""The modules that an extra brings beyond the plain installation. A host has a wallet, and so has a chain."""
+"""The modules that an extra brings beyond the plain installation. A host has a wallet, and so has a chain; a
+cluster runs simulations."""
 
 
 class MissingExtraError(LocalError):

@@ -11,8 +11,9 @@ import errno
 import fcntl
 import os
 import secrets
+import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, TypeVar
@@ -26,6 +27,7 @@ T = TypeVar("T")
 OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 _NAME_SHOWN: Final = 40
 """How many characters of a file's name its temporary file's name has: that must not get too long."""
+_TAKEN: Final = frozenset({errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR})
 _NO_HARD_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 _KINDS: Final[tuple[tuple[Callable[[int], bool], str], ...]] = (
     (stat.S_ISDIR, "a folder"),
@@ -68,6 +70,44 @@ def write_new(path: Path, data: bytes, *, mode: int = 0o644, force: bool = False
         raise UsageError(f"{path} exists: name another file") from error
     except OSError as error:
         raise _unusable(path, error) from error
+
+
+def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
+    """Write a new folder of files that the user named: it is there with all of them, or not at all.
+
+    Its parent folders are made. Raises ``UsageError``, also where something is at that path already, unless
+    it is an empty folder.
+    """
+    temporary = path.with_name(f".{path.name[:_NAME_SHOWN]}.{secrets.token_hex(8)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        try:
+            for name, data in files.items():
+                _make(temporary / name, data, 0o644)
+            _sync(temporary)
+            temporary.rename(path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        _sync(path.parent)
+    except OSError as error:
+        if error.errno in _TAKEN:
+            raise UsageError(f"{path} exists: name another folder") from error
+        raise _unusable(path, error, "folder") from error
+
+
+def refuse_folder(path: Path) -> None:
+    """Raise ``UsageError`` where something is at a path that :func:`write_folder` is to write.
+
+    It is to be called before the work whose outcome is written there.
+    """
+    try:
+        taken = os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir()))
+    except OSError as error:
+        raise _unusable(path, error, "folder") from error
+    if taken:
+        raise UsageError(f"{path} exists: name another folder")
 
 
 def refuse_taken(path: Path, *, force: bool | None = False) -> None:
@@ -195,8 +235,8 @@ def not_writable(path: Path, error: OSError) -> ConfigError:
     )
 
 
-def _unusable(path: Path, error: OSError) -> UsageError:
-    return UsageError(f"{path} can't be written ({_reason(error)}): name another file")
+def _unusable(path: Path, error: OSError, kind: str = "file") -> UsageError:
+    return UsageError(f"{path} can't be written ({_reason(error)}): name another {kind}")
 
 
 def _reason(error: Exception) -> str:
@@ -216,14 +256,19 @@ def _write(path: Path, data: bytes, mode: int, *, replace: bool) -> None:
             _put(temporary, path, data, mode)
     finally:
         temporary.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    """Make the entries of a folder durable."""
     try:
-        folder = os.open(path.parent, os.O_RDONLY)
+        handle = os.open(folder, os.O_RDONLY)
     except PermissionError:
         return  # the folder may be written and not read: the system syncs its new entry when it likes
     try:
-        os.fsync(folder)
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)
 
 
 def _put(temporary: Path, path: Path, data: bytes, mode: int) -> None:

@@ -23,7 +23,7 @@ def test_the_modules_of_each_extra_are_those_that_it_installs() -> None:
         for requirement in OPTIONAL[extra]:
             name = requirement.partition(">")[0].partition("[")[0].strip()
             if name == "p2pnode":
-                yield from installed("pay")
+                yield from installed(requirement.partition("[")[2].partition("]")[0])
             else:
                 yield name.lower().replace("_", "-")
 
@@ -33,8 +33,8 @@ def test_the_modules_of_each_extra_are_those_that_it_installs() -> None:
 
 
 def test_all_is_every_extra_that_is_asked_for() -> None:
-    assert OPTIONAL["all"] == ["p2pnode[host,pay,s5,dev-chain]"]
-    assert set(MODULES) == {"host", "pay", "s5", "dev-chain"}
+    assert OPTIONAL["all"] == ["p2pnode[host,pay,s5,dev-chain,sim,cluster]"]
+    assert set(MODULES) == {"host", "pay", "s5", "dev-chain", "sim", "cluster"}
 
 
 def test_what_is_installed_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import stat
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from p2pnode.errors import ConfigError, UsageError
-from p2pnode.files import user_path, write_atomic, write_new, write_private
+from p2pnode.files import user_path, write_atomic, write_folder, write_new, write_private
 
 
 def _device(path: Path) -> None:
@@ -49,6 +50,17 @@ def umask(mask: int) -> Iterator[None]:
         yield
     finally:
         os.umask(before)
+
+
+@contextmanager
+def file_size_limit(most: int) -> Iterator[None]:
+    """No file gets longer than so many bytes: the nearest to a full disk that needs no disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("kind", SPECIAL)
@@ -123,3 +135,28 @@ def test_a_user_that_is_not_there_is_named() -> None:
     with pytest.raises(UsageError, match="there is no such user"):
         user_path("~nosuchuser/data")
     assert user_path("data") == Path.cwd() / "data"
+
+
+def test_a_folder_is_written_with_all_its_files(tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "one"
+    write_folder(path, {"a": b"1", "b": b"2"})
+    assert {each.name: each.read_bytes() for each in path.iterdir()} == {"a": b"1", "b": b"2"}
+    assert [each.name for each in path.parent.iterdir()] == ["one"]
+
+
+def test_a_folder_that_is_there_is_not_written_over(tmp_path: Path) -> None:
+    path = tmp_path / "one"
+    write_folder(path, {"a": b"1"})
+    with pytest.raises(UsageError, match=r"one exists: name another folder"):
+        write_folder(path, {"a": b"2"})
+    assert (path / "a").read_bytes() == b"1"
+    (tmp_path / "file").write_text("theirs")
+    with pytest.raises(UsageError, match=r"file exists: name another folder"):
+        write_folder(tmp_path / "file", {"a": b"2"})
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["file", "one"]
+
+
+def test_a_folder_is_not_there_when_one_of_its_files_finds_no_room(tmp_path: Path) -> None:
+    with file_size_limit(1000), pytest.raises(UsageError, match=r"can't be written \(File too large\)"):
+        write_folder(tmp_path / "one", {"a": b"1", "b": b"2" * 1001})
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,151 @@
+"""``Scenario``: all that a run is told but its seed. Read from TOML and written as such.
+
+The parameters of a model live in a record beside it (``links.py``, ``nat.py``, …). This module puts them
+together, and checks what no record can see by itself. A part that is None is not in the run.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+from p2pnode.errors import ConfigError
+from p2pnode.files import read_text_or_none
+from p2pnode.simulations.cpu import Cpu
+from p2pnode.simulations.dht import Dht
+from p2pnode.simulations.gossip import Gossip
+from p2pnode.simulations.links import Links
+from p2pnode.simulations.nat import Nat
+from p2pnode.simulations.parameters import require_not_negative, require_positive
+from p2pnode.simulations.records import as_mapping, read_record, with_values
+
+LIBRARY: Final = Path(__file__).parent / "library"
+NODES_MAX: Final = 1_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """What happens in a run. Times are simulated seconds.
+
+    Figures leave out what began in the first ``warmup_s`` and the last ``cooldown_s`` seconds.
+    """
+
+    name: str
+    description: str = ""
+    nodes: int = 100
+    duration_s: float = 120.0
+    warmup_s: float = 0.0
+    cooldown_s: float = 0.0
+    links: Links = field(default_factory=Links)
+    nat: Nat | None = None
+    cpu: Cpu | None = None
+    gossip: Gossip | None = None
+    dht: Dht | None = None
+
+    def __post_init__(self) -> None:
+        require_positive(self, "duration_s")
+        require_not_negative(self, "warmup_s", "cooldown_s")
+        if not self.name.strip():
+            msg = "name is empty: give the scenario one"
+            raise ValueError(msg)
+        if not 2 <= self.nodes <= NODES_MAX:  # noqa: PLR2004 - one node has nobody to talk to
+            msg = f"nodes is {self.nodes}: it must be from 2 to {NODES_MAX:,}"
+            raise ValueError(msg)
+        if self.warmup_s + self.cooldown_s >= self.duration_s:
+            spans = f"warmup_s is {self.warmup_s:g}, cooldown_s {self.cooldown_s:g}"
+            msg = f"{spans} and duration_s {self.duration_s:g}: nothing would be measured"
+            raise ValueError(msg)
+        self._check_against_nodes()
+
+    def _check_against_nodes(self) -> None:
+        """What has to be fewer than the nodes."""
+        asked = {
+            "gossip.dials": self.gossip.dials if self.gossip else 0,
+            "dht.contacts": self.dht.contacts if self.dht else 0,
+        }
+        for path, count in asked.items():
+            if count >= self.nodes:
+                msg = f"{path} is {count}: of {self.nodes} nodes a node can dial {self.nodes - 1} others"
+                raise ValueError(msg)
+        if self.gossip is not None and self.gossip.publishers > self.nodes:
+            msg = f"gossip.publishers is {self.gossip.publishers}: there are only {self.nodes} nodes"
+            raise ValueError(msg)
+
+
+def scenario_from(values: Mapping[str, Any]) -> Scenario:
+    """A scenario from a table of TOML or JSON. Raises ``ConfigError`` that names the parameter."""
+    return read_record(Scenario, values)
+
+
+def changed(scenario: Scenario, values: Mapping[str, Any]) -> Scenario:
+    """A scenario with other values, by their paths (``"links.jitter_share"``); text is read as TOML.
+
+    Raises ``ConfigError`` that names the parameter.
+    """
+    return with_values(scenario, values)
+
+
+def with_size(scenario: Scenario, *, nodes: int | None = None, duration_s: float | None = None) -> Scenario:
+    """A scenario with another number of nodes, or of simulated seconds. Raises ``ConfigError``."""
+    try:
+        sized = scenario if nodes is None else replace(scenario, nodes=nodes)
+        return sized if duration_s is None else replace(sized, duration_s=duration_s)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def as_toml(scenario: Scenario) -> str:
+    """A scenario as TOML, with every parameter but those that are none. :func:`load` reads it."""
+    from p2pnode.extras import need
+
+    need("a scenario as TOML", "sim")
+    import tomli_w
+
+    return tomli_w.dumps(as_mapping(scenario))
+
+
+def load(name_or_path: str | Path) -> Scenario:
+    """A scenario of the library by its name, or one in a file. Raises ``ConfigError``.
+
+    A word with a dot or a slash in it is a path, any other one a name.
+    """
+    text = str(name_or_path)
+    if isinstance(name_or_path, str) and not set(text) & {"/", "."}:
+        return _read(_in_library(text))
+    return _read(Path(name_or_path))
+
+
+def names() -> list[str]:
+    """The names of the library, in order."""
+    return sorted(path.stem for path in LIBRARY.glob("*.toml"))
+
+
+def _in_library(name: str) -> Path:
+    known = names()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+        raise ConfigError(
+            f"there is no scenario {name!r}: {hint} For a file of your own, write ./{name}.toml"
+        )
+    return LIBRARY / f"{name}.toml"
+
+
+def _read(path: Path) -> Scenario:
+    text = read_text_or_none(path)
+    if text is None:
+        raise ConfigError(
+            f"there is no file {path}: `p2pnode simulate list` shows the scenarios that there are"
+        )
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML ({error}): fix that line") from error
+    try:
+        return scenario_from({"name": path.stem, **values})
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
