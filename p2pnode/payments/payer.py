@@ -30,7 +30,13 @@ from p2pnode.payments.spending import Market, SpendingLimits, why_unpayable
 from p2pnode.protocols.adverts.messages import Advert, Offer
 from p2pnode.protocols.crypto import Signer, keccak256, sign_digest
 from p2pnode.protocols.inference.channel import ClientPayment
-from p2pnode.protocols.inference.commands import ClientEmission, Disputed, Receipted, Signed
+from p2pnode.protocols.inference.commands import (
+    ClientEmission,
+    Disputed,
+    FirstTurnFinished,
+    Receipted,
+    Signed,
+)
 from p2pnode.protocols.inference.messages import (
     CHECKPOINT_EVERY,
     WINDOW,
@@ -157,6 +163,8 @@ class Purchase:
         match value:
             case Signed(voucher=voucher):
                 await self.journal.signed(self.session, voucher, self.now())
+            case FirstTurnFinished():
+                await self.journal.bought_finished(self.session)
             case Disputed(receipt=receipt):
                 await self.journal.bought_shown(self.session, receipt, self.now())
             case Receipted(receipt=receipt):
@@ -286,6 +294,7 @@ class Payer:
             valid_before=taken.valid_before,
             authorisation=b"",
             sign=lambda digest: sign_digest(secret, digest),
+            has_finished=opened.journal.has_finished(taken.terms.payer, taken.terms.host),
         )
         receipt = None
         if voucher is not None:

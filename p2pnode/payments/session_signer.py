@@ -160,6 +160,7 @@ class SessionSigner:
             valid_before=valid_before,
             authorisation=authorisation,
             sign=lambda message: sign_digest(secret, message),
+            has_finished=self._journal.has_finished(terms.payer, terms.host),
         )
 
     def _authorise(self, sign: Signer, session: SessionId, terms: SessionTerms, valid_before: int) -> bytes:

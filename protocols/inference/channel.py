@@ -21,7 +21,7 @@ from p2pnode.errors import ProtocolError, WireCode
 from p2pnode.ids import ModelId, PeerId, SessionId
 from p2pnode.protocols.crypto import Recover, Signer, abi_encode, keccak256, recover_address
 from p2pnode.protocols.effects import Effects
-from p2pnode.protocols.inference.commands import Issued, Paid, Receipted, Signed
+from p2pnode.protocols.inference.commands import FirstTurnFinished, Issued, Paid, Receipted, Signed
 from p2pnode.protocols.inference.messages import (
     N_CTX_MAX,
     READ_STALL_S,
@@ -156,6 +156,8 @@ class ClientPayment:
     sign: Signer
     recover: Recover = recover_address
     """Checks what the host signed."""
+    has_finished: bool = False
+    """Whether the host has finished a turn for this wallet before, in any session."""
 
     @property
     def session(self) -> SessionId:
@@ -436,9 +438,10 @@ class ChannelSender:
     Without ``payment`` the session is free: then ``verify(digest, signature)`` checks its receipts, which the
     host's peer key signs. A voucher must be durable before it is sent.
 
-    Input is paid in the order of the quotes. Until a host has finished a turn, only one input is paid whose
-    first token has not come, later two: so much a host can take without giving anything. That of a turn which
-    the host failed without a token stays counted until it finishes another one, or none is under way.
+    Input is paid in the order of the quotes. Until a host has finished a turn for this wallet, in whatever
+    session, only one input is paid whose first token has not come, later two: so much a host can take without
+    giving anything. That of a turn which the host failed without a token stays counted until it finishes
+    another one, or none is under way.
     """
 
     def __init__(
@@ -457,8 +460,8 @@ class ChannelSender:
         self._resume_key, self._keep_s = resume_key, keep_s
         self.last_voucher: Voucher | None = None
         """The last one that was sent."""
-        self.has_finished = False
-        """Whether the host has finished a turn."""
+        self.has_finished = payment is not None and payment.has_finished
+        """Whether the host has finished a turn for this wallet."""
         self._verify = verify
         self._session = payment.session if payment is not None else SessionId(b"")
         self._unsent: Voucher | None = None
@@ -529,7 +532,7 @@ class ChannelSender:
             keep_s=self._keep_s,
         )
 
-    def go_on_from(self, voucher: Voucher | None, receipt: Receipt | None, meter: Meter) -> None:
+    def go_on_from(self, voucher: Voucher | None, meter: Meter) -> None:
         """The session was left, and goes on from what its host showed; ``meter`` counts from there."""
         self.begin(meter)
         self.last_voucher, self._unsent = voucher, None
@@ -540,7 +543,6 @@ class ChannelSender:
         self._unanswered.clear()
         self._paid_turns.clear()
         self._advance, self._owes = None, False
-        self.has_finished = receipt is not None
 
     def fault_of_left(self, accept: Accept, session: SessionId) -> str | None:
         """What is wrong with what a host shows of a session that was left: both must be signed, and agree.
@@ -644,8 +646,10 @@ class ChannelSender:
             self._unanswered.discard(turn)
             self._pay(effects)
 
-    def finished(self) -> None:
+    def finished(self, effects: Effects) -> None:
         """The host has finished a turn and given something for it."""
+        if not (self.has_finished or self.free):
+            effects.emit(FirstTurnFinished())
         self.has_finished, self._lost = True, 0
 
     def begin_anew(self) -> None:

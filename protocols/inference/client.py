@@ -258,7 +258,11 @@ class ClientSession:
             self._effects.emit(failure)
             return
         held.asked += 1
-        turn = held.turns[held.asked] = ClientTurn(held.asked, ask, held, self._times, len(raw))
+        is_new = held.is_new(ask.body.cache_key)
+        held.note_asked(ask.body.cache_key)
+        turn = held.turns[held.asked] = ClientTurn(
+            held.asked, ask, held, self._times, len(raw), is_new=is_new
+        )
         turn.metered.request = request_hash(raw)
         self._upload.add(turn.number, raw)
         self._heard(now)
@@ -276,9 +280,9 @@ class ClientSession:
             decode_record(PromptBody, raw)
         except ProtocolError as error:
             return TurnFailed(None, f"no host takes this prompt: {error}", cause="invalid", key=ask.key)
-        # What the host's cache holds isn't billed. That it holds nothing is known of a first turn only.
-        least_out = min(1, ask.body.tokens_out_max)
-        if not self._channel.covers((ask.input_exact or 0) if held.asked == 0 else 0, least_out):
+        # What the host's cache holds isn't billed. That it holds nothing is known of a new cache key only.
+        least_in = (ask.input_exact or 0) if held.is_new(ask.body.cache_key) else 0
+        if not self._channel.covers(least_in, min(1, ask.body.tokens_out_max)):
             detail = "the session's deposit is used up: open another session"
             return TurnFailed("payment_required", detail, cause="foreseen", key=ask.key)
         return None
@@ -292,8 +296,8 @@ class ClientSession:
                 continue
             if part.part == 0:
                 turn.begin(now)
-            # Nothing can be reused in a first turn, so its price is known before the host names it.
-            if part.last and turn.number == 1 and turn.ask.input_exact:
+            # Nothing can be reused under a new cache key, so the price is known before the host names it.
+            if part.last and turn.is_new and turn.ask.input_exact:
                 self._channel.advance(turn.number, turn.ask.input_exact, self._effects)
 
     # ---- what the host says
@@ -368,7 +372,7 @@ class ClientSession:
         self._upload.drop(turn.number)
         whole = isinstance(outcome, TurnDone) and outcome.done.reason != "cancelled"
         if whole and turn.metered.has_frames:
-            self._channel.finished()
+            self._channel.finished(self._effects)
         failed = isinstance(outcome, TurnFailed) and turn.is_wanted
         self._channel.end_turn(turn.number, self._effects, failed=failed)
         self._effects.emit(outcome)
@@ -437,10 +441,10 @@ class ClientSession:
         if not self._channel.free:
             counts = (0, 0) if voucher is None else (voucher.tokens_in, voucher.tokens_out)
             chain.tokens_in, chain.tokens_out = counts
-        self._channel.go_on_from(voucher, receipt, Meter(chain))
+        self._channel.go_on_from(voucher, Meter(chain))
         turns, held.turns = held.turns, {}
         held.accept, held.receipt, held.received, held.asked = accept, receipt, 0, 0
-        held.from_journal = False
+        held.from_journal, held.cache_keys = False, None
         self._upload = Upload()
         self._effects.emit(Accepted(accept))
         for turn in turns.values():

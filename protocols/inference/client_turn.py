@@ -50,6 +50,8 @@ from p2pnode.protocols.typed_data import amount_due
 
 TurnState: TypeAlias = Literal["asked", "quoted", "paid"]
 _NO_MODEL: Final = ModelId(bytes(32))
+_CACHE_KEYS_MAX: Final = 1024
+"""So many cache keys of a session are remembered, 16 bytes each. Beyond, none counts as new."""
 UNANSWERED: Final = "the host was paid for a prompt and answered nothing: nothing more is paid to it here"
 PREFILL_S_PER_TOKEN: Final = 0.1
 """How much longer a client waits for each prompt token that its host newly reports as read."""
@@ -83,6 +85,19 @@ class HeldSession:
     """Whether it is made of what a journal keeps: the last nonce and what came since are not known then."""
     model: ModelId = _NO_MODEL
     salt: bytes = field(default=b"", repr=False)
+    cache_keys: set[bytes] | None = field(default_factory=set)
+    """Those of the turns that were asked, empty for one without; None where not all are known."""
+
+    def is_new(self, cache_key: bytes | None) -> bool:
+        """Whether the host can reuse nothing for a turn with this cache key: none before had it."""
+        return self.cache_keys is not None and (cache_key or b"") not in self.cache_keys
+
+    def note_asked(self, cache_key: bytes | None) -> None:
+        """A turn is asked with this cache key."""
+        if self.cache_keys is not None:
+            self.cache_keys.add(cache_key or b"")
+            if len(self.cache_keys) > _CACHE_KEYS_MAX:
+                self.cache_keys = None
 
     @property
     def meter(self) -> Meter:
@@ -108,7 +123,7 @@ def held_from_journal(payment: ClientPayment, receipt: Receipt | None, voucher: 
     channel.last_voucher = voucher
     channel.begin(Meter(chain))
     accept = Accept(session=payment.session, nonce=bytes(32), epoch=epoch, n_ctx=1)
-    return HeldSession(accept, channel, receipt=receipt, from_journal=True)
+    return HeldSession(accept, channel, receipt=receipt, from_journal=True, cache_keys=None)
 
 
 def held_left(
@@ -130,16 +145,23 @@ def held_left(
     chain = ReceiptChain.begin(session, model, salt, epoch)
     if receipt is not None:
         chain.root, chain.seq = receipt.checkpoint.root, receipt.checkpoint.seq
-    channel.go_on_from(voucher, receipt, Meter(chain))
+    channel.go_on_from(voucher, Meter(chain))
     accept = Accept(session=session, nonce=bytes(32), epoch=epoch, n_ctx=1, generation=generation)
-    return HeldSession(accept, channel, receipt=receipt, from_journal=True, model=model, salt=salt)
+    return HeldSession(
+        accept, channel, receipt=receipt, from_journal=True, model=model, salt=salt, cache_keys=None
+    )
 
 
 class ClientTurn:
-    """Turn ``number``, which is over when ``outcome`` is set. ``total`` is the bytes of its prompt."""
+    """Turn ``number``, which is over when ``outcome`` is set. ``total`` is the bytes of its prompt.
 
-    def __init__(self, number: int, ask: Ask, held: HeldSession, times: ClientTimes, total: int) -> None:
-        self.number, self.ask = number, ask
+    ``is_new``: the host can reuse nothing for it, so that a client which counted its input knows its price.
+    """
+
+    def __init__(
+        self, number: int, ask: Ask, held: HeldSession, times: ClientTimes, total: int, *, is_new: bool
+    ) -> None:
+        self.number, self.ask, self.is_new = number, ask, is_new
         self.outcome: TurnDone | TurnFailed | None = None
         self.cancelled = False
         self.metered = MeteredTurn(number=number)

@@ -446,6 +446,14 @@ class Signed:
 
 
 @dataclass(frozen=True, slots=True)
+class FirstTurnFinished:
+    """The host has finished a turn of a paid session, the first for this wallet as far as was known.
+
+    Make it durable: from now on two inputs may be paid ahead, in later sessions with this host, too.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class TurnDone:
     """The turn is over and its receipt holds."""
 
@@ -504,6 +512,6 @@ class Ended:
 
 
 ClientEmission: TypeAlias = (
-    Accepted | Quoted | Progressed | Delivered | Embedded | Receipted | Disputed | Signed | TurnDone
-    | TurnFailed | SessionFailed | Ended
+    Accepted | Quoted | Progressed | Delivered | Embedded | Receipted | Disputed | Signed | FirstTurnFinished
+    | TurnDone | TurnFailed | SessionFailed | Ended
 )  # fmt: skip

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -20,6 +21,7 @@ from p2pnode.payments.books import open_journal
 from p2pnode.payments.escrow import HostMoney
 from p2pnode.payments.exposure import ExposureLimits
 from p2pnode.payments.journal.journal import BoughtSession, HostedSession, Journal
+from p2pnode.payments.payer import Payer
 from p2pnode.payments.redelivery import close_at_host, redeliver_all
 from p2pnode.payments.spending import SpendingLimits
 from p2pnode.protocols.inference.messages import SamplingParams
@@ -111,6 +113,31 @@ async def test_three_commands_share_one_session_and_one_fee(
         settled(w, alice.due)
         assert w.chain.block == 2
         assert hosted(money).state == "settled"
+
+
+@pytest.mark.parametrize("keep_s", [0, KEEP_S])
+async def test_a_later_command_knows_that_the_host_has_finished_a_turn_for_its_wallet(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, keep_s: int
+) -> None:
+    known: list[bool] = []
+    for name in ("buy", "take_left"):
+        pay = getattr(Payer, name)
+
+        async def noting(*given: Any, pay: Any = pay, **named: Any) -> Any:
+            if (purchase := await pay(*given, **named)) is not None:
+                known.append(purchase.payment.has_finished)
+            return purchase
+
+        monkeypatch.setattr(Payer, name, noting)
+    async with paid_world(tmp_path) as w:
+        member, _ = await w.host(keep_s=keep_s)
+        alice = user(w, member)
+        for _ in range(2):
+            await alice.ask()
+            await trio.sleep(60)
+        async with w.client(member, name="bob") as other:
+            await answer(other)
+    assert known == [False, True, False]
 
 
 async def test_a_second_command_finds_the_cache_of_the_first(

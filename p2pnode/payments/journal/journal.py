@@ -307,6 +307,14 @@ class Journal:
             partial(payer.opened, session=session, keep_s=keep_s, settle_above=settle_above)
         )
 
+    async def bought_finished(self, session: SessionId) -> None:
+        """Record that the host has finished a turn of the session."""
+        await self._writer.write(partial(payer.finished, session=session))
+
+    def has_finished(self, payer_address: bytes, host: bytes) -> bool:
+        """Whether a host's wallet has ever finished a turn for a payer's wallet."""
+        return self._read(partial(payer.has_finished, payer=payer_address, host=host))
+
     async def bought_mined(self, session: SessionId) -> None:
         """Record that the session is on the chain: its deposit has left the wallet."""
         await self._writer.write(partial(payer.mined, session=session))

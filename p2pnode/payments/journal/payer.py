@@ -182,6 +182,12 @@ def opened(db: sqlite3.Connection, session: SessionId, keep_s: int = 0, settle_a
     )
 
 
+def finished(db: sqlite3.Connection, session: SessionId) -> None:
+    """The host has finished a turn of the session."""
+    state_of(db, "bought", session)
+    db.execute("UPDATE bought SET finished = 1 WHERE session = ?", (session,))
+
+
 def _spend_again(db: sqlite3.Connection, session: SessionId) -> None:
     """Count a session again that was thought to be expired: a reorganisation brought it back."""
     row = db.execute("SELECT * FROM bought WHERE session = ? AND state = 'expired'", (session,)).fetchone()
@@ -443,6 +449,12 @@ def taken_unserved(db: sqlite3.Connection, host: bytes, since: int) -> int:
         " AND state = 'settled' AND spent > 0 AND NOT accepted"
     )
     return _sum(db, query, {"host": host, "since": since})
+
+
+def has_finished(db: sqlite3.Connection, payer: bytes, host: bytes) -> bool:
+    """Whether a host's wallet has ever finished a turn for a payer's wallet."""
+    query = "SELECT EXISTS (SELECT 1 FROM bought WHERE payer = :payer AND host = :host AND finished)"
+    return bool(_sum(db, query, {"payer": payer, "host": host}))
 
 
 def outstanding(db: sqlite3.Connection, payer: bytes, now: int) -> int:

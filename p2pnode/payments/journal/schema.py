@@ -5,7 +5,8 @@ its session's one epoch, and follows the one before. Format 3 has orders to the 
 that are left and resumed later, and what was spent when: of what an earlier format holds, a settled session
 was spent when it was settled and any other when it was opened. Format 5 has the window of each hosted
 session, and finds what is due by an index: of what format 4 holds, a session was granted at least the
-smallest window. How the file is made, opened and written is ``durable.py``'s.
+smallest window. It marks purchases whose host has finished a turn: of earlier ones that is not known.
+How the file is made, opened and written is ``durable.py``'s.
 """
 
 from __future__ import annotations
@@ -123,7 +124,8 @@ CREATE TABLE bought (
     settle_above INTEGER NOT NULL DEFAULT 0,
     left_until INTEGER,
     generation INTEGER NOT NULL DEFAULT 0,
-    reserved INTEGER NOT NULL DEFAULT 0
+    reserved INTEGER NOT NULL DEFAULT 0,
+    finished INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
 CREATE INDEX bought_by_state ON bought (state, opened_at);
 {TAKEN_TABLES}
@@ -161,6 +163,7 @@ INSERT INTO spent SELECT session, COALESCE(settled_at, opened_at) / 60 * 60,
 _WINDOW: Final = f"""
 ALTER TABLE hosted ADD COLUMN window_ids INTEGER NOT NULL DEFAULT {WINDOW};
 {_BY_DUE}
+ALTER TABLE bought ADD COLUMN finished INTEGER NOT NULL DEFAULT 0;
 """
 """What format 5 added."""
 _ORDERS_VERSION: Final = 3

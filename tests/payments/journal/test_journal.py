@@ -437,6 +437,23 @@ async def test_a_client_keeps_its_highest_voucher(journal: Journal) -> None:
     assert held.voucher == voucher(3, 60_000)
 
 
+async def test_a_host_that_finished_a_turn_is_known_by_its_wallet_and_to_the_wallet_that_asked(
+    journal: Journal,
+) -> None:
+    first = bought(1)
+    await journal.bought(first, Anything(), NOW)
+    payer, host, other = first.terms.payer, first.terms.host, b"o" * 20
+    assert not journal.has_finished(payer, host)
+    await journal.bought_finished(first.session)
+    await journal.bought_finished(first.session)
+    await journal.bought_settled(first.session, 5, NOW)
+    assert journal.has_finished(payer, host)
+    assert not journal.has_finished(other, host)
+    assert not journal.has_finished(payer, other)
+    with pytest.raises(StorageError, match="not in the journal"):
+        await journal.bought_finished(session(2))
+
+
 async def test_the_same_terms_are_not_bought_twice(journal: Journal) -> None:
     await journal.bought(bought(1), Anything(), NOW)
     with pytest.raises(StorageError, match="UNIQUE"):

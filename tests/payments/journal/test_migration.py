@@ -17,7 +17,10 @@ from tests.payments.journals import DAY, NOW, PEER, TERMS, Anything, bought, hos
 from tests.protocols.support import Identity
 
 SIGNER = Identity("receipts")
-BEFORE_5 = "DROP INDEX hosted_by_due; ALTER TABLE hosted DROP COLUMN window_ids;"
+BEFORE_5 = (
+    "DROP INDEX hosted_by_due; ALTER TABLE hosted DROP COLUMN window_ids;"
+    "ALTER TABLE bought DROP COLUMN finished;"
+)
 BEFORE_4 = f"{BEFORE_5} DROP TABLE spent;" + "".join(
     f"ALTER TABLE {table} DROP COLUMN {column};"
     for table, columns in (

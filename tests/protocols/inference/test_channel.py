@@ -27,7 +27,7 @@ from p2pnode.protocols.inference.channel import (
     resume_holds,
     tokens_affordable,
 )
-from p2pnode.protocols.inference.commands import Signed
+from p2pnode.protocols.inference.commands import FirstTurnFinished, Signed
 from p2pnode.protocols.inference.meter import Meter, MeteredTurn
 from p2pnode.protocols.inference.receipts import ReceiptChain
 from p2pnode.protocols.inference.replay import ReplayBuffer
@@ -732,6 +732,28 @@ def test_a_client_pays_one_input_that_brought_nothing_and_two_once_the_host_fini
     sender.end_turn(following.turn, effects, failed=False)
     (following,) = sent(effects.take())
     assert (following.turn, following.tokens_in) == (most + 3, 10 * (most + 2))
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_host_that_finished_a_turn_for_this_wallet_before_is_trusted_with_two_inputs_from_the_first_on(
+    known: bool,
+) -> None:
+    payment = replace(client_payment(), has_finished=known)
+    sender, effects = ChannelSender(payment), Effects(PeerId("host"), 1)
+    meter = Meter(ReceiptChain(SESSION, 1, b"r" * 32))
+    for resumed in (False, True):
+        if resumed:
+            sender.go_on_from(None, meter)
+        else:
+            sender.begin(meter)
+        for turn in range(1, 4):
+            sender.quoted(turn, 10, effects, wanted=True)
+        assert len(sent(effects.take())) == (2 if known else 1)
+    sender.finished(effects)
+    told = [each for each in effects.take() if isinstance(each, Emit)]
+    assert [each.value for each in told] == ([] if known else [FirstTurnFinished()])
+    sender.finished(effects)
+    assert effects.take() == []
 
 
 def test_nothing_is_signed_on_top_of_an_advance_until_its_quote_has_come() -> None:

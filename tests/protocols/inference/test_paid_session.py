@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pnode.protocols.inference.channel import HostTerms
+from p2pnode.protocols.inference.channel import ChannelSender, HostTerms
 from p2pnode.protocols.inference.client import ClientSession
+from p2pnode.protocols.inference.client_turn import held_left
 from p2pnode.protocols.inference.commands import (
     Ask,
     CountFailed,
@@ -27,7 +28,7 @@ from p2pnode.protocols.inference.commands import (
 from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.messages import CODEC, WINDOW, Ack, Quote, Refuse, SessionTerms, Voucher
 from p2pnode.protocols.typed_data import session_id
-from tests.protocols.inference.paid_pair import MARKET, TERMS, PaidPair
+from tests.protocols.inference.paid_pair import MARKET, TERMS, PaidPair, client_payment
 from tests.protocols.inference.pair import Step, ask, new_host, turn_of
 
 ONE_A_TOKEN = replace(TERMS, price_in=1_000_000, price_out=1_000_000, session_fee=10, tip=0)
@@ -192,6 +193,49 @@ def test_a_client_that_counts_pays_with_its_prompt_and_saves_a_round_trip() -> N
     pair.settle()
     assert isinstance(pair.outcomes[0], TurnDone)
     pair.settled()
+
+
+def under(key: bytes | None) -> Ask:
+    """A question that was counted, with a cache key."""
+    counted = exact_ask()
+    return replace(counted, body=replace(counted.body, cache_key=key))
+
+
+def test_input_is_paid_with_each_prompt_whose_cache_key_is_new_and_with_no_other() -> None:
+    pair = opened(reused=0)
+    one, two = b"1" * 16, b"2" * 16
+    for key, is_new in ((one, True), (one, False), (two, True), (None, True), (None, False), (two, False)):
+        pair.ask(under(key))
+        said = [type(CODEC.decode(data)).__name__ for data in pair.to_host]
+        assert ("Voucher" in said) == is_new, key
+        pair.settle()
+        assert isinstance(pair.outcomes[-1], TurnDone)
+        pair.settled()
+
+
+def test_a_client_that_does_not_know_which_cache_keys_were_used_waits_for_each_quote() -> None:
+    held = held_left(
+        ChannelSender(client_payment()),
+        session_id(MARKET, TERMS),
+        model=TERMS.model,
+        salt=bytes(32),
+        receipt=None,
+        voucher=None,
+        generation=1,
+    )
+    assert not held.is_new(b"1" * 16)
+    held.note_asked(b"1" * 16)
+    assert not held.is_new(None)
+
+
+def test_a_client_forgets_which_cache_keys_were_used_when_they_are_too_many() -> None:
+    pair = opened()
+    held = pair.client.held
+    assert held is not None
+    for number in range(1025):
+        assert held.is_new(number.to_bytes(16, "big"))
+        held.note_asked(number.to_bytes(16, "big"))
+    assert not held.is_new(b"x" * 16)
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["before the quote", "crossing the quote"])

@@ -237,7 +237,7 @@ def test_our_client_answers_a_restarted_host_exactly_as_the_file_says() -> None:
     shown = recovery(told)[2][1]
     held = replace(held_from_journal(payment, shown.receipt, shown.voucher), received=6, asked=2)
     broken_off = Ask(m.PromptBody(messages=(), seed=bytes(16)), input_max=100)
-    held.turns[2] = ClientTurn(2, broken_off, held, ClientTimes(), 10)
+    held.turns[2] = ClientTurn(2, broken_off, held, ClientTimes(), 10, is_new=False)
     client = ClientSession(
         host=host,
         stream=3,
