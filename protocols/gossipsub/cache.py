@@ -82,16 +82,16 @@ class MessageCache:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def put(self, message: Message, now: float) -> bool:
-        """Keep a message; false where there is no room."""
+    def put(self, message: Message, now: float) -> float | None:
+        """Keep a message. Until when it is served, or None where there is no room."""
         self.sweep(now)
         size = len(message.data) + OVERHEAD
         limits = self._parameters
         if self.bytes + size > limits.cache_bytes_max or len(self._kept) >= limits.cache_messages_max:
-            return False
-        self._kept[message.id] = _Kept(message, size, now + self._offer_s, now + self._keep_s)
+            return None
+        kept = self._kept[message.id] = _Kept(message, size, now + self._offer_s, now + self._keep_s)
         self.bytes += size
-        return True
+        return kept.until
 
     def note(self, message_id: bytes, peer: PeerId) -> None:
         """A peer has this message: it brought it, or was sent it. It is not offered to that one."""
@@ -131,12 +131,10 @@ class MessageCache:
             self.bytes -= kept.size
             del self._kept[message_id]
 
-    def next_at(self, now: float) -> float | None:
-        """When there is something to do: the next offer, or the end of the last; None while it is empty."""
-        if not self._kept:
-            return None
-        newest = next(reversed(self._kept.values()))
-        return now if newest.offered_until >= now else newest.until
+    def ends_at(self) -> float | None:
+        """When the last of them is no longer served; None while there is none."""
+        newest = next(reversed(self._kept.values()), None)
+        return newest.until if newest is not None else None
 
 
 class Promises:

@@ -20,6 +20,7 @@ from p2pnode.errors import ProtocolError
 from p2pnode.ids import PeerId
 from p2pnode.protocols.crypto import Signer, peer_id_of, verify_key
 from p2pnode.protocols.events import (
+    CancelTimer,
     Closed,
     Command,
     Effect,
@@ -404,12 +405,10 @@ class GossipRouter:
         most = self._parameters.entries_per_list
         for change in islice(rpc.subscriptions, most):
             self._subscription(peer, change.topic, now, on=change.subscribe)
-        for sent in rpc.publish:
-            self._sent(peer, sent, now)
-        if len(rpc.publish) == 1 and len(payload) <= WHOLE_BYTES_MAX:
-            message_id = rpc.publish[0].author + rpc.publish[0].seqno
-            if message_id in self._forwards and not rpc.subscriptions and not rpc.HasField("control"):
-                self._whole.put(payload, message_id)
+        accepted = [message for sent in rpc.publish if (message := self._sent(peer, sent, now)) is not None]
+        alone = len(rpc.publish) == 1 and not rpc.subscriptions and not rpc.HasField("control")
+        if alone and accepted and len(payload) <= WHOLE_BYTES_MAX:
+            self._whole.put(payload, accepted[0].id)
         if rpc.HasField("control"):
             control = rpc.control
             self._heed_grafts(peer, [each.topic for each in islice(control.graft, most)], now)
@@ -439,6 +438,8 @@ class GossipRouter:
             return
         if not self._remember(peer, topic) or joined is None or not peer.sends:
             return
+        if len(self._cache):
+            self._wake(now)  # it may be offered what we have
         if len(joined.mesh) >= self._parameters.degree_low or peer.id in joined.mesh:
             return
         # At once, and not at the next heartbeat: whoever joins hears of adverts within a round trip.
@@ -457,43 +458,46 @@ class GossipRouter:
 
     # ---- messages
 
-    def _sent(self, peer: _Peer, sent: Any, now: float) -> None:
+    def _sent(self, peer: _Peer, sent: Any, now: float) -> Message | None:
+        """Look at a message that a peer sent; it is returned where it was accepted."""
         topics = sent.topics
         joined = self._topics.get(topics[0]) if topics else None
         if joined is None and len(topics) < 2:  # noqa: PLR2004  of more, one may be ours
             self.counts["off_topic"] += 1
-            return
+            return None
         if len(sent.author) + len(sent.seqno) <= ID_MAX and self._seen.has(sent.author + sent.seqno, now):
             self._duplicate(peer, sent.author + sent.seqno)
-            return
+            return None
         if peer.standing.muted(now) or not peer.standing.checks.take(now):
             self.counts["unchecked"] += 1
-            return
+            return None
         try:
             message = message_of(sent)
         except ProtocolError:
             if any(topic in self._topics for topic in islice(topics, self._parameters.entries_per_list)):
                 self._fault(peer, "refused", now)
-            return
-        if joined is not None:
-            self._judge(peer, joined, message, now)
+            return None
+        return message if joined is not None and self._judge(peer, joined, message, now) else None
 
     def _duplicate(self, peer: _Peer, message_id: bytes) -> None:
         self.counts["duplicates"] += 1
         self._cache.note(message_id, peer.id)
         if (forward := self._forwards.get(message_id)) is not None:
             forward.have.add(peer.id)
+            if not self._lacking(forward):
+                self._drop_forward(message_id)
 
-    def _judge(self, peer: _Peer, joined: _Topic, message: Message, now: float) -> None:
+    def _judge(self, peer: _Peer, joined: _Topic, message: Message, now: float) -> bool:
+        """Whether a message on a topic of ours is accepted."""
         public_key = public_key_in(message.author)
         if public_key is None or message.author == self._raw_peer or not key_fits(message, public_key):
             self.counts["ignored"] += 1  # implementations differ here: nobody is charged for it
-            return
+            return False
         self.counts["checks"] += 1
         signed = signed_bytes(message.author, message.data, message.seqno, message.topic)
         if not self._check(public_key, signed, message.signature):
             self._fault(peer, "refused", now)
-            return
+            return False
         # From here on the id belongs to this message: nobody else can make one with it that passes.
         self._seen.add(message.id, now)
         self._promises.kept(message.id)
@@ -515,6 +519,8 @@ class GossipRouter:
             self._effects.append(Emit(Delivered(joined.name, author, message.data)))
             self._cache.note(message.id, peer.id)
             self._forward(message, peer.id, now)
+            return True
+        return False
 
     def _is_news(self, peer: _Peer, topic: bytes, said: bytes | None, now: float) -> bool:
         """Whether nothing with this key was accepted on the topic of late. Who brings it twice replays it."""
@@ -533,8 +539,11 @@ class GossipRouter:
         return news
 
     def _keep(self, message: Message, now: float) -> None:
-        if self._cache.put(message, now):
-            self._wake(now)
+        until = self._cache.put(message, now)
+        if until is not None:
+            # Only who is outside the mesh is offered it. Where nobody is, the next thing is to forget it.
+            offered = self._has_outsiders(message.topic)
+            self._beat_by(now + self._parameters.heartbeat_s if offered else until)
 
     def _author(self, raw: bytes, public_key: bytes) -> PeerId:
         author = self._authors.get(raw)
@@ -559,14 +568,27 @@ class GossipRouter:
         if not limits.forward_delay_s or len(self._forwards) >= limits.forwards_max:
             self._forward_now(forward)
             return
+        if not self._lacking(forward):
+            return
         self._forwards[message.id] = forward
         self._wake_forward(forward.at)
 
+    def _lacking(self, forward: _Forward) -> list[_Peer]:
+        """The neighbours that may not have the message."""
+        joined = self._topics.get(forward.message.topic)
+        others = joined.mesh.values() if joined is not None else ()
+        have, author = forward.have, forward.message.author
+        return [each for each in others if each.id not in have and each.raw != author]
+
     def _forward_now(self, forward: _Forward) -> None:
-        message = forward.message
-        if (joined := self._topics.get(message.topic)) is not None:
-            others = (each for each in joined.mesh.values() if each.id not in forward.have)
-            self._send(message, [each for each in others if each.raw != message.author])
+        self._send(forward.message, self._lacking(forward))
+
+    def _drop_forward(self, message_id: bytes) -> None:
+        """Everybody has it: nothing is left to wake up for, unless others wait."""
+        del self._forwards[message_id]
+        if not self._forwards:
+            self._forward_at = None
+            self._effects.append(CancelTimer(FORWARD))
 
     def _forward_due(self, now: float) -> None:
         for forward in [each for each in self._forwards.values() if each.at <= now]:
@@ -601,6 +623,7 @@ class GossipRouter:
                 if victim is not None:
                     del joined.mesh[victim.id]
                     self._prune(topic, victim, now, limits.prune_backoff_s)
+                    self._wake(now)
                 joined.mesh[peer.id] = peer
                 peer.standing.grafted(now)
                 continue
@@ -654,8 +677,11 @@ class GossipRouter:
         for message_id in islice(ids, limits.ids_per_rpc):
             if peer.asked + len(wanted) >= limits.wants_per_heartbeat:
                 break
-            new = 0 < len(message_id) <= ID_MAX and not self._seen.has(message_id, now)
-            if new and self._promises.may_ask(message_id, peer.id, now):
+            if not 0 < len(message_id) <= ID_MAX:
+                continue
+            if self._seen.has(message_id, now):
+                self._cache.note(message_id, peer.id)  # who has it need not be offered it
+            elif self._promises.may_ask(message_id, peer.id, now):
                 wanted[message_id] = None
         if wanted and peer.sends:
             peer.asked += len(wanted)
@@ -695,6 +721,14 @@ class GossipRouter:
 
     def _on(self, topic: bytes) -> list[_Peer]:
         return [peer for peer in self._peers.values() if peer.sends and topic in peer.topics]
+
+    def _has_outsiders(self, topic: bytes) -> bool:
+        """Whether a peer on a topic of ours is not in its mesh."""
+        joined = self._topics.get(topic)
+        if joined is None:
+            return False
+        mesh = joined.mesh
+        return any(p.sends and topic in p.topics and p.id not in mesh for p in self._peers.values())
 
     def _is_small(self, topic: bytes, peer: _Peer) -> bool:
         """Whether fewer than ``degree_low`` others are on the topic: then nobody can be done without."""
@@ -868,7 +902,9 @@ class GossipRouter:
 
     def _wake(self, now: float) -> None:
         """Something is to be done at the next heartbeat."""
-        at = now + self._parameters.heartbeat_s
+        self._beat_by(now + self._parameters.heartbeat_s)
+
+    def _beat_by(self, at: float) -> None:
         if self._beat_at is None or at < self._beat_at:
             self._beat_at = at
             self._effects.append(SetTimer(HEARTBEAT, at))
@@ -880,7 +916,8 @@ class GossipRouter:
             self._wake(max(now, due - self._parameters.heartbeat_s))
 
     def _due(self, now: float) -> float | None:
-        moments = [self._cache.next_at(now), self._promises.next_at()]
+        offers = any(self._has_outsiders(topic) for topic in self._cache.offered(now))
+        moments = [now if offers else self._cache.ends_at(), self._promises.next_at()]
         for topic, joined in self._topics.items():
             size = len(joined.mesh)
             if size > self._parameters.degree_high:

@@ -235,6 +235,30 @@ def test_the_same_bytes_again_are_not_decoded_again() -> None:
     assert deliveries(again) == [b"data"]
 
 
+def test_what_all_neighbours_have_brought_waits_no_longer_and_needs_no_timer() -> None:
+    subject, peers = joined(4, parameters=Parameters())
+    first, second = (message_from("author", b"%d" % number, seqno=number).encode() for number in range(2))
+    fired_later = subject.hear(peers[0], first)
+    subject.hear(peers[0], second)
+    for peer in peers[1:]:
+        assert subject.hear(peer, first) == []  # the other one still waits
+    assert subject.router.held()["forwards"] == 1
+    assert subject.hear(peers[1], second) == subject.hear(peers[2], second) == []
+    assert subject.hear(peers[3], second) == [CancelTimer("forward")]
+    assert subject.router.held()["forwards"] == 0
+    assert any(each.key == "forward" for each in fired_later if isinstance(each, SetTimer))
+    assert list(subject.router.handle(TimerFired("forward"), subject.now + 1)) == []
+
+
+def test_what_its_author_brings_to_a_node_without_other_neighbours_sets_no_timer() -> None:
+    subject = Subject(parameters=Parameters())
+    author = subject.connect("author")
+    subject.join()
+    effects = subject.hear(author, message_from("author").encode())
+    assert deliveries(effects) == [b"data"]
+    assert not any(isinstance(each, SetTimer) and each.key == "forward" for each in effects)
+
+
 def test_what_waits_to_be_forwarded_is_bounded_and_goes_to_the_mesh_as_it_is_then() -> None:
     subject, peers = joined(4, parameters=Parameters(forwards_max=2))
     *_, last = [
@@ -592,7 +616,7 @@ def test_back_offs_are_bounded_and_expire() -> None:
     assert subject.router.held()["backoffs"] == 3 * 8
     subject.rest(120)
     subject.command(Publish(TOPIC, b"a heartbeat's reason"))
-    subject.rest(5)
+    subject.rest(9)
     assert subject.router.held()["backoffs"] == 0
 
 
@@ -674,6 +698,42 @@ def test_nothing_is_offered_to_who_has_it() -> None:
     offered = told(subject.rest(5), "ihave")
     assert offered.keys() == set(outside[2:])
     assert {tuple(each.ids) for entries in offered.values() for each in entries} == {(message.id,)}
+
+
+def test_nothing_is_offered_to_who_offers_it() -> None:
+    subject, peers = joined(9)
+    outside = [peer for peer in peers if peer not in subject.router.mesh(TOPIC)]
+    message = message_from("author")
+    subject.hear(subject.router.mesh(TOPIC)[0], message.encode())
+    unknown = message_from("author", seqno=99).id
+    effects = subject.hear(outside[0], ihave(message.id, unknown, b""))
+    assert [list(each.ids) for each in told(effects, "iwant")[outside[0]]] == [[unknown]]
+    assert told(subject.beat(), "ihave").keys() == set(outside[1:])
+
+
+def test_where_all_are_in_the_mesh_no_heartbeat_offers_anything() -> None:
+    subject, peers = joined(4)
+    assert len(subject.router.mesh(TOPIC)) == 4
+    subject.rest(5)
+    before = subject.router.counts["heartbeats"]
+    for number in range(20):
+        subject.hear(peers[0], message_from("author", seqno=number).encode())
+        subject.rest(0.5)
+    assert subject.router.counts["heartbeats"] - before <= 2
+    subject.rest(8)
+    assert subject.router.held()["messages"] == 0
+    assert subject.timer is None
+
+
+def test_who_comes_while_a_message_is_offered_is_offered_it() -> None:
+    subject, peers = joined(4)
+    subject.rest(5)
+    message = message_from("author")
+    subject.hear(peers[0], message.encode())
+    subject.rest(1.5)
+    late = subject.connect("late")
+    assert late not in subject.router.mesh(TOPIC)
+    assert told(subject.beat(), "ihave").keys() == {late}
 
 
 def test_what_is_offered_is_served_for_five_heartbeats_more_to_each_peer_once() -> None:
@@ -814,7 +874,7 @@ def test_what_is_unwanted_is_bounded_and_forgotten() -> None:
     assert subject.router.held()["unwanted"] == 512
     subject.rest(4)
     subject.command(Publish(TOPIC, b"a heartbeat's reason"))
-    subject.rest(2)
+    subject.rest(9)
     assert subject.router.held()["unwanted"] == 0
 
 
@@ -1003,11 +1063,10 @@ def test_a_heartbeat_that_was_not_asked_for_does_nothing() -> None:
     assert list(subject.router.handle(TimerFired("heartbeat"), 5.0)) == []
 
 
-def test_no_timer_is_ever_set_in_the_past_or_cancelled() -> None:
+def test_no_timer_is_ever_set_in_the_past() -> None:
     subject, peers = joined(4)
     effects = subject.hear(peers[0], message_from("author").encode())
     assert all(each.at > subject.now for each in effects if isinstance(each, SetTimer))
-    assert not any(isinstance(each, CancelTimer) for each in effects)
 
 
 # ---- the published form
