@@ -144,16 +144,16 @@ class _Link:
         self._bytes = 0
         self._wake = trio.Event()
 
-    def put(self, payload: bytes, most: int) -> bool:
-        """Send an RPC, or queue it behind others; false where too much waits already."""
+    def put(self, payloads: Sequence[bytes], most: int) -> bool:
+        """Send RPCs, or queue them behind others; false where too much waits already."""
+        frames = b"".join([part for each in payloads for part in (frame_head(len(each)), each)])
         # Most streams have room: a task that waits to send each RPC would cost more than the RPC.
-        idle = self.stream if not self._waiting else None
-        if idle is not None and idle.send_now(frame_head(len(payload)) + payload):
+        if self.stream is not None and not self._waiting and self.stream.send_now(frames):
             return True
-        if self._bytes + len(payload) > most:
+        if self._bytes + len(frames) > most:
             return False
-        self._waiting += (frame_head(len(payload)), payload)
-        self._bytes += len(payload)
+        self._waiting.append(frames)
+        self._bytes += len(frames)
         self._wake.set()
         return True
 
@@ -262,26 +262,32 @@ class Gossip:
         self._perform(self._router.handle(event, trio.current_time()))
 
     def _perform(self, effects: Sequence[Effect]) -> None:
+        sends: dict[PeerId, list[bytes]] = {}
         for effect in effects:
             match effect:
                 case Send(peer=peer, message=payload):
-                    self._send(peer, payload)
+                    sends.setdefault(peer, []).append(payload)
                 case SetTimer(key=key, at=at):
                     self._timers[key] = at
                     self._alarm.deadline = min(self._timers.values())
+                case CancelTimer(key=key):
+                    self._timers.pop(key, None)
+                    self._alarm.deadline = min(self._timers.values(), default=math.inf)
                 case Emit(value=Delivered(topic=topic, author=author, data=data)):
                     for subscription in self._subscriptions.get(topic, ()):
                         subscription.deliver(author, data)
                 case Emit(value=Fault(peer=peer, name=name, weight=weight)):
                     self._charge(peer, name, weight)
-                case CancelTimer() | Emit():
-                    pass  # it emits nothing else, and cancels no heartbeat
+                case Emit():
+                    pass  # it emits nothing else
+        for peer, payloads in sends.items():  # those of one moment share a packet
+            self._send(peer, payloads)
 
-    def _send(self, peer: PeerId, payload: bytes) -> None:
+    def _send(self, peer: PeerId, payloads: Sequence[bytes]) -> None:
         link = self._links.get(peer)
         if link is None or link.sending is None or link.overflown:
             return
-        if not link.put(payload, self._limits.gossip_send_bytes):
+        if not link.put(payloads, self._limits.gossip_send_bytes):
             link.overflown = True
             link.clear()
             link.sending.cancel()

@@ -136,10 +136,19 @@ class _Pipe:
         while self._size > WINDOW_BYTES and not self._aborted:
             self._room = trio.Event()
             await self._room.wait()
+        self._append_open(data)
+        await trio.lowlevel.checkpoint()
+
+    def push_now(self, data: bytes) -> int:
+        if self._size > WINDOW_BYTES and not self._aborted:
+            return 0
+        self._append_open(data)
+        return len(data)
+
+    def _append_open(self, data: bytes) -> None:
         if self._aborted or self.ended:
             raise ConnectionClosedError("the connection was lost", transport="memory")
         self._append(data)
-        await trio.lowlevel.checkpoint()
 
     def finish(self) -> None:
         """The writer has closed; what is under way still arrives."""
@@ -206,6 +215,10 @@ class MemoryStream(ReadWriteCloser):
     async def write(self, data: bytes) -> None:
         """Send all of ``data``, within the window."""
         await self._outgoing.push(bytes(data))
+
+    def send_now(self, data: bytes) -> int:
+        """Send all of ``data`` where the window has room, else nothing; says how much it was."""
+        return self._outgoing.push_now(bytes(data))
 
     async def close(self) -> None:
         """Close; what was written still arrives."""

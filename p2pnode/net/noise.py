@@ -27,6 +27,10 @@ class Wire(Protocol):
         ...
 
     async def write(self, data: bytes, /) -> None: ...
+    def send_now(self, data: bytes, /) -> int:
+        """Send the first bytes of ``data``, as many as take no wait, and say how many. Raises at the end."""
+        ...
+
     async def close(self) -> None: ...
 
 
@@ -48,6 +52,8 @@ class NoiseConn:
         """The beginning of a packet that is not whole yet."""
         self._plain = b""
         """What was decrypted and not read yet."""
+        self._unsent = b""
+        """The end of a packet that the wire did not take at once."""
 
     async def read(self, n: int | None = None) -> bytes:
         """Between 1 and ``n`` bytes, all that is there without ``n``.
@@ -88,10 +94,23 @@ class NoiseConn:
 
     async def write(self, data: bytes) -> None:
         """Encrypt and send all of ``data``."""
+        if self._unsent:
+            unsent, self._unsent = self._unsent, b""
+            await self._wire.write(unsent)
         for at in range(0, len(data), PLAINTEXT_MAX):
-            packet = self._sends.encrypt(_nonce(self._sent), data[at : at + PLAINTEXT_MAX], None)
-            self._sent += 1
-            await self._wire.write(len(packet).to_bytes(LENGTH_BYTES, "big") + packet)
+            await self._wire.write(self._packet(data[at : at + PLAINTEXT_MAX]))
+
+    def write_now(self, data: bytes) -> bool:
+        """Encrypt ``data``, at most ``PLAINTEXT_MAX`` bytes, and send what takes no wait, while no
+        :meth:`write` runs. False where a rest is left: it goes ahead of the next write."""
+        packet = self._packet(data)
+        self._unsent = packet[self._wire.send_now(packet) :]
+        return not self._unsent
+
+    def _packet(self, data: bytes) -> bytes:
+        packet = self._sends.encrypt(_nonce(self._sent), data, None)
+        self._sent += 1
+        return len(packet).to_bytes(LENGTH_BYTES, "big") + packet
 
     async def close(self) -> None:
         """Close what carries the packets."""

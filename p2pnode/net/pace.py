@@ -12,8 +12,6 @@ from typing import Final
 
 import trio
 
-from p2pnode.shares import Origin
-
 LAG_S: Final = 0.1
 """The loop is behind when a task runs so much later than it asked to."""
 PAUSE_S: Final = 0.1
@@ -31,14 +29,14 @@ class ByteShares:
         """How late the loop was at the last beat."""
         self.paused = 0
         """How often a read was put off, since the start."""
-        self._now: dict[Origin, int] = {}
-        self._before: dict[Origin, int] = {}
+        self._now: dict[str, int] = {}
+        self._before: dict[str, int] = {}
         self._began = 0.0
         self._since_beat = 0
         self._busy = trio.Event()
 
-    def read(self, origin: Origin, count: int, now: float) -> float:
-        """Note ``count`` bytes of an origin; the seconds to wait before its next bytes are read."""
+    def read(self, origin: str, count: int, now: float) -> float:
+        """Note ``count`` bytes of an origin, by its name. The seconds to wait before more of its are read."""
         if now >= self._began + WINDOW_S:
             self._before = self._now if now < self._began + 2 * WINDOW_S else {}
             self._now, self._began = {}, now

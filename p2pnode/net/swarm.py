@@ -330,7 +330,7 @@ class Swarm:
             self.refused["evicted"] += 1
             self.forget(victim)  # nothing more is opened on it
             self.start_task(victim.close)
-        connection.muxed.pace = lambda count: self.bytes.read(origin, count, trio.current_time())
+        connection.muxed.pace = lambda count: self.bytes.read(origin.near, count, trio.current_time())
 
     async def close_idle(self) -> None:
         """Close inbound connections that nobody has used for long, again and again. Runs until cancelled."""

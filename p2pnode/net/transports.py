@@ -104,6 +104,18 @@ class TcpStream(ReadWriteCloser):
             except OSError as error:
                 raise _lost() from error
 
+    def send_now(self, data: bytes) -> int:
+        """Send the first bytes of ``data``, as many as the socket takes at once, and say how many.
+
+        Raises ``ConnectionClosedError``.
+        """
+        try:
+            return self._socket.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise _lost() from error
+
     def _open_socket(self) -> socket.socket:
         if self._socket.fileno() < 0:
             raise _lost()
@@ -149,6 +161,7 @@ class TcpListener(IListener):
     def __init__(self, suffix: str = "") -> None:
         self._suffix = suffix
         self._listeners: list[trio.SocketListener] = []
+        self._addresses: tuple[Multiaddr, ...] = ()
         self._serving = trio.CancelScope()
 
     @property
@@ -163,6 +176,7 @@ class TcpListener(IListener):
             self._listeners = list(await trio.open_tcp_listeners(port, host=host))
         except OSError as error:
             raise ConfigError(_bind_message(error, maddr, host, port)) from error
+        self._addresses = tuple(self._where(listener) for listener in self._listeners)
 
     async def serve(self, accept: Callable[[TcpStream], Awaitable[None]], nursery: trio.Nursery) -> None:
         """Pass every connection to ``accept``, which must be guarded, as a task of ``nursery``."""
@@ -182,22 +196,18 @@ class TcpListener(IListener):
 
     def get_addrs(self) -> tuple[Multiaddr, ...]:
         """The addresses it listens on, with real ports; ``0.0.0.0`` and ``::`` stand as they are."""
-        found = []
-        for listener in self._listeners:
-            try:
-                name = listener.socket.getsockname()
-            except OSError:
-                continue
-            family = "ip6" if ":" in name[0] else "ip4"
-            found.append(Multiaddr(f"/{family}/{name[0]}/tcp/{name[1]}{self._suffix}"))
-        return tuple(found)
+        return self._addresses
+
+    def _where(self, listener: trio.SocketListener) -> Multiaddr:
+        host, port = listener.socket.getsockname()[:2]
+        return Multiaddr(f"/{'ip6' if ':' in host else 'ip4'}/{host}/tcp/{port}{self._suffix}")
 
     async def close(self) -> None:
         """Release the ports. Accepted connections stay open."""
         self._serving.cancel()
         for listener in self._listeners:
             listener.socket.close()
-        self._listeners = []
+        self._listeners, self._addresses = [], ()
 
 
 class TcpTransport(ITransport):
@@ -314,6 +324,11 @@ class WsStream(ReadWriteCloser):
             await self._connection.send_message(data)
         except ConnectionClosed as error:
             raise ConnectionClosedError("the connection was closed", transport="websocket") from error
+
+    def send_now(self, data: bytes) -> int:
+        """Nothing: to send takes a lock here."""
+        del data
+        return 0
 
     async def close(self) -> None:
         """Close, waiting only briefly for the other side's close frame."""

@@ -22,7 +22,7 @@ from p2pnode.ids import PeerId
 from p2pnode.limits import Limits
 from p2pnode.net.multiaddrs import from_id
 from p2pnode.net.negotiation import answer, propose
-from p2pnode.net.noise import NoiseConn
+from p2pnode.net.noise import NoiseConn, Wire
 from p2pnode.net.yamux import PROTOCOL as YAMUX
 from p2pnode.net.yamux import Yamux
 
@@ -96,4 +96,5 @@ class Upgrader:
 def _packets(wire: ReadWriteCloser, secured: ISecureConn) -> NoiseConn:
     """What follows the handshake. The library read that to its last byte, and nothing beyond."""
     state = cast("Any", secured).conn.noise_state.noise_protocol
-    return NoiseConn(wire, sends=state.cipher_state_encrypt.k, receives=state.cipher_state_decrypt.k)
+    ours = cast("Wire", wire)  # TCP, WebSocket or memory
+    return NoiseConn(ours, sends=state.cipher_state_encrypt.k, receives=state.cipher_state_decrypt.k)

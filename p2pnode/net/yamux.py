@@ -60,7 +60,7 @@ of connections may hold so much, besides ``QUEUE_ROOM_BYTES`` of what streams se
 PACKET_MAX_BYTES: Final = 65519
 """The plaintext of one Noise message."""
 OUTBOUND_STREAMS_MAX: Final = 256
-KEEPALIVE_S: Final = 30.0
+KEEPALIVE_S: Final = 20.0
 ABANDONED_S: Final = 60.0
 FLUSH_S: Final = 0.5
 TAKEN_PER_READ: Final = 8
@@ -84,6 +84,10 @@ class SecuredConn(Protocol):
 
     async def read(self, n: int | None = None, /) -> bytes: ...
     async def write(self, data: bytes, /) -> None: ...
+    def write_now(self, data: bytes, /) -> bool:
+        """Send what takes no wait, while no ``write`` runs. False: the next one sends the rest first."""
+        ...
+
     async def close(self) -> None: ...
 
 
@@ -216,6 +220,23 @@ class Yamux:
         self._enqueue(frame(DATA, 0, stream_id, len(body)))
         self._out += body
 
+    def send_data_now(self, stream_id: int, body: bytes) -> None:
+        """Send one DATA frame from the caller's task; queue it where others wait. To wake the writer costs
+        more than most small messages do."""
+        if self._out_ready is None:
+            self.send_data(stream_id, body)
+            return
+        self.active_at = trio.current_time()
+        packet = frame(DATA, 0, stream_id, len(body)) + body
+        try:
+            is_sent = self.secured_conn.write_now(packet)
+        except Exception:  # noqa: BLE001  whatever the transport raises, the connection is over
+            self._scope.cancel()
+            return
+        self.bytes_out += len(packet)
+        if not is_sent:
+            self._wake_writer()
+
     def has_room(self) -> bool:
         """Whether the next write need not wait for what is queued."""
         return len(self._out) <= QUEUE_ROOM_BYTES and not self.event_closed.is_set()
@@ -235,13 +256,16 @@ class Yamux:
     def _enqueue(self, data: bytes) -> None:
         if not self.event_closed.is_set():
             self._out += data
-            if self._out_ready is not None:
-                self._out_ready.set()
-                self._out_ready = None
+            self._wake_writer()
+
+    def _wake_writer(self) -> None:
+        if self._out_ready is not None:
+            self._out_ready.set()
+            self._out_ready = None
 
     async def _write_loop(self) -> None:
         while True:
-            while not self._out:
+            if not self._out:
                 self._out_ready = trio.Event()
                 await self._out_ready.wait()
             packet = bytes(self._out[:PACKET_MAX_BYTES])
@@ -283,15 +307,17 @@ class Yamux:
                 self._heard = True  # the silence was ours
 
     async def _keep_alive(self) -> None:
-        """Ping. A peer that is silent for a whole interval, and doesn't answer the ping, is gone."""
+        """Ping a peer that was silent for a whole interval. One that is silent for the next, too, is gone."""
+        is_asked = False
         while True:
             await trio.sleep(KEEPALIVE_S)
-            if not self._heard and self._ping:
+            if is_asked and not self._heard:
                 self._scope.cancel()
                 return
-            self._heard = False
-            self._ping += 1
-            self.send_control(PING, SYN, 0, self._ping & 0xFFFFFFFF)
+            is_asked, self._heard = not self._heard, False
+            if is_asked:
+                self._ping += 1
+                self.send_control(PING, SYN, 0, self._ping & 0xFFFFFFFF)
             before = trio.current_time() - ABANDONED_S
             for stream in list(self.streams.values()):
                 if stream.closed_at and stream.closed_at < before:
@@ -499,7 +525,7 @@ class YamuxStream:
         if len(data) > min(self.send_window, FRAME_BODY_MAX):
             return False
         self.send_window -= len(data)
-        self._conn.send_data(self.stream_id, data)
+        self._conn.send_data_now(self.stream_id, data)
         self.active_at = self._conn.active_at
         return True
 

@@ -156,6 +156,11 @@ class Wire:
         """Note what would be sent."""
         self.sent += data
 
+    def write_now(self, data: bytes) -> bool:
+        """The same, at once."""
+        self.sent += data
+        return True
+
     async def close(self) -> None:
         """End what the test can say."""
         self._say.close()

@@ -22,6 +22,8 @@ class Bytes:
     def __init__(self, pieces: list[bytes] | None = None) -> None:
         self.pieces = pieces or []
         self.sent = b""
+        self.room = 1 << 20
+        """Bytes that it takes at once."""
 
     async def read(self, n: int | None = None) -> bytes:
         del n
@@ -32,6 +34,10 @@ class Bytes:
 
     async def write(self, data: bytes) -> None:
         self.sent += data
+
+    def send_now(self, data: bytes) -> int:
+        self.sent += data[: self.room]
+        return len(data[: self.room])
 
     async def close(self) -> None:
         self.pieces = []
@@ -123,3 +129,17 @@ async def test_an_empty_packet_ends_the_connection() -> None:
     packet = ChaCha20Poly1305(KEYS["sends"]).encrypt(bytes(12), b"", None)
     with pytest.raises(ProtocolError, match="empty packet"):
         await read_whole(reader(len(packet).to_bytes(LENGTH_BYTES, "big") + packet))
+
+
+@pytest.mark.parametrize("room", [0, 1, 20, 1 << 20])
+async def test_what_the_wire_does_not_take_at_once_goes_ahead_of_the_next_packet(room: int) -> None:
+    wire = Bytes()
+    conn = NoiseConn(wire, **KEYS)
+    await conn.write(b"first")
+    wire.room = room
+    assert conn.write_now(b"second") == (room == 1 << 20)
+    await conn.write(b"third")
+    assert await read_whole(reader(wire.sent)) == b"firstsecondthird"
+    assert conn.write_now(b"fourth") == (room == 1 << 20)
+    await conn.write(b"")  # no packet of its own: only the rest
+    assert await read_whole(reader(wire.sent)) == b"firstsecondthirdfourth"

@@ -8,10 +8,9 @@ import trio
 from trio.testing import MockClock
 
 from p2pnode.net.pace import BUSY_BYTES, LAG_S, PAUSE_S, WINDOW_S, ByteShares
-from p2pnode.shares import Origin
 from tests.net.support import eventually
 
-FLOOD, HONEST, THIRD = (Origin(name, name) for name in ("flood", "honest", "third"))
+FLOOD, HONEST, THIRD = "flood", "honest", "third"
 
 
 def behind() -> ByteShares:

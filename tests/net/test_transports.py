@@ -80,6 +80,23 @@ async def test_all_bytes_arrive_in_order_while_the_reader_is_slow_and_both_ends_
     await there.close()
 
 
+async def test_what_a_socket_takes_at_once_is_sent_without_a_wait() -> None:
+    here, there = await pair()
+    assert here.send_now(b"at once") == 7
+    assert await there.read() == b"at once"
+    data, taken = bytes(1 << 20), 0
+    while count := here.send_now(data):  # nobody reads
+        taken += count
+    assert taken > 0
+    got = 0
+    while got < taken:
+        got += len(await there.read())
+    await there.close()
+    await here.close()
+    with pytest.raises(ConnectionClosedError, match="lost"):
+        here.send_now(b"x")
+
+
 async def test_what_was_read_beyond_what_was_asked_for_comes_next() -> None:
     here, there = await pair()
     await here.write(b"abcdef")
