@@ -2,8 +2,7 @@
 as it comes; and what a delivered advert costs against the bare check of its signatures.
 
 One process each, one after the other, with the same graph, messages and pace. All that the process does
-in that time counts: copies, signatures, heartbeats. Where the time goes, and why the goals for CPU are not
-reached, is in decision 088.
+in that time counts: copies, signatures, heartbeats. Where the time goes is in decisions 088 and 089.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ The library's one takes locks and scheduler passes for each byte read, answers e
 update, lets a peer exceed its credit, fails a writer after 5 s, blocks its read loop on slow accepts,
 blocks the 257th stream, and tears the encryption's framing when a writer is cancelled. This one parses
 without waiting, queues frames for a single writer task (so that a cancelled caller can't cut a frame
-in two, and small frames share a packet), and closes the connection on any breach.
+in two, and small frames share a packet), sends what is small and alone without waking that task, and closes
+the connection on any breach.
 
 It knows nothing of protocols, hosts or limits beyond the three numbers it is given.
 """

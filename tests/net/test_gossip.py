@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import trio
 from libp2p.pubsub.pb import rpc_pb2
@@ -10,11 +11,23 @@ from libp2p.utils.varint import encode_varint_prefixed
 from trio.testing import MockClock
 
 from p2pnode.ids import PeerId
-from p2pnode.limits import Limits
+from p2pnode.limits import DEFAULT_LIMITS, Limits
+from p2pnode.net.gossip import Gossip
 from p2pnode.net.multiaddrs import to_id
 from p2pnode.net.network import NetworkConfig
+from p2pnode.node.keys import PeerKey
+from p2pnode.protocols.crypto import public_key_of
+from p2pnode.protocols.framing.codec import FrameDecoder, pack_frame
 from p2pnode.protocols.gossipsub.commands import ACCEPT, REJECT, Verdict
-from p2pnode.protocols.gossipsub.messages import PROTOCOL_1_1
+from p2pnode.protocols.gossipsub.messages import (
+    PROTOCOL_1_1,
+    PROTOCOL_1_2,
+    Message,
+    encode_subscriptions,
+    signed_bytes,
+)
+from p2pnode.shares import Origin
+from p2pnode.tasks import Guard
 from tests.net.memory_world import world
 from tests.net.support import eventually
 
@@ -165,3 +178,97 @@ async def test_a_topic_is_not_joined_by_publishing_to_it(autojump_clock: MockClo
         await a.publish(TOPIC, b"from outside")
         assert await anext(got) == (a.peer_id, b"from outside")
         assert b.topic_peers(TOPIC) == ()
+
+
+class Talk:
+    """A stream: what it hears is the test's, and what is sent on it is noted as it was handed over."""
+
+    def __init__(self, peer: PeerId) -> None:
+        self.peer, self.protocol = peer, PROTOCOL_1_2
+        self.sent: list[bytes] = []
+        self.say, self._hear = trio.open_memory_channel[bytes](8)
+
+    def send_now(self, data: bytes) -> bool:
+        self.sent.append(data)
+        return True
+
+    async def send_all(self, data: bytes) -> None:
+        self.sent.append(data)
+
+    async def receive_some(self) -> bytes:
+        return await self._hear.receive()
+
+    def take_with(self, _taker: object) -> None: ...
+
+    async def reset(self) -> None: ...
+
+
+class Neighbours:
+    """A network of peers that are connected and speak gossip."""
+
+    def __init__(self, *peers: PeerId) -> None:
+        self.told = {peer: Talk(peer) for peer in peers}
+
+    def serve(self, protocol: str, handler: Any, *, streams_per_peer: int | None = None) -> None:
+        self.handler = handler
+
+    def watch_peers(self, callback: Any) -> None:
+        self.changed = callback
+
+    async def open_stream(self, peer: PeerId, protocol: str) -> Any:
+        return self.told[peer]
+
+    def speaks(self, peer: PeerId, protocol: str) -> bool:
+        return True
+
+    def is_connected(self, peer: PeerId) -> bool:
+        return True
+
+    def is_dialled(self, peer: PeerId) -> bool:
+        return False
+
+    def origin_of(self, peer: PeerId) -> Origin:
+        return Origin(f"peer/{peer}", f"peer/{peer}")
+
+    def charge(self, peer: PeerId, fault: str, weight: float) -> Any:
+        return "ok"
+
+
+def signed_by(key: PeerKey, number: int) -> bytes:
+    """An RPC with one message."""
+    author, seqno, data = b"\0\x24\x08\x01\x12\x20" + public_key_of(key.peer_id), bytes([number] * 8), b"data"
+    signature = key.sign(signed_bytes(author, data, seqno, TOPIC.encode()))
+    message = Message(author=author, seqno=seqno, topic=TOPIC.encode(), data=data, signature=signature)
+    return message.encode()
+
+
+async def test_what_goes_to_a_peer_at_one_moment_is_handed_over_as_one(autojump_clock: MockClock) -> None:
+    own, author, here, there = (PeerKey(bytes([number]) * 32) for number in range(4))
+    peers = Neighbours(here.peer_id, there.peer_id)
+    async with trio.open_nursery() as nursery:
+        gossip = Gossip(
+            peers,
+            peer=own.peer_id,
+            sign=own.sign,
+            draw=lambda: 0.5,  # all wait equally long
+            wall_clock=lambda: 1e9,
+            limits=DEFAULT_LIMITS,
+            guard=Guard(),
+            known_topic=lambda _: True,
+        )
+        gossip.start(nursery)
+        await gossip.subscribe(TOPIC, lambda _, __: ACCEPT)
+        streams = {peer: Talk(peer) for peer in peers.told}
+        for peer, stream in streams.items():
+            peers.changed(peer, "identified")
+            nursery.start_soon(peers.handler, stream)
+            stream.say.send_nowait(pack_frame(encode_subscriptions({TOPIC.encode(): True})))
+        await trio.sleep(5)
+        before = {peer: len(told.sent) for peer, told in peers.told.items()}
+        rpcs = [signed_by(author, number) for number in range(3)]
+        streams[here.peer_id].say.send_nowait(b"".join(map(pack_frame, rpcs)))
+        await trio.sleep(1)
+        assert peers.told[here.peer_id].sent[before[here.peer_id] :] == []
+        [handed] = peers.told[there.peer_id].sent[before[there.peer_id] :]
+        assert FrameDecoder().feed(handed) == rpcs
+        nursery.cancel_scope.cancel()
