@@ -94,7 +94,7 @@ class ClientReporter:
                     f"[waiting for {shorten(str(fields['peer']))} to bring the deposit to the chain: "
                     f"{fields['waited_s']:.0f} s of {fields['most_s']:.0f} s at most]"
                 )
-            case "session.left" | "session.gone" | "session.in_use":
+            case "session.left" | "session.gone" | "session.in_use" | "session.elsewhere":
                 return _left_text(name, shorten(str(fields["peer"])))
             case "voucher" if fields["outcome"] == "delivered":
                 session = str(fields["session"])[:8]
@@ -121,6 +121,8 @@ def _left_text(name: str, host: str) -> str:
     """What became of a session that was left with a host, as a line for people."""
     if name == "session.left":
         return f"[asking {host}, with which a session was left]"
+    if name == "session.elsewhere":
+        return f"[another machine or command of yours uses the session with {host}: opening another one]"
     if name == "session.in_use":
         return f"[another of your commands uses the session with {host}: waiting]"
     return f"[{host} closed the session that was left with it before its time: the next one has a fee]"

@@ -608,6 +608,9 @@ class Answer:
         if slept_s:
             self._runtime.tell("slept", {"peer": peer, "seconds": slept_s, "reason": str(error)})
             return
+        if isinstance(error, RefusedError) and error.code == "in_use" and decision.move == "again":
+            self._runtime.tell("session.elsewhere", {"peer": peer})
+            return
         retrying = decision.move == "again" or (decision.move == "next" and search.may_give_more)
         if decision.blames:
             self._searches.note_failure(peer, fault=isinstance(error, HostFault))

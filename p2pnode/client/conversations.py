@@ -108,8 +108,8 @@ class Conversations:
         if recovery.sessions and self._runtime.pays:
             from p2pnode.payments.payer import restore_purchases
 
-            now = self._runtime.now()
-            await restore_purchases(self._runtime.config, recovery.sessions, now)
+            config, now = self._runtime.config, self._runtime.now()
+            await restore_purchases(config, recovery.sessions, now, in_thread=self._in_thread)
         return recovery
 
     async def forget(self, sid: bytes) -> None:

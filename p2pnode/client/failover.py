@@ -315,6 +315,8 @@ class Situation:
     """Whether this machine slept during the attempt: then the host is as good as before."""
     used_up: bool = False
     """Whether the deposit of its session is used up: then the host is there, and takes another one."""
+    asked_again: bool = False
+    """Whether the host was asked again already, after it had failed or refused."""
     paid: bool = False
     """Whether the session is paid. Then it was tried to resume it, and another one costs another fee."""
 
@@ -343,7 +345,10 @@ def after_failure(error: P2PNodeError, situation: Situation) -> Move:
     # A free session ends with its connection, and the host may live. A paid one was tried to resume already.
     broke = situation.lost and situation.progressed and not situation.paid
     slept = situation.slept and not honest
-    same_host = aged or broke or slept or situation.restarted or (situation.used_up and honest)
+    # Another machine has the session that was left: the host is there, and others would take a fee as well.
+    # Once: no host may say so without end.
+    taken = isinstance(error, RefusedError) and error.code == "in_use" and not situation.asked_again
+    same_host = aged or broke or slept or taken or situation.restarted or (situation.used_up and honest)
     return "again" if same_host and situation.fruitless <= 1 else "next"
 
 
@@ -533,6 +538,7 @@ class Failover:
             attempts_left=self._attempts_left,
             cancelled=self.cancelled,
             refusals=self._refusals,
+            asked_again=self._same_host,
         )
         if attempt is None or state is None:
             return situation

@@ -493,15 +493,17 @@ def bought_of(saved: SavedSession) -> BoughtSession:
     )
 
 
-async def restore_purchases(config: NodeConfig, sessions: Sequence[SavedSession], now: int) -> None:
+async def restore_purchases(
+    config: NodeConfig, sessions: Sequence[SavedSession], now: int, *, in_thread: bool = True
+) -> None:
     """Put recovered purchases into the journal: limits count them, and their vouchers are delivered.
 
-    Raises ``StorageError``.
+    ``in_thread``: see ``Journal.open``. Raises ``StorageError``.
     """
     if not sessions:
         return
     data = DataDir(config.data_dir)
     data.prepare()
-    async with open_journal(data.journal) as journal:
+    async with open_journal(data.journal, in_thread=in_thread) as journal:
         for saved in sessions:
             await journal.bought_restored(bought_of(saved), now, saved.receipt)

@@ -17,6 +17,7 @@ from p2pnode.net.virtual_time import wall_clock
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.keys import PeerKey
 from p2pnode.node.node import Node, NodeSetup
+from p2pnode.payments.payer import Payer
 from p2pnode.protocols.inference.messages import SamplingParams
 from p2pnode.storage.key_file import save_storage_key
 from tests.client.support import Events
@@ -38,8 +39,13 @@ async def machine(
     told: Events | None = None,
     wall: Callable[[], float] = wall_clock,
     trust: Sequence[str] = (),
+    payer: Payer | None = None,
+    keep_s: int | None = None,
 ) -> AsyncIterator[Client]:
-    """A client with a data dir of its own. ``knows`` are its first peers, ``stores`` keep its replicas."""
+    """A client with a data dir of its own. ``knows`` are its first peers, ``stores`` keep its replicas.
+
+    ``payer`` has its journal in that data dir.
+    """
     data = DataDir(folder)
     data.prepare()
     if keeps:
@@ -56,6 +62,7 @@ async def machine(
         stores=tuple(each.node.multiaddrs[0] for each in stores),
         mdns=False,
         trust=tuple(trust),
+        chain="" if payer is None else "in memory",
     )
     await w.nursery.start(node.run)
     async with Client(
@@ -65,6 +72,8 @@ async def machine(
         limits=w.limits,
         remember=False,
         in_thread=False,
+        payer=payer,
+        keep_s=keep_s,
         on_event=told or Events(),
     ) as client:
         yield client

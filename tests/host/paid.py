@@ -212,38 +212,11 @@ class PaidWorld:
         """A client with USDC and no ether that knows one host. Its journal is on ``disk``."""
         number = next(self._names)
         path = journal or self.folder / f"client {name} {number}.sqlite"
-        rules = limits or SpendingLimits()
-        secret = wallet_secret(name)
         missing = units - self.chain.account(wallet_address(name)).usdc
         if missing > 0:
             self.chain.mint(wallet_address(name), missing)
         rng = random.Random(f"{self.world.seed} payer {name} {number if journal else ''}")
-
-        async def unlock() -> Signer:
-            return lambda digest: sign_digest(secret, digest)
-
-        @contextlib.asynccontextmanager
-        async def make() -> AsyncIterator[OpenPayer]:
-            async with journal_on(disk or WatchedDisk(), path) as opened:
-                signer = SessionSigner(
-                    address=wallet_address(name),
-                    sign=unlock,
-                    ledger=ledger(MemoryLedger(self.chain)),
-                    journal=opened,
-                    limits=rules,
-                    wall=wall_clock,
-                    draw=rng.randbytes,
-                    on_sign=lambda _words, _fields: None,
-                )
-                yield OpenPayer(signer, opened)
-
-        payer = Payer(
-            market=Market(CHAIN_ID, REGISTRY, MARKET),
-            limits=rules,
-            address=wallet_address(name),
-            make=make,
-            look=lambda: left_in(path),
-        )
+        payer = self.payer(name, path, rng, limits=limits, ledger=ledger, disk=disk)
         node = Node(
             NodeSetup(
                 key=PeerKey(rng.randbytes(32)),
@@ -269,6 +242,45 @@ class PaidWorld:
         ) as client:
             yield client
         await node.aclose()
+
+    def payer(
+        self,
+        name: str,
+        path: Path,
+        rng: random.Random,
+        *,
+        limits: SpendingLimits | None = None,
+        ledger: Callable[[Ledger], Ledger] = lambda ledger: ledger,
+        disk: WatchedDisk | None = None,
+    ) -> Payer:
+        """What pays from the wallet of this name, with a journal at ``path``."""
+        rules, secret = limits or SpendingLimits(), wallet_secret(name)
+
+        async def unlock() -> Signer:
+            return lambda digest: sign_digest(secret, digest)
+
+        @contextlib.asynccontextmanager
+        async def make() -> AsyncIterator[OpenPayer]:
+            async with journal_on(disk or WatchedDisk(), path) as opened:
+                signer = SessionSigner(
+                    address=wallet_address(name),
+                    sign=unlock,
+                    ledger=ledger(MemoryLedger(self.chain)),
+                    journal=opened,
+                    limits=rules,
+                    wall=wall_clock,
+                    draw=rng.randbytes,
+                    on_sign=lambda _words, _fields: None,
+                )
+                yield OpenPayer(signer, opened)
+
+        return Payer(
+            market=Market(CHAIN_ID, REGISTRY, MARKET),
+            limits=rules,
+            address=wallet_address(name),
+            make=make,
+            look=lambda: left_in(path),
+        )
 
     def balance(self, name: str) -> int:
         """USDC in a wallet."""
