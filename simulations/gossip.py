@@ -6,13 +6,14 @@ hash, and what is the same for all nodes (whether a signature holds) is found ou
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 from p2pnode.ids import PeerId
 from p2pnode.protocols.crypto import Signer
-from p2pnode.protocols.events import Command, Fault
+from p2pnode.protocols.events import Command, Fault, Received
 from p2pnode.protocols.gossipsub.commands import (
     ACCEPT,
     Delivered,
@@ -35,6 +36,7 @@ from p2pnode.simulations.signatures import check, sign_with
 from p2pnode.simulations.world import Link, Node, World
 
 PROTOCOL: Final = "gossip"
+_NUMBER_BYTES: Final = 8
 Version: TypeAlias = Literal["p2pnode", "v1_0"]
 
 
@@ -109,6 +111,7 @@ class GossipService:
         self._with_groups, self._carry = with_groups, carry
         self.routers: dict[PeerId, GossipRouter] = {}
         """Of the nodes that are up."""
+        self._before: dict[PeerId, Counter[str]] = {}
         self._starts = 0
         world.services.append(self)
 
@@ -157,7 +160,14 @@ class GossipService:
 
     def stopped(self, node: Node) -> None:
         """Its machine is gone."""
-        del self.routers[node.peer]
+        self._before.setdefault(node.peer, Counter()).update(self.routers.pop(node.peer).counts)
+
+    def counts(self, node: Node) -> Counter[str]:
+        """What the node's machines did, all that it ever had together."""
+        found = Counter(self._before.get(node.peer, {}))
+        if (router := self.routers.get(node.peer)) is not None:
+            found.update(router.counts)
+        return found
 
     def connected(self, link: Link) -> None:
         """Tell the machine of a peer."""
@@ -171,3 +181,95 @@ class GossipService:
     def disconnected(self, link: Link) -> None:
         """Tell the machine that a peer is gone."""
         self.tell(link.sender, PeerDown(link.receiver.peer))
+
+
+class Messages:
+    """Messages without a meaning, published at a steady pace; when each arrives, and after how many hops.
+
+    All nodes are on its topic. The first message comes at ``start_s``; a publisher that is down is left out.
+    """
+
+    TOPIC: Final = "simulation/test"
+
+    def __init__(
+        self,
+        world: World,
+        gossip: Gossip,
+        *,
+        parameters: Parameters | None = None,
+        validator: Validator = accept,
+        with_groups: bool = True,
+    ) -> None:
+        self._world, self._gossip, self._validator = world, gossip, validator
+        self.service = GossipService(
+            world,
+            parameters or gossip.parameters(),
+            on_delivered=self._delivered,
+            with_groups=with_groups,
+        )
+        self._draw = world.draws("publishers")
+        self._published: list[tuple[float, dict[int, int]]] = []
+        """Of each message, when it was published, and the nodes that have it, with their hops."""
+        self._publishers: list[Node] = []
+        record = world.recorder
+        self._append = record.appender("messages") if record is not None else None
+        self.delays_s: list[float] = []
+        """Of every delivery but the publishers' own."""
+        world.services.append(self)
+
+    def start(self, nodes: Sequence[Node], start_s: float, end_s: float) -> None:
+        """Publish from some of these nodes between two times, in seconds from the start of the world."""
+        self._publishers = self._draw.sample(list(nodes), min(self._gossip.publishers, len(nodes)))
+        if self._publishers:
+            self._world.loop.at(start_s, self._publish, end_s)
+
+    def started(self, node: Node) -> None:
+        """It joins the topic."""
+        self.service.join(node, self.TOPIC, self._validator)
+
+    def stopped(self, node: Node) -> None:
+        """Nothing is kept of it."""
+
+    def connected(self, link: Link) -> None:
+        """The service tells the machine."""
+
+    def disconnected(self, link: Link) -> None:
+        """The service tells the machine."""
+
+    def hops(self) -> list[dict[int, int]]:
+        """Of each message, the hops by number of node; a publisher has 0."""
+        return [hops for _, hops in self._published]
+
+    def _publish(self, end_s: float) -> None:
+        world, number = self._world, len(self._published)
+        if world.now >= end_s:
+            return
+        world.loop.after(1.0 / self._gossip.messages_per_s, self._publish, end_s)
+        publisher = self._draw.choice(self._publishers)
+        if not publisher.is_up:
+            return
+        self._published.append((world.now, {}))
+        size = max(_NUMBER_BYTES, self._gossip.message_bytes)
+        if world.recorder is not None:
+            audience = sum(node.is_up for node in world.nodes) - 1
+            world.recorder.row(
+                "published", message=number, topic=self.TOPIC, origin=publisher.number, at_s=world.now,
+                bytes=size, audience=audience,
+            )  # fmt: skip
+        data = number.to_bytes(_NUMBER_BYTES, "big").ljust(size, b"\0")
+        self.service.publish(publisher, self.TOPIC, data)
+
+    def _delivered(self, node: Node, delivered: Delivered) -> None:
+        number, world = int.from_bytes(delivered.data[:_NUMBER_BYTES], "big"), self._world
+        published_at, hops = self._published[number]
+        handled = world.handled
+        if not isinstance(handled, Received):
+            hops[node.number] = 0
+            return
+        count = hops[node.number] = hops.get(world.by_peer[handled.peer].number, 0) + 1
+        at_s = world.now if node.cpu is None else node.cpu.done_at()  # once it is checked
+        delay_s = at_s - published_at
+        self.delays_s.append(delay_s)
+        if self._append is not None and world.recorder is not None:
+            self._append(number, node.number, at_s, delay_s, count)
+            world.recorder.event(world.now, node.number, "message", number)

@@ -90,8 +90,8 @@ class Node:
     """One peer, up or down. ``shells`` are those of machines that all peers share, by protocol."""
 
     __slots__ = (
-        "answers", "cpu", "ip", "is_silent", "is_up", "links", "nat", "number", "peer", "place", "public_key",
-        "shells", "think_s",
+        "answers", "bytes_sent", "cpu", "ip", "is_silent", "is_up", "links", "nat", "number", "peer", "place",
+        "public_key", "shells", "think_s",
     )  # fmt: skip
 
     def __init__(
@@ -108,6 +108,8 @@ class Node:
         self.peer = peer_id_of(public_key)
         self.place, self.nat, self.cpu = place, nat, cpu
         self.is_up = self.is_silent = False
+        self.bytes_sent = 0
+        """Counted where a run is recorded, or lines have a bandwidth."""
         self.links: dict[PeerId, Link] = {}
         self.shells: dict[str, Shell] = {}
         self.answers: dict[str, Answerer] = {}
@@ -156,7 +158,9 @@ class Shell:
     def give(self, event: Event) -> None:
         """Hand the machine an event now, and perform what it answers. Nothing happens after the end."""
         if not self.is_over:
-            effects = self.machine.handle(event, self.world.loop.now)
+            world = self.world
+            world.handled = event
+            effects = self.machine.handle(event, world.loop.now)
             if effects:
                 self.perform(effects)
 
@@ -236,6 +240,7 @@ class World:
         self.cpu = cpu
         self._message_s = cpu.seconds(cpu.message_s) if cpu is not None else 0.0
         self.recorder = recorder
+        self._counts_bytes = recorder is not None or not self.links.is_plain
         self.nodes: list[Node] = []
         """All that ever were, by their numbers."""
         self.by_peer: dict[PeerId, Node] = {}
@@ -245,6 +250,8 @@ class World:
         self.sent = 0
         """Messages that were sent so far."""
         self.settings = 0
+        self.handled: Event | None = None
+        """What a machine was given last: whoever hears what it emits can see why."""
 
     @property
     def now(self) -> float:
@@ -359,8 +366,10 @@ class World:
         cpu = link.sender.cpu
         at = loop.now if cpu is None else cpu.done_at()
         size = 0
-        if not model.is_plain:
+        if self._counts_bytes:
             size = SIZE_BYTES if shell.size is None else shell.size(message)
+            link.sender.bytes_sent += size
+        if not model.is_plain:
             at = model.departs(link.sender.place, size, at) + model.retransmission_s(size, link.latency_s)
         at = max(link.last_at, at + model.travel_s(link.latency_s))
         link.last_at = at
@@ -371,7 +380,7 @@ class World:
     def _reached(self, link: Link, sender: Shell, stream: Stream | None, message: Any, size: int) -> None:
         """A message is at its receiver's line; ``size`` 0 is one that has come in already."""
         node = link.receiver
-        if size:
+        if size and not self.links.is_plain:
             at = self.links.lands(node.place, size, self.loop.now)
             if at > self.loop.now:
                 self.loop.at(at, self._reached, link, sender, stream, message, 0)

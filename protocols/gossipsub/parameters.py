@@ -58,6 +58,9 @@ class Parameters:
     always_beat: bool = False
     """Whether the heartbeat goes on where there is nothing to do, as the published form has it."""
 
+    graft_at_once: bool = True
+    """Whether a mesh that is too small takes in a peer as soon as it subscribes, and not at the heartbeat."""
+
     flood_publish: bool = True
     forward_delay_s: float = 0.05
     """A message is forwarded after a random part of it: neighbours that bring it meanwhile are spared."""
@@ -74,6 +77,8 @@ class Parameters:
     backoffs_max: int = 64
     """Topics of one peer, connected or among ``scores_kept_max``."""
 
+    offer_to_holders: bool = False
+    """Whether a message is also offered to peers that are known to have it, as the published form has it."""
     gossip_window: int = 3
     """Heartbeats for which a message is offered."""
     promise_heartbeats: int = 5
@@ -131,6 +136,8 @@ class Parameters:
             degree_out=0,
             gossip_factor=0.0,
             always_beat=True,
+            graft_at_once=False,
+            offer_to_holders=True,
             flood_publish=False,
             forward_delay_s=0.0,
             idontwant=False,

@@ -181,7 +181,10 @@ class GossipRouter:
         self._beat_at: float | None = None
         self._opportunity_at = self._sweep_at = 0.0
         self.counts: Counter[str] = Counter()
-        """What was done since the start; ``entries`` and ``checks`` are the work that peers caused."""
+        """What was done since the start; ``entries`` and ``checks`` are the work that peers caused.
+
+        Under ``sent.`` stand messages, IWANT by RPCs, and IHAVE, GRAFT and PRUNE by topics.
+        """
 
     # ---- what the role asks
 
@@ -249,9 +252,17 @@ class GossipRouter:
         for peer, control in self._control.items():
             if (known := self._peers.get(peer)) is not None and known.sends:
                 self._effects.append(Send(peer, 0, control.encode()))
+                self._count_sent(control)
         self._control = {}
         taken, self._effects = self._effects, []
         return taken
+
+    def _count_sent(self, control: Control) -> None:
+        for name, entries in (("ihave", control.ihave), ("graft", control.graft), ("prune", control.prune)):
+            if entries:
+                self.counts[f"sent.{name}"] += len(entries)
+        if control.iwant:
+            self.counts["sent.iwant"] += 1
 
     def _tell(self, peer: PeerId) -> Control:
         return self._control.setdefault(peer, Control())
@@ -442,6 +453,8 @@ class GossipRouter:
             self._wake(now)  # it may be offered what we have
         if len(joined.mesh) >= self._parameters.degree_low or peer.id in joined.mesh:
             return
+        if not self._parameters.graft_at_once:
+            return
         # At once, and not at the next heartbeat: whoever joins hears of adverts within a round trip.
         if not self._backs_off(peer, topic, now) and self._is_fit(topic, peer, now, 0.0):
             self._graft(topic, joined, peer, now)
@@ -559,6 +572,7 @@ class GossipRouter:
             if peer.sends and (small or message.id not in peer.unwanted):
                 payload = message.encode() if payload is None else payload
                 self._cache.note(message.id, peer.id)
+                self.counts["sent.messages"] += 1
                 self._effects.append(Send(peer.id, 0, payload))
 
     def _forward(self, message: Message, brought: PeerId, now: float) -> None:
@@ -708,6 +722,7 @@ class GossipRouter:
                 found.append(message)
         if found:
             self.counts["served"] += len(found)
+            self.counts["sent.messages"] += len(found)
             self._effects.append(Send(peer.id, 0, encode_publish(found)))
 
     def _heed_unwanted(self, peer: _Peer, unwanted: Sequence[Any], now: float) -> None:
@@ -895,7 +910,8 @@ class GossipRouter:
             count = max(limits.degree_lazy, int(limits.gossip_factor * len(others)))
             newest = ids[-limits.wants_per_rpc :]
             for peer in self._chosen(others, count):
-                if lacking := [each for each in newest if self._cache.lacks(each, peer.id)]:
+                told = limits.offer_to_holders
+                if lacking := [each for each in newest if told or self._cache.lacks(each, peer.id)]:
                     self._tell(peer.id).ihave[topic] = lacking
 
     # ---- when the next heartbeat is

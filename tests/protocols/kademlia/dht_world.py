@@ -17,7 +17,7 @@ from p2pnode.ids import PeerId
 from p2pnode.protocols.kademlia.lookup import FoundProvider
 from p2pnode.protocols.kademlia.messages import Message, bytes_of, decode, encode, peer_of, point_of_key
 from p2pnode.protocols.kademlia.node import Ended, KademliaNode, Mode
-from p2pnode.simulations.dht import PROTOCOL, TAKEN, DhtService, address_of, ip_in, prefix_of
+from p2pnode.simulations.dht import PROTOCOL, TAKEN, DhtService, Looked, address_of, ip_in, prefix_of
 from p2pnode.simulations.links import Links
 from p2pnode.simulations.world import Node, World
 
@@ -97,17 +97,23 @@ class DhtWorld:
 
     def find(self, host: Host, key: bytes, *, limit: int = 12, within_s: float = 10.0) -> list[FoundProvider]:
         """The providers that a lookup of this node finds."""
-        ended: list[Ended] = []
-        self.dht.find(host.at, key, limit, ended.append)
+        looked: list[Looked] = []
+        self.dht.find(host.at, key, limit, looked.append)
         self.world.run_for(within_s)
-        return list(ended[0].providers)
+        return list(_ended(looked).providers)
 
     def provide(self, host: Host, key: bytes, *, within_s: float = 10.0) -> int:
         """With how many peers a record of this node was stored."""
-        ended: list[Ended] = []
-        self.dht.provide(host.at, key, ended.append)
+        looked: list[Looked] = []
+        self.dht.provide(host.at, key, looked.append)
         self.world.run_for(within_s)
-        return ended[0].stored
+        return _ended(looked).stored
+
+
+def _ended(looked: list[Looked]) -> Ended:
+    [only] = looked
+    assert only.ended is not None
+    return only.ended
 
 
 def nearest(key: bytes, count: int, *, among: int, seed: int) -> list[PeerId]:
