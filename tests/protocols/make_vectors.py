@@ -491,9 +491,9 @@ def domain(told: Domain) -> dict[str, Any]:
 
 
 def paid_session() -> dict[str, Any]:
-    """A paid session of one turn, five tokens in, three out; a resume; and one whose host had restarted.
-
-    The second turn, of five tokens more, was broken off after two, which no receipt covers.
+    """A paid session of one turn, five tokens in, three out; a resume; one whose host had restarted, where
+    the second turn, of five tokens more, was broken off after two, which no receipt covers; and, as if
+    ``accept`` had granted a day, one that is left after its turn and resumed by a journal, whole or old.
     """
     m, raw = inference, encode(prompt())
     rendered, tokens = (
@@ -579,6 +579,35 @@ def paid_session() -> dict[str, Any]:
         ("client", asks), ("host", m.Challenge(nonce=drawn)), ("client", shows),
         ("host", replace(accept, nonce=b"\x50" * 32, epoch=EPOCH + 1)), ("client", m.Close()),
     ]  # fmt: skip
+    until = ISSUED_AT + 2_000
+    leaving: list[tuple[str, Any]] = [
+        ("client", m.Leave(until=until)),
+        ("host", m.Left(until=until, generation=0, settle_above=100_000)),
+    ]
+    asked = m.Resume(session=session, holder=b"\x0c" * 16, received=0, turn=0)
+    old = replace(asked, proof=shows.proof, voucher=for_input)
+    whole = replace(old, receipt=shows.receipt, voucher=for_all)
+    given = replace(
+        accept,
+        nonce=b"\x50" * 32,
+        epoch=EPOCH + 1,
+        generation=1,
+        voucher=for_all,
+        receipt=shows.receipt,
+        keep_s=86_400,
+        settle_above=100_000,
+    )
+
+    def taken_up(shown: m.Resume) -> list[tuple[str, Any]]:
+        challenge = m.Challenge(nonce=drawn)
+        return [
+            ("client", asked),
+            ("host", challenge),
+            ("client", shown),
+            ("host", given),
+            ("client", m.Close()),
+        ]
+
     return {
         "secrets": {name: secret.hex() for name, secret in secrets.items()},
         "market": domain(market), "token": domain(token), "host_peer": PEER, "client_peer": CLIENT,
@@ -591,6 +620,9 @@ def paid_session() -> dict[str, Any]:
         "turn": [{"from": side, **vector(message)} for side, message in said],
         "resume": [{"from": side, **vector(message)} for side, message in back],
         "recovery": [{"from": side, **vector(message)} for side, message in recovery],
+        "leave": [{"from": side, **vector(message)} for side, message in leaving],
+        "resume_left": [{"from": side, **vector(message)} for side, message in taken_up(whole)],
+        "resume_left_old": [{"from": side, **vector(message)} for side, message in taken_up(old)],
     }  # fmt: skip
 
 

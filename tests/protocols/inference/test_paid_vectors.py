@@ -8,14 +8,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from p2pnode.ids import PeerId, SessionId
 from p2pnode.protocols import typed_data
 from p2pnode.protocols.crypto import abi_encode, keccak256, recover_address, sign_digest
 from p2pnode.protocols.events import Command, Event, Received
 from p2pnode.protocols.inference import messages as m
-from p2pnode.protocols.inference.channel import ClientPayment, HostPayment, HostTerms, check_open
+from p2pnode.protocols.inference.channel import (
+    ChannelSender,
+    ClientPayment,
+    HostPayment,
+    HostTerms,
+    check_open,
+)
 from p2pnode.protocols.inference.client import ClientSession
-from p2pnode.protocols.inference.client_turn import ClientTimes, ClientTurn, held_from_journal
+from p2pnode.protocols.inference.client_turn import ClientTimes, ClientTurn, held_from_journal, held_left
 from p2pnode.protocols.inference.commands import (
     Ask,
     Counted,
@@ -170,18 +178,7 @@ def play(client: ClientSession, host: PeerId, said: list[tuple[str, Any]]) -> li
 def test_our_host_takes_the_paid_session_of_the_file_and_says_its_part() -> None:
     told, said = paid()
     opened, terms = opening(said)
-    receipts = bytes.fromhex(told["secrets"]["receipt_key"])
-    payment = HostPayment(
-        market=told_domain(told["market"]),
-        token=told_domain(told["token"]),
-        peer=PeerId(told["host_peer"]),
-        wallet=terms.host,
-        receipt_key=terms.receipt_key,
-        sign=lambda digest: sign_digest(receipts, digest),
-        price_in=terms.price_in,
-        price_out=terms.price_out,
-        session_fee=terms.session_fee,
-    )
+    payment = host_payment(told, terms)
     assert check_open(opened, payment, opened.valid_before - 300) is None
     granted, nonces = HostTerms(n_ctx=8192, payment=payment), iter([b"\x4e" * 32, b"\x4f" * 32])
     machines: list[HostSession] = []
@@ -218,9 +215,14 @@ def test_our_host_takes_the_paid_session_of_the_file_and_says_its_part() -> None
     assert heard == [message for side, message in said if side == "host"]
 
 
+def script(told: dict[str, Any], name: str) -> list[tuple[str, Any]]:
+    """Who says what in a part of the file."""
+    return [(each["from"], m.CODEC.decode(bytes.fromhex(each["hex"]))) for each in told[name]]
+
+
 def recovery(told: dict[str, Any]) -> list[tuple[str, Any]]:
     """Who says what when the host had restarted."""
-    return [(each["from"], m.CODEC.decode(bytes.fromhex(each["hex"]))) for each in told["recovery"]]
+    return script(told, "recovery")
 
 
 def test_our_client_answers_a_restarted_host_exactly_as_the_file_says() -> None:
@@ -259,18 +261,7 @@ def test_our_client_answers_a_restarted_host_exactly_as_the_file_says() -> None:
 def test_our_host_recovers_the_session_of_the_file_and_says_its_part() -> None:
     told, said = paid()
     opened, terms = opening(said)
-    receipts = bytes.fromhex(told["secrets"]["receipt_key"])
-    payment = HostPayment(
-        market=told_domain(told["market"]),
-        token=told_domain(told["token"]),
-        peer=PeerId(told["host_peer"]),
-        wallet=terms.host,
-        receipt_key=terms.receipt_key,
-        sign=lambda digest: sign_digest(receipts, digest),
-        price_in=terms.price_in,
-        price_out=terms.price_out,
-        session_fee=terms.session_fee,
-    )
+    payment = host_payment(told, terms)
     granted, nonces = HostTerms(n_ctx=8192, payment=payment), iter([b"\x43" * 32, b"\x50" * 32])
     best = [message for _, message in said if isinstance(message, m.Voucher)][-1]
     lapsed = LapsedSession(
@@ -298,6 +289,99 @@ def test_our_host_recovers_the_session_of_the_file_and_says_its_part() -> None:
         if side == "client":
             heard += sent(host.handle(Received(PeerId(told["client_peer"]), 3, message), 0.0))
     assert heard == [message for side, message in recovery(told) if side == "host"]
+
+
+@pytest.mark.parametrize("name", ["resume_left", "resume_left_old"])
+def test_our_client_resumes_what_it_left_exactly_as_the_file_says(name: str) -> None:
+    told, said = paid()
+    opened, terms = opening(said)
+    voucher_key, host = bytes.fromhex(told["secrets"]["voucher_key"]), PeerId(told["host_peer"])
+    payment = ClientPayment(
+        market=told_domain(told["market"]),
+        terms=terms,
+        valid_before=opened.valid_before,
+        authorisation=b"",
+        sign=lambda digest: sign_digest(voucher_key, digest),
+    )
+    back = script(told, name)
+    asked, shown, accept = back[0][1], back[2][1], back[3][1]
+    client = ClientSession(
+        host=host,
+        stream=3,
+        model=opened.model,
+        salt=opened.salt,
+        holder=asked.holder,
+        resume=held_left(
+            ChannelSender(payment),
+            payment.session,
+            model=opened.model,
+            salt=opened.salt,
+            receipt=shown.receipt,
+            voucher=shown.voucher,
+            generation=0,
+        ),
+        peer=PeerId(told["client_peer"]),
+    )
+    heard = play(client, host, back)
+    assert heard == [message for side, message in back if side == "client"]
+    assert client.held is not None
+    assert (client.held.meter.tokens_in, client.held.meter.tokens_out, client.held.meter.seq) == (5, 3, 1)
+    assert client.held.meter.root == accept.receipt.checkpoint.root
+    assert recover_address(bytes.fromhex(told["challenge_digest"]), shown.proof) == terms.voucher_key
+
+
+@pytest.mark.parametrize("name", ["resume_left", "resume_left_old"])
+def test_our_host_gives_back_what_was_left_and_says_its_part(name: str) -> None:
+    told, said = paid()
+    opened, terms = opening(said)
+    accept = script(told, name)[3][1]
+    granted = HostTerms(
+        n_ctx=8192, payment=host_payment(told, terms), keep_s=accept.keep_s, settle_above=accept.settle_above
+    )
+    nonces = iter([b"\x43" * 32, b"\x50" * 32])
+    host = HostSession(
+        peer=PeerId(told["client_peer"]),
+        stream=3,
+        admit=lambda _open: granted,
+        sign=lambda _digest: b"",
+        epoch=8,
+        draw=lambda _count: next(nonces),
+        terms=granted,
+        resume=lambda _resume: LapsedSession(
+            model=terms.model,
+            take=lambda _opened: None,
+            session=SessionId(bytes.fromhex(told["session"])),
+            terms=terms,
+            salt=opened.salt,
+            granted=granted,
+            voucher=[message for _, message in said if isinstance(message, m.Voucher)][-1],
+            receipt=accept.receipt,
+            generation=0,
+            left=True,
+            issued=lambda epoch, _seq: accept.receipt if epoch == accept.receipt.epoch else None,
+        ),
+    )
+    heard: list[Any] = []
+    for side, message in script(told, name):
+        if side == "client":
+            heard += sent(host.handle(Received(PeerId(told["client_peer"]), 3, message), 0.0))
+    assert heard == [message for side, message in script(told, name) if side == "host"]
+
+
+def host_payment(told: dict[str, Any], terms: m.SessionTerms) -> HostPayment:
+    """What the host of the file asks."""
+    receipts = bytes.fromhex(told["secrets"]["receipt_key"])
+    return HostPayment(
+        market=told_domain(told["market"]),
+        token=told_domain(told["token"]),
+        peer=PeerId(told["host_peer"]),
+        wallet=terms.host,
+        receipt_key=terms.receipt_key,
+        sign=lambda digest: sign_digest(receipts, digest),
+        price_in=terms.price_in,
+        price_out=terms.price_out,
+        session_fee=terms.session_fee,
+    )
 
 
 def test_the_timers_of_the_spec_are_those_of_the_machines() -> None:

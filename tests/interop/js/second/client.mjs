@@ -132,7 +132,7 @@ export const resumeDigest = (nonce, session, host, client) =>
   hash(abi(hash(utf8('p2pnode/resume/1')), nonce, session, hash(utf8(host)), hash(utf8(client))))
 
 // Where a session goes on that was left: what the host shows is checked, by our key and by its own.
-function goesOn (known, { epoch, receipt, voucher }, begin) {
+export function goesOn (known, { epoch, receipt, voucher }, begin) {
   const { session, payment } = known
   const from = { ...begin }
   if (receipt != null) {

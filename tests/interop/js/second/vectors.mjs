@@ -8,7 +8,7 @@ import {
 import { Handshake, Pair, Yamux, Bytes, line, noiseFrame, payloadOf, peerIn, yamuxFrame } from './connection.mjs'
 import { genericForm } from './generic.mjs'
 import { manifestOf, overheadOf } from './gguf.mjs'
-import { promptOf, resumeDigest } from './client.mjs'
+import { goesOn, promptOf, resumeDigest } from './client.mjs'
 import {
   bindingDigest, blake, hash, profileHash, readAdvert, readSheet, sheetHash, signer
 } from './messages.mjs'
@@ -243,11 +243,19 @@ function paid (told) {
   equal('paid receipt', receipt, told.receipt_digest)
   equal('receipt key', signer(receipt, checkpoint.signature), terms.receipt_key)
   for (const [nonce, wanted, { proof }] of [
-    [accept.nonce, told.resume_digest, resume], [said(told.recovery)[1].nonce, told.challenge_digest, again]
+    [accept.nonce, told.resume_digest, resume], [said(told.recovery)[1].nonce, told.challenge_digest, again],
+    [said(told.resume_left)[1].nonce, told.challenge_digest, said(told.resume_left)[2]]
   ]) {
     const digest = resumeDigest(nonce, session, told.host_peer, told.client_peer)
     equal('resume', digest, wanted)
     equal('proof', signer(digest, proof), terms.voucher_key)
+  }
+  // A session that was left goes on from what its host shows, whatever the journal knew.
+  const payment = Object.assign(Object.create(Payment.prototype), { terms, market: told.market, session })
+  for (const name of ['resume_left', 'resume_left_old']) {
+    const from = goesOn({ session, payment }, said(told[name])[3], { root: zero, seq: 0 })
+    equal(`${name}: root`, from.root, hex(checkpoint.root))
+    equal(`${name}: counts`, [from.seq, from.in, from.out].join(), [output.seq, output.tokens_in, output.tokens_out].join())
   }
   for (const [name, secret] of Object.entries(told.secrets)) {
     equal(name, addressOf(unhex(secret)), hex(terms[name]))
