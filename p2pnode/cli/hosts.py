@@ -167,6 +167,7 @@ def _fields(candidate: Any, sheet: Any) -> dict[str, Any]:
         "can": list(capability_names(offer.caps)),
         "turns_max": more.turns_max if more is not None else 1,
         "keep_s": sheet.keep_s if sheet is not None else 0,
+        "evidence": list(map(one_line, sheet.evidence)) if sheet is not None else [],
         "n_ctx": offer.n_ctx,
         "price_in": offer.price_in,
         "price_out": offer.price_out,

@@ -32,8 +32,9 @@ class LeftSessions:
 
     def __init__(self) -> None:
         self._left: dict[SessionId, LeftSession] = {}
-        self._payers: dict[bytes, dict[SessionId, None]] = {}
-        self._origins: dict[str, dict[SessionId, None]] = {}
+        # Lists: most groups have one session, and of an origin there are 64 at most.
+        self._payers: dict[bytes, list[SessionId]] = {}
+        self._origins: dict[str, list[SessionId]] = {}
         self._ends: list[tuple[int, SessionId]] = []
         """A heap by the time at which they end. What was removed or left anew stays in it until then."""
 
@@ -55,8 +56,8 @@ class LeftSessions:
             heapq.heapify(self._ends)
         else:
             heapq.heappush(self._ends, (left.until, left.session))
-        self._payers.setdefault(left.payer, {})[left.session] = None
-        self._origins.setdefault(left.origin, {})[left.session] = None
+        self._payers.setdefault(left.payer, []).append(left.session)
+        self._origins.setdefault(left.origin, []).append(left.session)
         victims: list[SessionId] = []
         for group, most in (
             (self._payers[left.payer], LEFT_PER_PAYER),
@@ -95,8 +96,8 @@ class LeftSessions:
 K = TypeVar("K")
 
 
-def _take_out(groups: dict[K, dict[SessionId, None]], key: K, session: SessionId) -> None:
+def _take_out(groups: dict[K, list[SessionId]], key: K, session: SessionId) -> None:
     group = groups[key]
-    del group[session]
+    group.remove(session)
     if not group:
         del groups[key]

@@ -74,7 +74,7 @@ def undelivered(journal: Journal, now: int, *, kept: bool = True) -> list[Bought
     """
     left = [
         record
-        for record in journal.purchases_left()
+        for record in journal.purchases_left(owed=True)
         if record.owed is not None
         and record.terms.expiry + CHALLENGE_S > now
         and (kept or not _is_kept(record))

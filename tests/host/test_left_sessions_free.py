@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ from p2pnode.models.manifest import scripted_model_id
 from p2pnode.net.virtual_time import wall_clock
 from p2pnode.node.keys import PeerKey
 from p2pnode.node.node import Node, NodeSetup
+from p2pnode.payments.books import open_journal
 from p2pnode.protocols.events import Received
 from p2pnode.protocols.inference.channel import HostTerms
 from p2pnode.protocols.inference.host import HostSession
@@ -28,7 +30,7 @@ from p2pnode.shares import Origin
 from tests.client.support import Events
 from tests.net.memory_world import seed_of
 from tests.node.world import Member, World, identity_of, scripted_host, world
-from tests.payments.journals import receipt
+from tests.payments.journals import TERMS, hosted, receipt, voucher
 from tests.protocols.inference.pair import HOST
 
 KEEP_S = 3600
@@ -187,3 +189,34 @@ async def test_a_thousand_that_are_left_take_less_than_two_kib_each_and_no_task(
     assert (after - before) / 900 < 2048
     await leave(1000)
     assert sessions.left == 1000  # the first gave way
+
+
+async def test_a_thousand_that_are_paid_and_left_take_less_than_two_kib_each_after_a_restart(
+    tmp_path: Path,
+) -> None:
+    async with open_journal(tmp_path / "journal.sqlite", in_thread=False) as journal:
+        async with trio.open_nursery() as nursery:
+            for number in range(1000):
+                terms = replace(TERMS, payer=number.to_bytes(20, "big"))
+                left = hosted(
+                    number, terms=terms, state="over", settle_at=KEEP_S, left_until=KEEP_S, keep_s=KEEP_S,
+                    voucher=voucher(1, 30_000), origin=f"10.{number // 250}.{number % 250}.0/24",
+                )  # fmt: skip
+                nursery.start_soon(journal.host_relaying, left)
+        journal.hosted("over")  # what is made once
+        gc.collect()
+        tracemalloc.start()
+        before, _ = tracemalloc.get_traced_memory()
+        sessions = ResumableSessions(
+            SimpleNamespace(journal=journal),  # type: ignore[arg-type]
+            epoch=1,
+            grants=lambda _record: None,
+            wall=lambda: 0.0,
+            limits=DEFAULT_LIMITS,
+        )
+        await sessions.prepare()
+        gc.collect()
+        after, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert sessions.left == 1000
+        assert (after - before) / 1000 < 2048

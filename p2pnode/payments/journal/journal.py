@@ -347,9 +347,12 @@ class Journal:
         """The purchase, or None."""
         return self._read(partial(payer.one, session=session))
 
-    def purchases_left(self) -> list[BoughtSession]:
-        """Purchases that no running process uses and that are not known to be settled, the oldest first."""
-        return self._read(partial(payer.left, alive=partial(is_alive, self.path)))
+    def purchases_left(self, *, owed: bool = False) -> list[BoughtSession]:
+        """Purchases that no running process uses and that are not known to be settled, the oldest first.
+
+        ``owed``: only those whose host may lack a voucher.
+        """
+        return self._read(partial(payer.left, alive=partial(is_alive, self.path), owed=owed))
 
     def taken(self, session: SessionId) -> list[Receipt]:
         """The receipts of a purchase that were checked, in order."""

@@ -342,9 +342,15 @@ def delivered(db: sqlite3.Connection, session: SessionId, amount: int) -> None:
     )
 
 
-def left(db: sqlite3.Connection, alive: Callable[[str], bool]) -> list[BoughtSession]:
-    """Purchases that nobody uses any more and that are not known to be settled, the oldest first."""
-    rows = db.execute("SELECT * FROM bought WHERE state IN ('open', 'over') ORDER BY opened_at, session")
+def left(db: sqlite3.Connection, alive: Callable[[str], bool], *, owed: bool = False) -> list[BoughtSession]:
+    """Purchases that nobody uses any more and that are not known to be settled, the oldest first. ``owed``:
+    only those whose host may lack a voucher.
+    """
+    rows = db.execute(
+        "SELECT * FROM bought WHERE state IN ('open', 'over') AND (NOT ? OR voucher_amount > delivered)"
+        " ORDER BY opened_at, session",
+        (owed,),
+    )
     return [bought_of(row) for row in rows if row["state"] == "over" or not alive(row["owner"])]
 
 
