@@ -12,6 +12,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol, TypeAlias
 
+from p2pnode.models.compiled_prompt import CompiledPrompt
 from p2pnode.models.grammar import Grammar
 from p2pnode.protocols.inference.messages import FinishReason, PromptBody, SamplingParams
 from p2pnode.shares import Origin
@@ -45,25 +46,6 @@ class GenerateRequest:
     """What may follow the prompt; None where all may."""
     logprobs: int = -1
     """How many likely tokens are told beside each, with log-probabilities; -1: not even its own is."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompiledPrompt:
-    """A prompt as an engine takes it: ``ids`` up to and with the prefix, and what reads the answer.
-
-    ``format`` is that of the answer's calls, "" where it has none; ``reasons`` and ``thinking`` are those of
-    ``AnswerReader``. ``text`` is that of the prefix but for its last ``text_pending`` ids, whose text may
-    still become something else.
-    """
-
-    ids: tuple[int, ...]
-    format: str = ""
-    reasons: bool = False
-    thinking: bool = False
-    grammar: Grammar | None = None
-    """What may follow; None where all may."""
-    text: str = ""
-    text_pending: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +155,13 @@ class Engine(Protocol):
 
         Rendering and grammars are ours (``models/prompt_compiler.py``); only the model's tokens are the
         engine's. Everything that a stranger can make expensive happens here, within limits.
+        """
+        ...
+
+    async def extend(self, prompt: CompiledPrompt, ids: tuple[int, ...]) -> CompiledPrompt:
+        """``prompt`` with more ids of its answer, as :meth:`prompt` would give it with a longer prefix.
+
+        Nothing is rendered or compiled again; a grammar is followed through the new text, within limits.
         """
         ...
 

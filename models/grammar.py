@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Final, TypeAlias
 
 PLACES_MAX: Final = 256
@@ -21,6 +22,8 @@ PLACES_MAX: Final = 256
 RULES_MAX: Final = 20_000
 _REFERENCES_MAX: Final = 64 * PLACES_MAX
 """Rules that are opened at most before the next letter."""
+_RULE_BYTES: Final = 512
+_SYMBOL_BYTES: Final = 256
 _PRINTED: Final = ord("~") - ord(" ")
 
 
@@ -96,6 +99,12 @@ class Grammar:
         """A name that is free."""
         self._next += 1
         return f"r{self._next}"
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of memory that its rules hold, at most."""
+        symbols = sum(len(each) for rule in self.rules.values() for each in rule)
+        return _RULE_BYTES * len(self.rules) + _SYMBOL_BYTES * symbols
 
     # ---- how things repeat
 
@@ -297,6 +306,7 @@ class Matcher:
             raise GrammarError(msg)
         made = Grammar()
         names: dict[int, str] = {}
+        free = (name for number in count() if (name := f"p{number}") not in self._rules)
 
         def name_of(place: _Place) -> str:
             # From the end on, for a place may have thousands after it.
@@ -304,7 +314,7 @@ class Matcher:
             while (after := chain[-1].rest) is not None and id(after) not in names:
                 chain.append(after)
             for each in reversed(chain):
-                names[id(each)] = f"p{len(names)}"
+                names[id(each)] = next(free)  # it may be the rest of a rest, whose rules are named so, too
                 tail = () if each.rest is None else (Rule(names[id(each.rest)]),)
                 made.set(names[id(each)], (each.symbol, *tail))
             return names[id(place)]

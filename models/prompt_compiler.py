@@ -75,9 +75,7 @@ def compile_prompt(
     try:
         grammar = answer_grammar(body, renderer.form, reasons=reasons, thinking=thinking)
         if grammar is not None and text:
-            matcher = Matcher(grammar)
-            matcher.feed(text)
-            grammar = matcher.rest()
+            grammar = _rest(grammar, text)
     except GrammarError as error:
         raise EngineError(str(error), code="bad_request") from error
     return PromptParts(
@@ -87,6 +85,20 @@ def compile_prompt(
         thinking=thinking,
         grammar=grammar,
     )
+
+
+def rest_of(grammar: Grammar, text: str) -> Grammar:
+    """What may follow ``text``. Raises ``EngineError`` with code ``bad_request``."""
+    try:
+        return _rest(grammar, text)
+    except GrammarError as error:
+        raise EngineError(str(error), code="bad_request") from error
+
+
+def _rest(grammar: Grammar, text: str) -> Grammar:
+    matcher = Matcher(grammar)
+    matcher.feed(text)
+    return matcher.rest()
 
 
 def text_of_prefix(vocabulary: Vocabulary, body: PromptBody) -> tuple[str, int]:
@@ -106,18 +118,28 @@ class PromptCompiler:
 
     async def compile(self, body: PromptBody, *, text: str, letters_max: int) -> PromptParts:
         """As :func:`compile_prompt`. Raises ``EngineError``, also where the limits are reached."""
-        job = {
-            "cpu_s": CPU_S + CPU_S_PER_LETTER * len(text),
-            "text": text,
-            "nonce": secrets.token_hex(8),
-            "letters_max": letters_max,
-        }
+        answer = await self._answer(
+            {"text": text, "nonce": secrets.token_hex(8), "letters_max": letters_max}, encode(body)
+        )
+        segments = tuple(Segment(said, of_user=of_user) for said, of_user in answer.pop("segments"))
+        rules = answer.pop("grammar")
+        return PromptParts(
+            segments=segments, grammar=None if rules is None else Grammar.of_plain(rules), **answer
+        )
+
+    async def follow(self, grammar: Grammar, text: str) -> Grammar:
+        """As :func:`rest_of`. Raises ``EngineError``, also where the limits are reached."""
+        answer = await self._answer({"text": text, "follow": grammar.plain()}, b"")
+        return Grammar.of_plain(answer["grammar"])
+
+    async def _answer(self, job: dict[str, Any], body: bytes) -> dict[str, Any]:
+        job["cpu_s"] = CPU_S + CPU_S_PER_LETTER * len(job["text"])
         async with self._turn:
             try:
                 # Shielded: whoever cancels must not cost others a new process. The work itself is bounded.
                 with trio.fail_after(_DEADLINE_S, shield=True):
                     process = self._process or await self._start()
-                    answer = await _exchange(process, json.dumps(job).encode(), encode(body))
+                    answer = await _exchange(process, json.dumps(job).encode(), body)
             except (trio.BrokenResourceError, trio.TooSlowError, ValueError, EngineError) as error:
                 await self._end()
                 if isinstance(error, EngineError):
@@ -125,11 +147,7 @@ class PromptCompiler:
                 raise EngineError("the prompt's compiler failed: ask again", retry_after_s=1.0) from error
         if "error" in answer:
             raise EngineError(answer["error"], code=answer["code"])
-        segments = tuple(Segment(said, of_user=of_user) for said, of_user in answer.pop("segments"))
-        rules = answer.pop("grammar")
-        return PromptParts(
-            segments=segments, grammar=None if rules is None else Grammar.of_plain(rules), **answer
-        )
+        return answer
 
     async def aclose(self) -> None:
         """End the child."""
@@ -221,20 +239,7 @@ def _work(writes: int, renderer: Renderer, job: dict[str, Any], body: bytes) -> 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.setitimer(signal.ITIMER_PROF, job["cpu_s"])  # its signal kills, whatever runs
     try:
-        parts = compile_prompt(
-            renderer,
-            decode_record(PromptBody, body),
-            text=job["text"],
-            nonce=job["nonce"],
-            letters_max=job["letters_max"],
-        )
-        made = {
-            "segments": [(each.text, each.of_user) for each in parts.segments],
-            "format": parts.format,
-            "reasons": parts.reasons,
-            "thinking": parts.thinking,
-            "grammar": None if parts.grammar is None else parts.grammar.plain(),
-        }
+        made = _followed(job) if "follow" in job else _compiled(renderer, job, body)
         answer = json.dumps(made).encode()
     except EngineError as error:
         answer = _error(str(error), error.code)
@@ -243,6 +248,27 @@ def _work(writes: int, renderer: Renderer, job: dict[str, Any], body: bytes) -> 
     with os.fdopen(writes, "wb") as pipe:
         pipe.write(answer)
     os._exit(0)
+
+
+def _compiled(renderer: Renderer, job: dict[str, Any], body: bytes) -> dict[str, Any]:
+    parts = compile_prompt(
+        renderer,
+        decode_record(PromptBody, body),
+        text=job["text"],
+        nonce=job["nonce"],
+        letters_max=job["letters_max"],
+    )
+    return {
+        "segments": [(each.text, each.of_user) for each in parts.segments],
+        "format": parts.format,
+        "reasons": parts.reasons,
+        "thinking": parts.thinking,
+        "grammar": None if parts.grammar is None else parts.grammar.plain(),
+    }
+
+
+def _followed(job: dict[str, Any]) -> dict[str, Any]:
+    return {"grammar": rest_of(Grammar.of_plain(job["follow"]), job["text"]).plain()}
 
 
 def _error(message: str, code: str) -> bytes:

@@ -14,14 +14,14 @@ import struct
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 import trio
 
 from p2pnode.errors import EngineError
+from p2pnode.models.compiled_prompt import CompiledPrompt
 from p2pnode.models.engine import (
-    CompiledPrompt,
     Done,
     EngineEvent,
     EngineInfo,
@@ -34,7 +34,7 @@ from p2pnode.models.engine import (
 )
 from p2pnode.models.grammar import Grammar, spell
 from p2pnode.models.prompt import pieces_of
-from p2pnode.models.prompt_compiler import compile_prompt, text_of_prefix
+from p2pnode.models.prompt_compiler import compile_prompt, rest_of, text_of_prefix
 from p2pnode.models.renderer import ChatTemplate, Renderer
 from p2pnode.models.slot_wait import wait_assigned
 from p2pnode.models.slots import QueuedRequest, SlotQueue
@@ -150,15 +150,15 @@ class ScriptedEngine:
         ids: list[int] = []
         for piece in pieces_of(parts.segments, VOCABULARY):
             ids += piece.encode(errors="replace") if isinstance(piece, str) else [piece]
-        return CompiledPrompt(
-            ids=(*ids, *body.prefix),
-            format=parts.format,
-            reasons=parts.reasons,
-            thinking=parts.thinking,
-            grammar=parts.grammar,
-            text=text,
-            text_pending=pending,
-        )
+        return CompiledPrompt.of(parts, ids, body, text=text, text_pending=pending)
+
+    async def extend(self, prompt: CompiledPrompt, ids: tuple[int, ...]) -> CompiledPrompt:
+        """As ``followed_by`` says; its grammar is followed here, without limits."""
+        await self._ready()
+        grown, text = prompt.followed_by(ids, VOCABULARY)
+        if grown.grammar is None or not text:
+            return grown
+        return replace(grown, grammar=rest_of(grown.grammar, text))
 
     async def tokenize(self, text: str) -> tuple[int, ...]:
         """The UTF-8 bytes of the text."""

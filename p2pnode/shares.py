@@ -1,4 +1,4 @@
-"""Fair shares of something scarce among strangers: places for connections, handshakes, streams, records.
+"""Fair shares of what is scarce among strangers: places for connections, handshakes, streams; memory.
 
 A stranger makes peer ids for free, and addresses of one prefix nearly so. What it can't have cheaply is many
 prefixes. So places are shared out by *origin*, and whoever comes from elsewhere finds room. Shares leave no
@@ -8,6 +8,7 @@ place unused: nobody is refused while one is free. It imports nothing that acts.
 from __future__ import annotations
 
 import ipaddress
+from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, TypeAlias, TypeVar
@@ -180,6 +181,97 @@ class FairShares(Generic[K]):
                 if (victim := give_way(within[near].keys())) is not None:
                     return victim
         return None
+
+
+Rank: TypeAlias = Callable[[K], "int | None"]
+"""In which order holders of one origin give way, the lowest first; None: this one may not be sent away."""
+
+
+class SizedShares(Generic[K]):
+    """``room``, in bytes or whatever is counted, for holders of many sizes and origins.
+
+    While there is room everybody is given what it asks for. Then a newcomer takes from the origin that holds
+    most, as long as that one holds more than the newcomer's own will.
+    """
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.used = 0
+        self._sizes: dict[K, int] = {}
+        self._origins: dict[K, Origin] = {}
+        self._wide: Counter[str] = Counter()
+        self._near: Counter[Origin] = Counter()
+
+    def size_of(self, holder: K) -> int:
+        """How much a holder has."""
+        return self._sizes.get(holder, 0)
+
+    def held_by(self, origin: Origin) -> int:
+        """How much the holders of a near origin have together."""
+        return self._near[origin]
+
+    def resize(self, holder: K, origin: Origin, size: int, rank: Rank[K]) -> dict[K, int] | None:
+        """Let the holder have ``size``. Returns who has lost all for it, and how much that was; None, and
+        nothing changes, where too few may be sent away."""
+        more = size - self.size_of(holder)
+        victims: list[K] | None = []
+        if more > 0 and self.used + more > self.room:
+            victims = self._victims(holder, origin, more, rank)
+        if victims is None:
+            return None
+        lost = {victim: self._sizes[victim] for victim in victims}
+        for victim in victims:
+            self.leave(victim)
+        self._origins[holder] = origin
+        self._add(holder, more)
+        return lost
+
+    def leave(self, holder: K) -> None:
+        """Give back all that the holder has; for one that has nothing, nothing changes."""
+        if holder in self._origins:
+            self._add(holder, -self.size_of(holder))
+            del self._sizes[holder], self._origins[holder]
+
+    def _add(self, holder: K, more: int) -> None:
+        origin = self._origins[holder]
+        self.used += more
+        self._sizes[holder] = self.size_of(holder) + more
+        self._wide[origin.wide] += more
+        self._near[origin] += more
+        if not self._wide[origin.wide]:
+            del self._wide[origin.wide]
+        if not self._near[origin]:
+            del self._near[origin]
+
+    def _victims(self, holder: K, origin: Origin, more: int, rank: Rank[K]) -> list[K] | None:
+        """Who gives way so that there is room for ``more``; None where too few may."""
+        waiting: dict[Origin, list[tuple[int, int, K]]] = {}
+        for age, each in enumerate(self._sizes):
+            if each != holder and (order := rank(each)) is not None:
+                waiting.setdefault(self._origins[each], []).append((-order, age, each))
+        for group in waiting.values():
+            group.sort(key=lambda one: one[:2])  # the last one is the first to go: of two equals the newer
+        wide, near = Counter(self._wide), Counter(self._near)
+        own_wide, own_near = wide[origin.wide] + more, near[origin] + more
+        missing, victims = self.used + more - self.room, []
+        while missing > 0:
+            over = [
+                other
+                for other in waiting
+                if (near[other] > own_near if other.wide == origin.wide else wide[other.wide] > own_wide)
+            ]
+            if not over:
+                return None
+            largest = max(over, key=lambda other: (wide[other.wide], near[other]))
+            _, _, victim = waiting[largest].pop()
+            if not waiting[largest]:
+                del waiting[largest]
+            victims.append(victim)
+            size = self._sizes[victim]
+            missing -= size
+            wide[largest.wide] -= size
+            near[largest] -= size
+        return victims
 
 
 def one_of_each(groups: Iterable[Sequence[T]], count: int, draw: Draw) -> list[T]:

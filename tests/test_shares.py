@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pnode.ids import PeerId
-from p2pnode.shares import FairShares, Origin, one_of_each, origin_of
+from p2pnode.shares import FairShares, Origin, SizedShares, one_of_each, origin_of
 
 P, Q, R = PeerId("p"), PeerId("q"), PeerId("r")
 
@@ -194,3 +194,72 @@ def test_groups_of_unequal_size_are_drawn_evenly() -> None:
     assert sum(each < 100 for each in drawn) == 2
     assert 1000 in drawn
     assert one_of_each([], 5, random.Random(1).randrange) == []
+
+
+# ---- holders of many sizes
+
+
+def test_memory_goes_to_whoever_asks_while_there_is_any() -> None:
+    shares: SizedShares[int] = SizedShares(100)
+    assert shares.resize(1, place("a"), 100, lambda _each: 0) == {}
+    assert shares.resize(1, place("a"), 101, lambda _each: 0) is None, "nobody gives way to its own origin"
+    assert (shares.used, shares.size_of(1), shares.held_by(place("a"))) == (100, 100, 100)
+    shares.leave(1)
+    shares.leave(1)
+    assert (shares.used, shares.held_by(place("a"))) == (0, 0)
+
+
+def test_memory_is_taken_from_the_origin_that_holds_most_its_lowest_rank_and_its_newest_first() -> None:
+    shares: SizedShares[int] = SizedShares(100)
+    for holder, origin in enumerate("aaab"):
+        assert shares.resize(holder, place(origin), 25, lambda _each: 0) == {}
+    ranks = {0: 0, 1: 1, 2: 1, 3: 0}
+    assert shares.resize(4, place("c"), 30, ranks.get) == {0: 25, 2: 25}
+    assert shares.resize(5, place("d"), 30, lambda each: 0 if each == 3 else None) is None
+    assert shares.size_of(3) == 25, "nothing changes where too few may be sent away"
+
+
+def test_of_a_wide_origin_the_near_ones_share_alike() -> None:
+    shares: SizedShares[int] = SizedShares(100)
+    for holder in range(4):
+        assert shares.resize(holder, place("w.x"), 25, lambda _each: 0) == {}
+    assert shares.resize(4, place("w.y"), 25, lambda _each: 0) == {3: 25}
+    assert shares.resize(5, place("v.z"), 25, lambda _each: 0) == {2: 25}, "the largest near one loses"
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 9), st.sampled_from(["a", "b", "c.x", "c.y"]), st.integers(0, 60)),
+        max_size=60,
+    ),
+    st.sets(st.integers(0, 9)),
+)
+def test_whatever_comes_memory_is_never_given_twice_and_only_larger_origins_lose_any(
+    steps: list[tuple[int, str, int]], stays: set[int]
+) -> None:
+    shares: SizedShares[tuple[int, str]] = SizedShares(100)
+    sizes: Counter[tuple[int, str]] = Counter()
+
+    def rank(each: tuple[int, str]) -> int | None:
+        return None if each[0] in stays else each[0]
+
+    def held(wide: str) -> int:
+        return sum(size for (_, name), size in sizes.items() if name.partition(".")[0] == wide)
+
+    for number, name, size in steps:
+        holder, own = (number, name), place(name)
+        more = size - sizes[holder]
+        lost = shares.resize(holder, own, size, rank)
+        if lost is None:
+            assert more > 0
+            assert sum(sizes.values()) + more > 100
+        else:
+            for victim, had in lost.items():
+                assert victim[0] not in stays
+                assert had == sizes[victim]
+                other = place(victim[1])
+                if other.wide != own.wide:
+                    assert held(other.wide) > held(own.wide) + more
+                sizes[victim] = 0
+            sizes[holder] = size
+        assert shares.used == sum(sizes.values()) <= 100

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -25,10 +25,10 @@ import trio
 from p2pnode.bounded import Backoff
 from p2pnode.errors import ConfigError, EngineError
 from p2pnode.models.arithmetic import LIKELIEST, arithmetic_hash, fixed_prompt
+from p2pnode.models.compiled_prompt import CompiledPrompt
 from p2pnode.models.context import allocated
 from p2pnode.models.engine import (
     ANYBODY,
-    CompiledPrompt,
     EngineEvent,
     EngineFeature,
     EngineInfo,
@@ -151,15 +151,15 @@ class LlamaCppEngine:
         ids = await self._tokenize(["", *pieces], begins=True)
         if len(ids) > 1 and ids[0] == ids[1] == vocabulary.special.get(self._compiler.template.bos):
             ids = ids[1:]  # the template wrote it, too
-        return CompiledPrompt(
-            ids=(*ids, *body.prefix),
-            format=parts.format,
-            reasons=parts.reasons,
-            thinking=parts.thinking,
-            grammar=parts.grammar,
-            text=text,
-            text_pending=pending,
-        )
+        return CompiledPrompt.of(parts, ids, body, text=text, text_pending=pending)
+
+    async def extend(self, prompt: CompiledPrompt, ids: tuple[int, ...]) -> CompiledPrompt:
+        """As ``followed_by`` says; the process that compiles prompts follows the grammar."""
+        vocabulary = await self._known_vocabulary()
+        grown, text = prompt.followed_by(ids, vocabulary)
+        if grown.grammar is None or not text:
+            return grown
+        return replace(grown, grammar=await self._compiler.follow(grown.grammar, text))
 
     async def tokenize(self, text: str) -> tuple[int, ...]:
         """Token ids of plain text. What looks like a special token in it stays text."""

@@ -550,7 +550,9 @@ class Answer:
     def _turn_ended(self, turn: SessionTurn, attempt: Attempt, over: TurnDone) -> None:
         state = self._state(turn.session, turn)
         decision = self._failover.turn_ended(over, state, early=self._early)
-        if decision.move == "finish":
+        if decision.blames:
+            self._searches.note_failure(attempt.peer, fault=False)
+        elif decision.move == "finish":
             now = trio.current_time()
             self._searches.note_answer(attempt.peer, attempt.ttft_s(now), attempt.speed(now))
         self._act(turn.session, decision)
@@ -640,7 +642,7 @@ class Answer:
             self._watcher.billed(self, ended.item)
         if ended.context_needed is not None and self._search is not None:
             self._search.need_context(ended.context_needed)
-        if ended.attempt.turn_over or session.dormant:
+        if (ended.attempt.turn_over and not ended.attempt.is_empty) or session.dormant:
             self._pool.release(session)
         else:
             self._pool.leave(session)

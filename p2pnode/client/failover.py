@@ -38,6 +38,7 @@ go on, or nobody should, and the user is told why."""
 _REFUSED_BY_ALL: Final = frozenset({"bad_request"})
 """Codes that every host would answer with. One host alone may lie: it takes two of them to end an answer."""
 _WITNESSES: Final = 2
+_EMPTY: Final = "the host was paid for the question and ended its answer without a token"
 _SLOW_SHARE: Final = 0.1
 """A host is slow below this share of the median speed."""
 _BETTER_FACTOR: Final = 2
@@ -219,6 +220,8 @@ class Attempt:
     """Whether the session is free for another turn."""
     restarted: bool = False
     """Whether the host restarted in the middle of the turn."""
+    is_empty: bool = False
+    """Whether the host was paid for the input, and ended the turn in order without a token."""
     _arrivals: deque[tuple[float, int]] = field(default_factory=deque)
     """When tokens were taken, and how many."""
 
@@ -243,6 +246,8 @@ class Attempt:
         """The host ended the turn. By its count, which was checked, input whose voucher was lost is free."""
         self.tokens_in, self.tokens_cached = over.done.tokens_in, over.done.reused
         self.turn_over = True
+        took = self.paid and self.tokens_in > self.tokens_cached and not self.tokens_out
+        self.is_empty = took and over.done.reason != "cancelled"
 
     def failed(self, failed: TurnFailed) -> None:
         """The turn failed, and the session goes on."""
@@ -319,6 +324,8 @@ class Situation:
     """Whether the host was asked again already, after it had failed or refused."""
     paid: bool = False
     """Whether the session is paid. Then it was tried to resume it, and another one costs another fee."""
+    empty: bool = False
+    """Whether the host was paid for the input, and ended the turn in order without a token."""
 
 
 def after_turn(reason: FinishReason, situation: Situation) -> Move:
@@ -349,7 +356,7 @@ def after_failure(error: P2PNodeError, situation: Situation) -> Move:
     # Once: no host may say so without end.
     taken = isinstance(error, RefusedError) and error.code == "in_use" and not situation.asked_again
     same_host = aged or broke or slept or taken or situation.restarted or (situation.used_up and honest)
-    return "again" if same_host and situation.fruitless <= 1 else "next"
+    return "again" if same_host and situation.fruitless <= 1 and not situation.empty else "next"
 
 
 def calls_question_wrong(error: P2PNodeError) -> bool:
@@ -417,7 +424,7 @@ class Failover:
         self._move: Move = "next"
         self._same_host = False
         """Whether the attempt that runs, or could not begin, is at the host of the one before."""
-        self._fruitless = self._refusals = 0
+        self._fruitless = self._refusals = self._empty = 0
         self._last_error: P2PNodeError | None = None
 
     # ---- attempts
@@ -442,7 +449,7 @@ class Failover:
         """Ask for another answer instead, of which nothing is here: any host may be asked again."""
         self.partial, self._attempts_left = partial, self._attempts_max
         self._move, self._last_error = "next", None
-        self._fruitless = self._refusals = 0
+        self._fruitless = self._refusals = self._empty = 0
 
     def spare_attempt(self) -> None:
         """The reader gives the host's place back: that is no attempt of the answer's."""
@@ -451,10 +458,21 @@ class Failover:
     def turn_ended(self, over: TurnDone, state: SessionState, *, early: str = "") -> Decision:
         """The host ended its turn; ``early`` is why this side wanted it to end, for the bill.
 
-        Raises ``UnreachableError`` where the turn was lost and nobody can go on: report that as a failure.
+        Raises ``UnreachableError`` where the turn was lost and nobody can go on, and ``RefusedError`` where a
+        host was paid for a question and gave nothing: report that as a failure.
+
+        An answer of no token may be right: a second host that gives none proves it, and the rest of an answer
+        may be none. But it is also the cheapest way to take pay for a question, so it counts against its
+        host, and that session is not used again.
         """
         attempt = self._running()
         attempt.done(over)
+        blames = False
+        if attempt.is_empty and not self.cancelled:
+            self._empty += 1
+            if not self.partial.ids and self._empty < _WITNESSES:
+                raise RefusedError("internal", _EMPTY)
+            blames = self._empty < _WITNESSES
         reason = over.done.reason
         move = after_turn(reason, self._situation(attempt, state))
         if reason == "cancelled" and not self.cancelled:
@@ -463,7 +481,7 @@ class Failover:
             raise UnreachableError("the connection to the host was lost, and the turn with it")
         ended = self._end(attempt, state, reason if move == "finish" else early or "lost")
         self._move = move
-        return Decision(move=move, ended=ended, finish=reason)
+        return Decision(move=move, ended=ended, finish=reason, blames=blames)
 
     def failed(self, error: P2PNodeError, state: SessionState | None) -> Decision:
         """The attempt failed, or the host could not be asked; then there is no ``state``."""
@@ -550,6 +568,7 @@ class Failover:
             lost=state.lost,
             restarted=attempt.restarted,
             paid=attempt.paid,
+            empty=attempt.is_empty,
             slept=state.slept,
             used_up=attempt.paid and not state.covers_more,
         )

@@ -19,12 +19,12 @@ from p2pnode.errors import EngineError, P2PNodeError, StorageError, first_error
 from p2pnode.host.admission import Admission
 from p2pnode.host.count import serve_counts
 from p2pnode.host.resumable import ResumableSessions
-from p2pnode.host.served_session import ServedSession, SessionWork
+from p2pnode.host.served_session import ServedSession, SessionWork, origin_of_payer
 from p2pnode.host.sheet import Grants, Served, capabilities_of, profile_of, sheet_of
 from p2pnode.host.totals import Totals
 from p2pnode.host.unpaid_work import CompileTurns, UnpaidWork
 from p2pnode.ids import ModelId, PeerId, SessionId
-from p2pnode.models.engine import Engine, EngineInfo
+from p2pnode.models.engine import ANYBODY, Engine, EngineInfo
 from p2pnode.money import price_text
 from p2pnode.net.admission import Standing
 from p2pnode.net.stream import Stream
@@ -57,8 +57,10 @@ from p2pnode.protocols.inference.messages import (
     Resume,
 )
 from p2pnode.protocols.inference.open_session import LapsedSession, OpenSession
-from p2pnode.protocols.inference.prompts import PromptRoom, TurnPlaces
+from p2pnode.protocols.inference.prompts import TurnPlaces
+from p2pnode.protocols.inference.turn_memory import SessionMemory, TurnMemory
 from p2pnode.protocols.typed_data import amount_due
+from p2pnode.shares import Origin
 
 log = structlog.get_logger()
 Report: TypeAlias = Callable[[str, dict[str, object]], None]
@@ -118,8 +120,8 @@ class Host:
         self._work: dict[SessionId, SessionWork] = {}
         """Of the sessions that outlive a stream, their streams lost or not."""
         self._unpaid, self._compiling = UnpaidWork(), CompileTurns()
-        self._prompt_room = PromptRoom()
-        self._turn_places: BoundedMap[str, TurnPlaces] = BoundedMap(_PAYERS_MAX)
+        self._turn_memory = TurnMemory()
+        self._turn_places: BoundedMap[Origin, TurnPlaces] = BoundedMap(_PAYERS_MAX)
         """By payer or, in free sessions, by origin."""
         self._grants = grants or Grants()
         if money is not None:
@@ -438,9 +440,9 @@ class Host:
         if (payment.wallet, payment.receipt_key) != (terms.host, terms.receipt_key):
             return None
         info = self._warm.get(terms.model)
-        keep_s, who = journalled.keep_s, f"payer/{terms.payer.hex()}"
+        keep_s, who = journalled.keep_s, origin_of_payer(terms)
         n_ctx, turns_max = (1, 1) if info is None else (info.n_ctx, self._turns_max(info))
-        granted = self._terms(n_ctx, payment, who if info is not None else "", keep_s)
+        granted = self._terms(n_ctx, payment, who if info is not None else None, keep_s)
         return replace(granted, turns_max=turns_max, window=journalled.window)
 
     def _countable(self, model: ModelId) -> tuple[Engine, int] | Refuse:
@@ -463,9 +465,7 @@ class Host:
             return refusal
         self.totals.sessions += 1
         turns_max, window = self._turns_max(info), WINDOW
-        who = str(session.origin)
-        if message.terms is not None:
-            who = f"payer/{message.terms.payer.hex()}"
+        who = session.origin if message.terms is None else origin_of_payer(message.terms)
         if turns_max > 1:
             window = CHECKPOINT_EVERY * (turns_max + 1)
             if message.terms is not None and self.escrow is not None:
@@ -478,7 +478,7 @@ class Host:
         """Turns that one session may have under way: no more than can be served at once."""
         return max(1, min(self._node.limits.turns_per_session, info.slots))
 
-    def _places_of(self, who: str) -> TurnPlaces:
+    def _places_of(self, who: Origin) -> TurnPlaces:
         places = self._turn_places.get(who)
         if places is None:
             places = TurnPlaces(self._node.limits.turns_per_origin)
@@ -521,7 +521,7 @@ class Host:
         return decision
 
     def _terms(
-        self, n_ctx: int, payment: HostPayment | None = None, who: str = "", keep_s: int = 0
+        self, n_ctx: int, payment: HostPayment | None = None, who: Origin | None = None, keep_s: int = 0
     ) -> HostTerms:
         limits = self._node.limits
         return HostTerms(
@@ -530,8 +530,8 @@ class Host:
             keep_s=min(keep_s, self._grants.keep_s),
             settle_above=policy.settle_above(payment.session_fee) if payment is not None else 0,
             stall_s=limits.stall_s,
-            room=self._prompt_room,
-            places=self._places_of(who) if who else TurnPlaces(),
+            memory=SessionMemory(self._turn_memory, who or ANYBODY),
+            places=self._places_of(who) if who is not None else TurnPlaces(),
             idle_s=limits.idle_session_s,
             open_s=limits.first_frame_deadline_s,
             relay_s=limits.escrow_deadline_s + limits.chain_deadline_s,

@@ -20,8 +20,8 @@ from p2pnode.host.unpaid_work import CompileTurns, UnpaidWork
 from p2pnode.ids import SessionId
 from p2pnode.limits import Limits
 from p2pnode.models.answer import CALLS_MAX, AnswerPieces, Said, reader_of
+from p2pnode.models.compiled_prompt import CompiledPrompt
 from p2pnode.models.engine import (
-    CompiledPrompt,
     Done,
     Engine,
     GenerateRequest,
@@ -50,6 +50,7 @@ from p2pnode.protocols.inference.commands import (
     GenFailed,
     GenProgress,
     GenTokens,
+    GiveWay,
     HostEmission,
     InUse,
     Issued,
@@ -70,6 +71,7 @@ from p2pnode.protocols.inference.messages import (
     FinishReason,
     PromptBody,
     Refuse,
+    SessionTerms,
     TokenLogprob,
     TopToken,
 )
@@ -86,6 +88,15 @@ TOO_MUCH: Final[tuple[WireCode, str]] = (
 )
 _LOGPROB_LEAST: Final = 1e6
 _NO_PROMPT: Final = CompiledPrompt(ids=())
+
+
+@dataclass(slots=True)
+class TurnPrompt:
+    """What a turn's prompt was compiled to: kept as long as the turn lives, growing with the answer."""
+
+    prompt: CompiledPrompt
+    has: int
+    """Bytes of the answer that its client had before the turn."""
 
 
 class ServedSession:
@@ -284,7 +295,7 @@ class SessionWork:
         self._missed: deque[Any] = deque()
         """Reports that no driver gave to its machine, the oldest first."""
         self._detached = trio.Lock()
-        self._prompts: dict[int, CompiledPrompt] = {}
+        self._prompts: dict[int, TurnPrompt] = {}
         """Of each turn, once it was counted."""
         self._scopes: dict[int, trio.CancelScope] = {}
         """Of the engine requests that run, by their numbers."""
@@ -302,6 +313,7 @@ class SessionWork:
         if self.driver is not None:
             self._missed.extend(self.driver.take_reports())
         self.driver, self._record = driver, record
+        record.granted.memory.give_way = self._give_way
         while self._missed:
             driver.command_nowait(self._missed.popleft())
         self._reroute()
@@ -317,6 +329,8 @@ class SessionWork:
     def stop(self) -> None:
         """The session is over."""
         self._is_over = True
+        if self._record is not None:
+            self._record.granted.memory.forget_role()  # the session may be kept, and this must not be then
         for scope in self._scopes.values():
             scope.cancel()
         self._reroute()
@@ -335,6 +349,9 @@ class SessionWork:
                 self._prompts.pop(turn, None)
                 self._unrewarded.discard(turn)
                 self._calls.pop(turn, None)
+
+    def _give_way(self, turn: int) -> None:
+        self._start_soon(self.report, GiveWay(turn))
 
     def _run(self, number: int, function: Callable[..., Awaitable[None]], order: Count | Generate) -> None:
         # Made here, not in the task: the machine may cancel the work before the task has begun.
@@ -417,7 +434,12 @@ class SessionWork:
         self._unrewarded.add(order.turn)
         async with self._compiling.turn_of(self._turns_go_to(record)):
             news, prompt = await counted(self._engine, order, record.session, record.granted.n_ctx)
-        self._prompts[order.turn] = prompt
+        has = order.body.text_bytes
+        if has is None:
+            known = _pieces(prompt, order.body)
+            known.feed(prompt.text)
+            has = known.bytes
+        self._prompts[order.turn] = TurnPrompt(prompt, has)
         await self.report(news)
 
     async def _generate(self, order: Generate) -> None:
@@ -434,8 +456,8 @@ class SessionWork:
 
         # One at a time: the run before may still be releasing its slot of the engine.
         async with self._calls.setdefault(order.turn, trio.Lock()):
-            requester = Requester(record.session, self._turns_go_to(record))
-            prompt = self._prompts.get(order.turn, _NO_PROMPT)
+            requester = Requester(record.session, self._turns_go_to(record), self._compiling)
+            prompt = self._prompts.get(order.turn) or TurnPrompt(_NO_PROMPT, 0)
             await generate(self._engine, order, prompt, requester, limits=self._limits, report=report)
 
     def _turns_go_to(self, record: OpenSession) -> Origin:
@@ -445,10 +467,13 @@ class SessionWork:
     @staticmethod
     def _payer(record: OpenSession) -> Origin | None:
         """Who pays; None in a free session."""
-        if record.channel.free:
-            return None
-        payer = f"payer/{record.channel.terms.payer.hex()}"
-        return Origin(payer, payer)
+        return None if record.channel.free else origin_of_payer(record.channel.terms)
+
+
+def origin_of_payer(terms: SessionTerms) -> Origin:
+    """Whose share a paid session takes: its payer's, wherever that is."""
+    payer = f"payer/{terms.payer.hex()}"
+    return Origin(payer, payer)
 
 
 MachineReport = Callable[[Any], Awaitable[None]]
@@ -461,12 +486,13 @@ class Requester:
 
     cache_key: bytes
     origin: Origin
+    compiling: CompileTurns
 
 
 async def generate(
     engine: Engine,
     order: Generate,
-    prompt: CompiledPrompt,
+    prompt: TurnPrompt,
     requester: Requester,
     *,
     limits: Limits,
@@ -514,6 +540,7 @@ async def counted(
         format=prompt.format,
         reasons=prompt.reasons,
         thinking=prompt.thinking,
+        held=prompt.held_bytes,
     )
     return news, prompt
 
@@ -526,7 +553,7 @@ def cache_scope(session: bytes, body: PromptBody) -> bytes:
 async def _try(
     engine: Engine,
     order: Generate,
-    prompt: CompiledPrompt,
+    prompt: TurnPrompt,
     requester: Requester,
     *,
     limits: Limits,
@@ -546,35 +573,31 @@ async def _try(
 async def _generate(
     engine: Engine,
     order: Generate,
-    prompt: CompiledPrompt,
+    prompt: TurnPrompt,
     requester: Requester,
     *,
     limits: Limits,
     report: MachineReport,
 ) -> None:
-    body = order.body
-    has = body.text_bytes
-    if has is None:
-        known = _pieces(prompt, body)
-        known.feed(prompt.text)
-        has = known.bytes
-    if order.answer_ids:
-        body = replace(body, prefix=(*body.prefix, *order.answer_ids))
-        prompt = await engine.prompt(body)
+    body, made = order.body, prompt.prompt.made
+    if len(order.answer_ids) > made:
+        async with requester.compiling.turn_of(requester.origin):
+            prompt.prompt = await engine.extend(prompt.prompt, order.answer_ids[made:])
+    compiled = prompt.prompt
     request = GenerateRequest(
-        prompt_ids=prompt.ids,
+        prompt_ids=compiled.ids,
         sampling=replace(body.sampling, tokens_max=order.tokens_max),
-        seed=call_seed(body.seed, len(body.prefix)),
+        seed=call_seed(body.seed, len(body.prefix) + len(order.answer_ids)),
         cache_key=cache_scope(requester.cache_key, body),
         session=requester.cache_key,
         origin=requester.origin,
-        text_pending=prompt.text_pending,
-        grammar=prompt.grammar,
+        text_pending=compiled.text_pending,
+        grammar=compiled.grammar,
         logprobs=body.logprobs,
     )
-    pieces = _pieces(prompt, body, has=has + order.answer_text_bytes)
+    pieces = _pieces(compiled, body, has=prompt.has + order.answer_text_bytes)
     flow = _AnswerFlow(order.run, len(order.answer_ids), pieces, limits, report)
-    await flow.add(Tokens(ids=(), text=prompt.text))
+    await flow.add(Tokens(ids=(), text=compiled.text))
     async with engine.generate(request) as events:
         async for event in events:
             match event:

@@ -36,9 +36,10 @@ from p2pnode.protocols.inference.messages import (
     Voucher,
 )
 from p2pnode.protocols.inference.meter import Meter
-from p2pnode.protocols.inference.prompts import PromptRoom, TurnPlaces
+from p2pnode.protocols.inference.prompts import TurnPlaces
 from p2pnode.protocols.inference.receipts import link_root, receipt_digest
 from p2pnode.protocols.inference.replay import PayCredit, ReplayBuffer
+from p2pnode.protocols.inference.turn_memory import SessionMemory
 from p2pnode.protocols.typed_data import (
     Domain,
     amount_due,
@@ -120,8 +121,8 @@ class ResumeKey:
 class HostTerms:
     """What this host grants a session of one model. ``payment`` is there for a paid session.
 
-    ``turns_max`` turns may be under way at once, ``window`` output tokens unpaid. ``room`` is shared by all
-    sessions of the host, ``places`` by those of one payer or origin.
+    ``turns_max`` turns may be under way at once, ``window`` output tokens unpaid. ``memory`` is the session's
+    share of its host's, ``places`` are shared by the sessions of one payer or origin.
     """
 
     n_ctx: int
@@ -139,7 +140,7 @@ class HostTerms:
     relay_s: float = 100.0
     read_stall_s: float = READ_STALL_S
     payment: HostPayment | None = None
-    room: PromptRoom = field(default_factory=PromptRoom)
+    memory: SessionMemory = field(default_factory=SessionMemory)
     places: TurnPlaces = field(default_factory=TurnPlaces)
     recover: Recover = recover_address
     """Checks what clients signed."""
@@ -440,8 +441,8 @@ class ChannelSender:
 
     Input is paid in the order of the quotes. Until a host has finished a turn for this wallet, in whatever
     session, only one input is paid whose first token has not come, later two: so much a host can take without
-    giving anything. That of a turn which the host failed without a token stays counted until it finishes
-    another one, or none is under way.
+    giving anything. That of a turn which the host ended without a token, by an error or in order, stays
+    counted until it finishes one that brought something, or none is under way.
     """
 
     def __init__(
@@ -476,7 +477,7 @@ class ChannelSender:
         self._unanswered: set[int] = set()
         """Those that cost something, and whose first token has not come."""
         self._lost = 0
-        """Turns that cost something, and that the host failed without a token since it last finished one."""
+        """Turns that cost something, and that the host ended without a token since it last finished one."""
         self._advance: _Advance | None = None
         self._owes = False
         """Whether a receipt holds that no voucher names yet."""
@@ -640,6 +641,10 @@ class ChannelSender:
         """Whether a turn may be served: it was quoted, and its input was paid or costs nothing."""
         return turn in self._paid_turns
 
+    def is_unanswered(self, turn: int) -> bool:
+        """Whether the input of a turn under way was paid, and nothing billed has come of it."""
+        return turn in self._unanswered
+
     def first_token(self, turn: int, effects: Effects) -> None:
         """The host has begun to answer: the next input may be paid."""
         if turn in self._unanswered:
@@ -661,10 +666,10 @@ class ChannelSender:
         self._waiting.pop(turn, None)
         self._pay(effects)
 
-    def end_turn(self, turn: int, effects: Effects, *, failed: bool) -> None:
-        """A turn is over; ``failed`` by the host, and not cancelled by this side."""
+    def end_turn(self, turn: int, effects: Effects, *, wanted: bool) -> None:
+        """A turn is over; it was still ``wanted``, so that its end is the host's doing."""
         self._waiting.pop(turn, None)
-        self._lost += failed and turn in self._unanswered
+        self._lost += wanted and turn in self._unanswered
         self._unanswered.discard(turn)
         self._paid_turns.discard(turn)
         if self._advance is not None and self._advance.turn == turn:

@@ -371,10 +371,9 @@ class ClientSession:
         del held.turns[turn.number]
         self._upload.drop(turn.number)
         whole = isinstance(outcome, TurnDone) and outcome.done.reason != "cancelled"
-        if whole and turn.metered.has_frames:
+        if whole and not self._channel.is_unanswered(turn.number) and turn.metered.has_frames:
             self._channel.finished(self._effects)
-        failed = isinstance(outcome, TurnFailed) and turn.is_wanted
-        self._channel.end_turn(turn.number, self._effects, failed=failed)
+        self._channel.end_turn(turn.number, self._effects, wanted=turn.is_wanted)
         self._effects.emit(outcome)
         if not self._channel.trusts:
             for other in held.turns.values():

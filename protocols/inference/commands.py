@@ -97,7 +97,7 @@ class Counted:
     """The input of ``turn``: ``tokens_in``, of which the host promises not to bill ``reused``.
 
     ``prompt_hash`` is ``receipts.ids_hash`` of the rendered ids. ``format``, ``reasons`` and ``thinking`` say
-    how the answer's channels are read.
+    how the answer's channels are read. ``held`` bytes are kept of the compiled prompt besides its ids.
     """
 
     turn: int
@@ -107,6 +107,7 @@ class Counted:
     format: str = ""
     reasons: bool = False
     thinking: bool = False
+    held: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +118,13 @@ class CountFailed:
     code: WireCode
     detail: str
     retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GiveWay:
+    """Others have less than their share of this host's memory: end this turn, unless it is served."""
+
+    turn: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +151,7 @@ class Replaced:
 
 HostCommand: TypeAlias = (
     GenProgress | GenTokens | GenVector | GenDone | GenFailed | Drain
-    | Escrowed | NotEscrowed | Counted | CountFailed | Kept | AskAlive | InUse | Replaced
+    | Escrowed | NotEscrowed | Counted | CountFailed | GiveWay | Kept | AskAlive | InUse | Replaced
 )  # fmt: skip
 
 # ---- HostSession -> host role
@@ -192,8 +200,9 @@ class Leaving:
 
 @dataclass(frozen=True, slots=True)
 class Generate:
-    """Run the engine for a turn: the rendered messages, then the body's prefix, then ``answer_ids``.
+    """Run the engine for a turn: its compiled prompt, with the body's prefix, then ``answer_ids``.
 
+    ``body`` has no messages any more: the role has what they were compiled to.
     ``answer_text_bytes`` of text and names of calls were made of ``answer_ids`` so far: what is missing of
     their text comes first.
     """

@@ -48,6 +48,7 @@ from p2pnode.protocols.inference.commands import (
     GenProgress,
     GenTokens,
     GenVector,
+    GiveWay,
     HostCommand,
     InUse,
     Kept,
@@ -250,7 +251,7 @@ class HostSession:
                     self._refuse(refusal)
             case (
                 Counted() | CountFailed() | GenProgress() | GenTokens() | GenVector() | GenDone()
-                | GenFailed()
+                | GenFailed() | GiveWay()
             ):  # fmt: skip
                 if session is not None:
                     session.report(command)

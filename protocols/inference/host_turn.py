@@ -60,11 +60,16 @@ from p2pnode.protocols.inference.messages import (
 from p2pnode.protocols.inference.meter import Meter, MeteredTurn
 from p2pnode.protocols.inference.prompts import PROMPT_RATE_MIN, PromptReader
 from p2pnode.protocols.inference.replay import Piece, ReadCredit, SendQueue, VectorQueue
+from p2pnode.protocols.inference.turn_memory import bytes_beside_embedding, bytes_compiled, bytes_of_prompt
 
 Report: TypeAlias = GenProgress | GenTokens | GenVector | GenDone | GenFailed
 TurnState: TypeAlias = Literal["reading", "quoting", "serving"]
 AHEAD_MAX: Final = WINDOW
 """Output tokens of a turn that wait for credit before its engine is paused, besides its last report."""
+
+RETRY_S: Final = 2.0
+"""After how long a client may ask again, where a turn found no place or no memory."""
+NO_MEMORY: Final = "this host holds as many turns of others as it has memory for: ask again"
 
 
 class TurnSession(Protocol):
@@ -179,21 +184,47 @@ class HostTurn:
         session.effects.send(PromptReceived(turn=self.number, bytes=reader.size))
         if not is_last:
             return
-        self._close_reader()
+        self._reader = None
         try:
-            self._body, self._metered.request = reader.body()
+            body, self._metered.request = reader.body()
         except ProtocolError as error:
             self.fail("bad_request", str(error))
             return
-        if self._body.embed:
-            self._vectors = VectorCheck(len(self._body.embed))
+        if not self.hold(bytes_of_prompt(body, reader.total)):
+            return
+        self._body = body
+        if body.embed:
+            self._vectors = VectorCheck(len(body.embed))
             self.queue, self.read = VectorQueue(), ReadCredit(vectors=True)
-        session.effects.emit(Count(self.number, self._body))
+        session.effects.emit(Count(self.number, body))
 
-    def _close_reader(self) -> None:
+    # ---- memory
+
+    @property
+    def gives_way(self) -> int | None:
+        """In which order turns give way to those of others, the lowest first; None: it doesn't.
+
+        One whose input is paid never does, nor one that an engine works for. Of one that is quoted the
+        voucher may be on its way.
+        """
         if self._reader is not None:
-            self._session.granted.room.leave(self._reader.total)
-            self._reader = None
+            return 0
+        if not self._serving:
+            return 1 if self._quote is None else 3
+        waits = not self._running and self._ended is None
+        return 2 if waits and self._session.channel.free else None
+
+    def hold(self, size: int) -> bool:
+        """Whether there is memory for all that it holds, or will come to hold; otherwise it ends."""
+        held = self._session.granted.memory.hold(self, size)
+        if not held:
+            self.fail("capacity", NO_MEMORY, RETRY_S)
+        return held
+
+    def give_way(self) -> None:
+        """Others have less than their share of this host's memory: end, where it still may."""
+        if self.gives_way is not None:
+            self.fail("capacity", NO_MEMORY, RETRY_S)
 
     # ---- the input
 
@@ -217,6 +248,11 @@ class HostTurn:
             )
             self.fail("payment_required", detail)
             return
+        tokens_out = min(body.tokens_out_max, max(0, session.granted.n_ctx - news.tokens_in))
+        beside = news.held + bytes_beside_embedding(body.embed)
+        if not self.hold(bytes_compiled(news.tokens_in, tokens_out, beside)):
+            return
+        self._body = replace(body, messages=())  # what they say is compiled, and the role has that
         self._metered.prompt = news.prompt_hash
         self._quote = Quote(
             turn=self.number,
@@ -451,7 +487,7 @@ class HostTurn:
             self._session.channel.issue(self._session.effects)
 
     def _close(self, reason: str) -> None:
-        self._close_reader()
+        self._session.granted.memory.release(self)
         if self._is_parallel:
             self._session.granted.places.leave()
         if not self.is_quoted:  # no voucher can follow but an advance

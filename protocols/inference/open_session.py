@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 from p2pnode.errors import ProtocolError, WireCode
 from p2pnode.ids import ModelId, SessionId
@@ -24,8 +24,9 @@ from p2pnode.protocols.inference.commands import (
     GenProgress,
     GenTokens,
     GenVector,
+    GiveWay,
 )
-from p2pnode.protocols.inference.host_turn import HostTurn, Report
+from p2pnode.protocols.inference.host_turn import NO_MEMORY, RETRY_S, HostTurn, Report
 from p2pnode.protocols.inference.messages import (
     CHECKPOINT_EVERY,
     Ack,
@@ -42,8 +43,7 @@ from p2pnode.protocols.inference.messages import (
     prompt_bytes_max,
 )
 from p2pnode.protocols.inference.meter import Meter
-
-_ROOM_RETRY_S: Final = 2.0
+from p2pnode.protocols.inference.turn_memory import bytes_announced
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -182,17 +182,17 @@ class OpenSession:
             refusal = Error(code="context_overflow", detail=detail, turn=number)
         elif is_parallel and not granted.places.enter():
             detail = "too many turns of yours are under way here: ask again when one is over"
-            refusal = Error(code="rate_limited", detail=detail, retry_after_s=_ROOM_RETRY_S, turn=number)
-        elif not granted.room.enter(first.total):
+            refusal = Error(code="rate_limited", detail=detail, retry_after_s=RETRY_S, turn=number)
+        turn = HostTurn(number, first.total, self, now, is_parallel=is_parallel)
+        if refusal is None and not granted.memory.hold(turn, bytes_announced(first.total)):
             if is_parallel:
                 granted.places.leave()
-            detail = "this host reads as much of other prompts as it has room for: try again"
-            refusal = Error(code="capacity", detail=detail, retry_after_s=_ROOM_RETRY_S, turn=number)
+            refusal = Error(code="capacity", detail=NO_MEMORY, retry_after_s=RETRY_S, turn=number)
         if refusal is not None:
             self.channel.end_turn(number)
             self.effects.send(refusal)
             return None
-        turn = self.turns[number] = HostTurn(number, first.total, self, now, is_parallel=is_parallel)
+        self.turns[number] = turn
         return turn
 
     def credit(self, message: Ack | Voucher) -> bool:
@@ -221,9 +221,12 @@ class OpenSession:
 
     # ---- what the role says of them
 
-    def report(self, report: Report | Counted | CountFailed) -> None:
+    def report(self, report: Report | Counted | CountFailed | GiveWay) -> None:
         """Take what a count or an engine request gave. What comes too late means nothing."""
         match report:
+            case GiveWay():
+                if (turn := self.turns.get(report.turn)) is not None:
+                    turn.give_way()
             case Counted() | CountFailed():
                 if (turn := self.turns.get(report.turn)) is not None:
                     turn.counted(report)
@@ -231,7 +234,7 @@ class OpenSession:
                 for turn in tuple(self.turns.values()):
                     turn.report(report)
 
-    def report_detached(self, report: Report | Counted | CountFailed, now: float) -> list[Effect]:
+    def report_detached(self, report: Report | Counted | CountFailed | GiveWay, now: float) -> list[Effect]:
         """The same while no stream has the session: its output waits for whoever resumes it.
 
         Of the effects only what the machine emits counts.

@@ -23,8 +23,6 @@ from p2pnode.protocols.wire import decode_record
 
 PROMPT_RATE_MIN: Final = 16 * 1024
 """Bytes a second at which a prompt must arrive, on top of the stall time."""
-ROOM_BYTES: Final = 256 << 20
-"""Bytes of prompts that a host reads at once, over all its sessions."""
 
 
 def prompt_parts(turn: int, raw: bytes) -> Iterator[Prompt]:
@@ -81,24 +79,6 @@ class Upload:
     @property
     def _unconfirmed(self) -> int:
         return sum(self._sent.values()) - sum(self._confirmed.values())
-
-
-class PromptRoom:
-    """How many bytes of prompts a host reads at once, over all its sessions."""
-
-    def __init__(self, bytes_max: int = ROOM_BYTES) -> None:
-        self._left = bytes_max
-
-    def enter(self, count: int) -> bool:
-        """Take room for a prompt of ``count`` bytes; False where there is none."""
-        if count > self._left:
-            return False
-        self._left -= count
-        return True
-
-    def leave(self, count: int) -> None:
-        """Give that room back."""
-        self._left += count
 
 
 class TurnPlaces:

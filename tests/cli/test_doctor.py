@@ -28,7 +28,7 @@ from p2pnode.doctor.network import CLOCK_SKEW_MAX_S, NetworkChecks
 from p2pnode.doctor.storage import StorageChecks
 from p2pnode.files import write_private
 from p2pnode.models.catalogue import Catalogue
-from p2pnode.models.engine import CompiledPrompt
+from p2pnode.models.compiled_prompt import CompiledPrompt
 from p2pnode.models.pull.pull import pull
 from p2pnode.models.scripted import ScriptedConfig, ScriptedEngine
 from p2pnode.node.datadir import DataDir, RunningNode

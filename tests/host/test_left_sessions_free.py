@@ -26,6 +26,8 @@ from p2pnode.protocols.events import Received
 from p2pnode.protocols.inference.channel import HostTerms
 from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.messages import Open, SamplingParams
+from p2pnode.protocols.inference.prompts import TurnPlaces
+from p2pnode.protocols.inference.turn_memory import SessionMemory, TurnMemory
 from p2pnode.shares import Origin
 from tests.client.support import Events
 from tests.net.memory_world import seed_of
@@ -143,9 +145,15 @@ async def test_it_is_forgotten_when_its_time_is_up(tmp_path: Path, autojump_cloc
 # ---- what it costs a host
 
 
+MEMORY, PLACES = TurnMemory(), TurnPlaces()
+
+
 def _left_record(number: int) -> tuple[object, object]:
     """An accepted free session that rests, and its stream."""
-    terms = HostTerms(n_ctx=2048, host=HOST.peer, keep_s=KEEP_S)
+    origin = Origin(f"10.{number // 250}.{number % 250}.0/24", f"10.{number // 250}.{number % 250}.0/24")
+    terms = HostTerms(
+        n_ctx=2048, host=HOST.peer, keep_s=KEEP_S, memory=SessionMemory(MEMORY, origin), places=PLACES
+    )
     machine = HostSession(
         peer=HOST.peer, stream=0, admit=lambda _open: terms, sign=HOST.sign, epoch=1,
         draw=lambda count: number.to_bytes(count, "big"), terms=terms,
@@ -160,7 +168,6 @@ def _left_record(number: int) -> tuple[object, object]:
     assert record is not None
     # As after a turn: with the last receipt.
     record.channel.last_receipt = receipt(number)
-    origin = Origin(f"10.{number // 250}.{number % 250}.0/24", f"10.{number // 250}.{number % 250}.0/24")
     return record, SimpleNamespace(origin=origin, replaced=lambda: None)
 
 

@@ -14,14 +14,19 @@ import trio
 from trio.testing import MockClock
 
 from p2pnode.host.unpaid_work import ORIGIN_BURST, ORIGIN_PER_S, PAYER_BURST, CompileTurns, UnpaidWork
+from p2pnode.models.compiled_prompt import CompiledPrompt
 from p2pnode.models.manifest import scripted_model_id
+from p2pnode.models.scripted import ScriptedConfig, ScriptedEngine
 from p2pnode.node.driver import MessageChannel
 from p2pnode.protocols.inference.messages import (
     CODEC,
+    READ_CREDIT,
     Accept,
+    Ack,
     Cancel,
     ChatMessage,
     Close,
+    Credit,
     Done,
     Error,
     Open,
@@ -30,6 +35,7 @@ from p2pnode.protocols.inference.messages import (
     Quote,
     ResponseFormat,
     SamplingParams,
+    Tokens,
     Tool,
 )
 from p2pnode.protocols.inference.prompts import prompt_parts
@@ -115,6 +121,22 @@ ATTACKS: dict[str, tuple[bytes, str]] = {
     "a seed that is too short": (_raw(seed=b"x"), "seed"),
     "a role of nobody": (_raw(messages=[{"role": "wizard", "content": []}]), "role"),
 }
+
+
+class _CountingEngine(ScriptedEngine):
+    """Counts how often a prompt is rendered, and how often one grows."""
+
+    def __init__(self, config: ScriptedConfig) -> None:
+        super().__init__(config)
+        self.rendered = self.grown = 0
+
+    async def prompt(self, body: PromptBody) -> CompiledPrompt:
+        self.rendered += 1
+        return await super().prompt(body)
+
+    async def extend(self, prompt: CompiledPrompt, ids: tuple[int, ...]) -> CompiledPrompt:
+        self.grown += 1
+        return await super().extend(prompt, ids)
 
 
 @asynccontextmanager
@@ -237,3 +259,66 @@ def test_a_count_that_leads_to_an_answer_costs_no_share() -> None:
     assert work.begin(other, payer, 0.0) > 0  # from wherever it asks
     assert work.begin(one, None, 0.0) == 0  # others of its origin
     assert work.begin(other, None, 0.0) == 0
+
+
+GRUDGING = {
+    "pseudo-words": PromptBody(
+        messages=(ChatMessage.of("user", "hi"),),
+        sampling=SamplingParams(tokens_max=500, temperature=0),
+        seed=bytes(16),
+    ),
+    "an answer of a schema": PromptBody(
+        messages=(ChatMessage.of("user", "hi"),),
+        sampling=SamplingParams(tokens_max=500, temperature=0, stop=("never said",)),
+        response_format=ResponseFormat(
+            kind="json_schema",
+            body='{"type":"object","properties":{"a":{"pattern":"^[a-z]{99}[0-9]{99}$"},'
+            '"b":{"pattern":"^[a-z]{99}$"}},"required":["a","b"]}',
+        ),
+        seed=bytes(16),
+    ),
+}
+
+
+async def _read(channel: MessageChannel, body: PromptBody, *, grudging: bool) -> tuple[list[int], str]:
+    """The ids and the text of an answer. ``grudging``: credit comes only when the host can do no more."""
+    await channel.send(prompt_parts(1, encode(body)))
+    ids: list[int] = []
+    text = ""
+    while True:
+        message = None
+        with trio.move_on_after(1 if grudging else 60):
+            message = await channel.receive()
+        match message:
+            case Tokens():
+                ids += message.ids
+                text += message.text
+            case Done():
+                assert message.reason in ("stop", "length")
+                return ids, text
+            case Error():
+                raise AssertionError(message.detail)
+            case _:
+                pass
+        if message is None or (ids and not grudging):
+            await channel.send([Ack(seq=len(ids)), Credit(turn=1, upto=len(ids) + READ_CREDIT)])
+
+
+@pytest.mark.parametrize("name", GRUDGING)
+async def test_a_client_that_gives_credit_by_the_drop_has_its_prompt_compiled_once(
+    name: str, autojump_clock: MockClock
+) -> None:
+    """What it costs the host for each drop of 32 ids is an engine's call, and no compiler's."""
+    body, engine = GRUDGING[name], _CountingEngine(ScriptedConfig(slots=1))
+    async with world() as w:
+        host = await w.add([replace(scripted_host(), engine=engine)])
+        async with _session(w, host) as (_, channel):
+            honest = await _read(channel, body, grudging=False)
+        assert engine.rendered == 1
+        engine.grown = 0
+        async with _session(w, host) as (_, channel):
+            assert await _read(channel, body, grudging=True) == honest
+        assert engine.rendered == 2
+        assert engine.grown >= 3
+        if body.response_format.kind == "json_schema":
+            assert {key: len(said) for key, said in json.loads(honest[1]).items()} == {"a": 198, "b": 99}

@@ -17,6 +17,7 @@ import trio
 from p2pnode.errors import EngineError
 from p2pnode.models.answer import AnswerReader, CallArguments, CallBegun
 from p2pnode.models.engine import Done, Engine, EngineEvent, GenerateRequest, Prefill, Started, Tokens
+from p2pnode.models.grammar import Matcher
 from p2pnode.models.validation import SEED_MAX
 from p2pnode.protocols.inference.messages import (
     ChatMessage,
@@ -299,6 +300,26 @@ class EngineConformance:
                 engine, begun.ids, sampling, grammar=begun.grammar, text_pending=begun.text_pending
             )
             jsonschema.validate(json.loads(begun.text + rest.text), schema)
+
+    async def test_a_prompt_that_grows_is_the_one_with_a_longer_prefix(self, engine: Engine) -> None:
+        schema = '{"type":"object","properties":{"a":{"type":"string","minLength":20}},"required":["a"]}'
+        shaped = body(
+            "Tell me.",
+            response_format=ResponseFormat(kind="json_schema", body=schema),
+            sampling=replace(GREEDY, stop=("}}",)),
+        )
+        sampling = replace(GREEDY, tokens_max=100)
+        prompt = await engine.prompt(shaped)
+        whole = await ask(engine, prompt.ids, sampling, grammar=prompt.grammar)
+        grown, step = prompt, 3
+        for cut in range(step, len(whole.ids), step):
+            grown = await engine.extend(grown, whole.ids[cut - step : cut])
+            compiled = await engine.prompt(replace(shaped, prefix=whole.ids[:cut]))
+            assert replace(grown, grammar=None, made=0) == replace(compiled, grammar=None)
+            assert grown.made == cut
+            assert grown.grammar is not None
+            matcher = Matcher(grown.grammar)
+            assert matcher.feed(whole.text[len(grown.text) :])
 
     async def test_a_tool_that_must_be_called_is_called(self, engine: Engine) -> None:
         calling = body("Weather?", tools=(TOOL,), tool_choice="required", parallel_tool_calls=False)

@@ -52,7 +52,8 @@ from p2pnode.protocols.inference.messages import (
     Voucher,
 )
 from p2pnode.protocols.inference.open_session import LapsedSession, OpenSession
-from p2pnode.protocols.inference.prompts import PromptRoom, TurnPlaces
+from p2pnode.protocols.inference.prompts import TurnPlaces
+from p2pnode.protocols.inference.turn_memory import SessionMemory
 from p2pnode.protocols.typed_data import Domain, amount_due, authorisation_digest, market_domain, session_id
 from tests.protocols.inference.pair import HOLDER, HOST, PROMPT_HASH, SALT, STREAM, Pair, ask
 from tests.protocols.support import MODEL, Identity
@@ -152,7 +153,7 @@ class PaidPair(Pair):
         """Output tokens of each turn that the host has sent, on whatever stream."""
         self.sent_before = 0
         granted = replace(
-            self.grants, payment=accepts(terms), room=PromptRoom(), places=TurnPlaces(TURNS_MAX)
+            self.grants, payment=accepts(terms), memory=SessionMemory(), places=TurnPlaces(TURNS_MAX)
         )
         super().__init__(granted, answer_tokens)
 

@@ -260,6 +260,14 @@ class Pair:
             self._report(run, GenFailed(run.order.run, code, detail, 1.0))
         return run is not None
 
+    def end_engine(self) -> bool:
+        """The present engine request ends in order, with what it has told so far."""
+        run = self.run
+        if run is not None:
+            del self.live[run.order.run]
+            self._report(run, GenDone(run.order.run, "stop"))
+        return run is not None
+
     def settle(self, count: int = 16) -> None:
         """Let everything move until nothing does."""
         for _ in range(20_000):

@@ -12,8 +12,9 @@ from p2pnode.protocols.inference.client_turn import held_from_journal
 from p2pnode.protocols.inference.commands import Issued, SessionFailed, Start
 from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.open_session import LapsedSession
-from p2pnode.protocols.inference.prompts import PromptRoom, TurnPlaces
+from p2pnode.protocols.inference.prompts import TurnPlaces
 from p2pnode.protocols.inference.receipts import receipt_holds
+from p2pnode.protocols.inference.turn_memory import SessionMemory
 from p2pnode.protocols.typed_data import session_id
 from tests.protocols.inference.paid_pair import (
     CLIENT_ID,
@@ -77,7 +78,7 @@ class Restarts(PaidPair):
         """A new start of the host, and a stream to it."""
         self.epoch += 1
         self.rebuilt = None
-        self.granted = replace(self.granted, room=PromptRoom(), places=TurnPlaces())
+        self.granted = replace(self.granted, memory=SessionMemory(), places=TurnPlaces())
         self.issued.clear()
         self.finished.clear()
         held = self.client.held

@@ -729,7 +729,7 @@ def test_a_client_pays_one_input_that_brought_nothing_and_two_once_the_host_fini
     (following,) = sent(effects.take())
     assert (following.turn, following.tokens_in) == (most + 1, 10 * (most + 1))
     sender.cancel_turn(most + 2, effects)
-    sender.end_turn(following.turn, effects, failed=False)
+    sender.end_turn(following.turn, effects, wanted=False)
     (following,) = sent(effects.take())
     assert (following.turn, following.tokens_in) == (most + 3, 10 * (most + 2))
 

@@ -26,7 +26,7 @@ from p2pnode.protocols.inference.commands import (
     GenTokens,
 )
 from p2pnode.protocols.inference.host import HostSession
-from p2pnode.protocols.inference.prompts import PROMPT_RATE_MIN, PromptRoom, TurnPlaces, prompt_parts
+from p2pnode.protocols.inference.prompts import PROMPT_RATE_MIN, TurnPlaces, prompt_parts
 from p2pnode.protocols.inference.replay import Piece
 from p2pnode.protocols.wire import encode
 from tests.protocols.inference.pair import (
@@ -128,7 +128,8 @@ def test_a_replayed_open_is_a_violation() -> None:
 def test_a_prompt_in_many_parts_is_put_together() -> None:
     host = opened()
     pieces = [part(part=n, body=RAW[n : n + 1], last=n == len(RAW) - 1) for n in range(len(RAW))]
-    assert only(Generate, say(host, *pieces)).body == ask(content="x" * 1000).body
+    effects = [each for piece in pieces for each in host.handle(Received(CLIENT, STREAM, piece), 0.0)]
+    assert only(Count, emitted(effects)).body == ask(content="x" * 1000).body
 
 
 @pytest.mark.parametrize(
@@ -191,20 +192,6 @@ def test_the_rest_of_a_prompt_that_was_refused_means_nothing() -> None:
     assert say(host, part(part=1, total=total), part(part=7, total=3, last=True)) == []
     assert host.state == "idle"
     assert only(Generate, say(host, *prompt_parts(2, RAW))).run == 1
-
-
-def test_a_prompt_for_which_the_host_has_no_room_is_refused_and_the_room_is_given_back() -> None:
-    room = PromptRoom(len(RAW) + 50)
-    terms = replace(TERMS, turns_max=2, room=room)
-    first, second = opened(terms), opened(terms)
-    say(first, part())
-    error = only(m.Error, say(second, part()))
-    assert (error.code, error.retry_after_s) == ("capacity", 2.0)
-    say(first, m.Cancel(turn=1))
-    assert only(Generate, say(second, *prompt_parts(2, RAW))).turn == 2
-    say(first, part(turn=2))
-    say(first, m.Close())
-    assert room.enter(len(RAW) + 50)
 
 
 def test_endless_tiny_parts_hold_no_more_than_was_announced() -> None:

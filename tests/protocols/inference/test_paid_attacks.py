@@ -722,22 +722,28 @@ def run_without_engine(pair: PaidPair) -> None:
         pass
 
 
+@pytest.mark.parametrize("ends", [PaidPair.fail_engine, PaidPair.end_engine])
 @pytest.mark.parametrize("turns", [8, 20])
-def test_a_host_that_fails_every_turn_it_was_paid_for_gets_one_input(turns: int) -> None:
+def test_a_host_that_ends_every_turn_it_was_paid_for_without_a_token_gets_one_input(
+    turns: int, ends: Callable[[PaidPair], bool]
+) -> None:
     pair = several(turns)
     for _ in range(turns):
         pair.ask(ask())
     run_without_engine(pair)
-    while pair.fail_engine():
+    while ends(pair):
         run_without_engine(pair)
     assert pair.paid[-1].tokens_in == 15, "one of so many inputs"
-    failed = [outcome for outcome in pair.outcomes if isinstance(outcome, TurnFailed)]
-    assert len(failed) == turns
-    assert [outcome.cause for outcome in failed[1:]] == ["stuck"] * (turns - 1)
+    assert len(pair.outcomes) == turns
+    failed = [outcome for outcome in pair.outcomes[1:] if isinstance(outcome, TurnFailed)]
+    assert [outcome.cause for outcome in failed] == ["stuck"] * (turns - 1)
     assert pair.runs == 1
 
 
-def test_a_host_that_finished_turns_and_then_fails_them_gets_two_inputs() -> None:
+@pytest.mark.parametrize("ends", [PaidPair.fail_engine, PaidPair.end_engine])
+def test_a_host_that_finished_turns_and_then_gives_nothing_for_them_gets_two_inputs(
+    ends: Callable[[PaidPair], bool],
+) -> None:
     pair = several(8, answer_tokens=10)
     pair.ask(ask())
     pair.settle()
@@ -745,7 +751,7 @@ def test_a_host_that_finished_turns_and_then_fails_them_gets_two_inputs() -> Non
     for _ in range(8):
         pair.ask(ask())
     run_without_engine(pair)
-    while pair.fail_engine():
+    while ends(pair):
         run_without_engine(pair)
     assert pair.paid[-1].tokens_in - before == 2 * 15
 

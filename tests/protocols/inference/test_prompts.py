@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from p2pnode.errors import ProtocolError
 from p2pnode.protocols.inference.messages import UNCONFIRMED_MAX, Prompt, PromptReceived
-from p2pnode.protocols.inference.prompts import PromptReader, PromptRoom, Upload
+from p2pnode.protocols.inference.prompts import PromptReader, Upload
 
 
 def test_a_prompt_of_fewer_bytes_than_announced_is_none() -> None:
@@ -58,12 +58,3 @@ def test_a_prompt_that_is_not_wanted_any_more_makes_room_for_the_next() -> None:
     upload.drop(1)
     assert [part.turn for part in upload.parts()] == [2]
     assert not upload.confirm(PromptReceived(turn=1, bytes=100_000)), "of a turn that is over"
-
-
-def test_the_room_of_a_host_for_prompts_is_given_back() -> None:
-    room = PromptRoom(100)
-    assert room.enter(60)
-    assert not room.enter(41)
-    assert room.enter(40)
-    room.leave(60)
-    assert room.enter(60)
