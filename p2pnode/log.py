@@ -13,7 +13,7 @@ from typing import Literal, TextIO
 import structlog
 
 from p2pnode.streams import screen_of
-from p2pnode.words import one_line
+from p2pnode.words import one_line, printable
 
 Level = Literal["debug", "info", "warning", "error"]
 
@@ -43,10 +43,11 @@ def configure_logging(level: Level = "warning", *, stream: TextIO | None = None)
 def _on_one_line(
     _logger: object, _method: str, event: structlog.types.EventDict
 ) -> structlog.types.EventDict:
-    """Put each field, which may be a stranger's text, on one line. A traceback keeps its lines."""
+    """Put each field, which may be a stranger's text, on one line. A traceback keeps its lines, each of them
+    clean."""
     for name, value in event.items():
-        if isinstance(value, str) and name != "exception":
-            event[name] = one_line(value)
+        if isinstance(value, str):
+            event[name] = printable(value) if name == "exception" else one_line(value)
     return event
 
 

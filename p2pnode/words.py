@@ -6,7 +6,11 @@ from typing import Final
 
 _LINE_MAX: Final = 300
 _REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
-_CONTROLS: Final = {code: _REPLACEMENT for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+_TURNS: Final = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
+"""Marks that turn the direction of what follows them. Letters of right-to-left scripts need none."""
+_CONTROLS: Final = {
+    code: _REPLACEMENT for code in (*range(32), *range(127, 160), *_TURNS) if chr(code) not in "\n\t"
+}
 _BREAKS: Final = frozenset("\t\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029")
 
 
@@ -37,7 +41,8 @@ def one_line(text: str, longest: int = _LINE_MAX) -> str:
 
 
 def printable(text: str) -> str:
-    """A stranger's text on several lines, without characters that move the cursor or command the terminal."""
+    """A stranger's text on several lines, without characters that move the cursor, command the terminal or
+    turn the direction of writing."""
     return text.translate(_CONTROLS)
 
 

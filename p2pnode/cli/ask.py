@@ -108,6 +108,8 @@ MessagesOption = Annotated[
     ),
 ]
 _MEASURABLE_S: Final = 0.05
+_CALL_MAX: Final = 100_000
+"""Letters of a call that are shown to people; scripts get all of it."""
 
 
 def ask(
@@ -414,7 +416,8 @@ def _show_calls(output: Output, answer: Any, shown: int, *, upto: int | None) ->
     for call in calls[shown:over]:
         output.end_line()
         if not output.as_json:
-            output.result(f"{call.name}({call.arguments})")
+            # On one line: what follows a line break could look like words of ours.
+            output.result(one_line(f"{call.name}({call.arguments})", _CALL_MAX))
     return max(shown, over)
 
 

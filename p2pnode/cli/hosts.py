@@ -66,7 +66,7 @@ def hosts(
             failures = client.last_failures
             shown = (*ranking.chosen, *(ranking.excluded if why else ()))
             sheets = await client.sheets(each.advert for each in shown)
-        _print(output, ranking, sheets, failures if why else {}, why=why)
+        print_hosts(output, ranking, sheets, failures if why else {}, why=why)
         if not ranking.chosen:
             msg = (
                 "no host of this model may be chosen: start one with `p2pnode join`, name a first peer with "
@@ -92,7 +92,9 @@ def _capabilities(names: Iterable[str]) -> int:
     return wanted
 
 
-def _print(output: Output, ranking: Any, sheets: Any, failures: Any, *, why: bool) -> None:
+def print_hosts(output: Output, ranking: Any, sheets: Any, failures: Any, *, why: bool) -> None:
+    """Print hosts that may be chosen and, with ``why``, what they can do, and those that may not."""
+
     def fields_of(candidate: Any) -> dict[str, Any]:
         return _fields(candidate, sheets.get(candidate.advert.peer))
 
