@@ -12,12 +12,24 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from p2pnode.models.grammar import Grammar
-from p2pnode.models.prompt_compiler import PromptParts
+from p2pnode.models.prompt import Segment
 from p2pnode.models.text import TextAssembler
 from p2pnode.models.vocabulary import Vocabulary
 from p2pnode.protocols.inference.messages import PromptBody
 
 _LETTER_BYTES: Final = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptParts:
+    """What ``compile_prompt`` makes of a prompt. ``grammar``: of what follows the prefix, None where it is
+    free."""
+
+    segments: tuple[Segment, ...]
+    format: str
+    reasons: bool
+    thinking: bool
+    grammar: Grammar | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

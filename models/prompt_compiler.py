@@ -16,7 +16,7 @@ import resource
 import secrets
 import signal
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
 from typing import Any, Final, NoReturn
@@ -26,6 +26,7 @@ import trio
 from p2pnode.errors import EngineError, ProtocolError
 from p2pnode.models.answer import VERSION as READER_VERSION
 from p2pnode.models.answer_grammar import answer_grammar
+from p2pnode.models.compiled_prompt import PromptParts
 from p2pnode.models.grammar import Grammar, GrammarError, Matcher
 from p2pnode.models.prompt import Segment
 from p2pnode.models.renderer import ChatTemplate, Renderer
@@ -44,18 +45,6 @@ _DEADLINE_S: Final = 30.0
 """On the wall's clock: other programs may have the processor."""
 _ANSWER_MAX: Final = 64 << 20
 _LENGTH: Final = 4
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PromptParts:
-    """What ``compile_prompt`` makes of a prompt. ``grammar``: of what follows the prefix, None where it is
-    free."""
-
-    segments: tuple[Segment, ...]
-    format: str
-    reasons: bool
-    thinking: bool
-    grammar: Grammar | None
 
 
 def compile_prompt(
