@@ -15,10 +15,13 @@ from typing import Any, Final
 
 from p2pnode.errors import ConfigError
 from p2pnode.files import read_text_or_none
+from p2pnode.simulations.churn import Churn
 from p2pnode.simulations.cpu import Cpu
 from p2pnode.simulations.dht import Dht
+from p2pnode.simulations.faults import Fault
 from p2pnode.simulations.gossip import Gossip
 from p2pnode.simulations.links import Links
+from p2pnode.simulations.market.market import Market
 from p2pnode.simulations.nat import Nat
 from p2pnode.simulations.parameters import require_not_negative, require_positive
 from p2pnode.simulations.records import as_mapping, read_record, with_values
@@ -45,6 +48,10 @@ class Scenario:
     cpu: Cpu | None = None
     gossip: Gossip | None = None
     dht: Dht | None = None
+    market: Market | None = None
+    """Its hosts and clients are nodes of the run: ``nodes`` is how many they are in all."""
+    churn: Churn | None = None
+    faults: tuple[Fault, ...] = ()
 
     def __post_init__(self) -> None:
         require_positive(self, "duration_s")
@@ -71,6 +78,10 @@ class Scenario:
             if count >= self.nodes:
                 msg = f"{path} is {count}: of {self.nodes} nodes a node can dial {self.nodes - 1} others"
                 raise ValueError(msg)
+        if self.market is not None and self.market.nodes != self.nodes:
+            hosts, clients = self.market.hosts.count, self.market.clients.count
+            msg = f"nodes is {self.nodes}: the market has {hosts} hosts and {clients} clients"
+            raise ValueError(msg)
         if self.gossip is not None and self.gossip.publishers > self.nodes:
             msg = f"gossip.publishers is {self.gossip.publishers}: there are only {self.nodes} nodes"
             raise ValueError(msg)

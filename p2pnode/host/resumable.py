@@ -162,7 +162,7 @@ class ResumableSessions:
             self._on_gone(session)
         if escrow is not None and not opened.channel.free:
             if before is not None:  # what its client did not pay is lost, as when nobody had come back
-                escrow.given_up(session, unpaid=unpaid(before))
+                escrow.given_up(session, unpaid=before.unpaid)
             if opened.generation:
                 refusal = escrow.readmit(session, opened.channel.terms, opened.granted.window, stream.address)
                 if refusal is not None:
@@ -232,7 +232,7 @@ class ResumableSessions:
         del self._live[session], self._records[session]
         self._on_gone(session)
         if self._escrow is not None and paid:
-            self._escrow.given_up(session, unpaid=unpaid(record))
+            self._escrow.given_up(session, unpaid=record.unpaid)
         await self._remember(record, stream.origin.near, until)
         return until
 
@@ -261,7 +261,7 @@ class ResumableSessions:
             # From now on a crash leaves it, too. What it owes is counted when it has lingered.
             await self._escrow.note_left(session, until)
         else:
-            await self._escrow.over(session, unpaid=unpaid(record), lingers=lingers)
+            await self._escrow.over(session, unpaid=record.unpaid, lingers=lingers)
 
     async def wait_given_up(self, session: SessionId) -> None:
         """Wait until the linger has passed; then the session is left or given up, unless a stream has it.
@@ -322,7 +322,7 @@ class ResumableSessions:
         record.abandon("given up")  # what its turns hold of this host is free
         self._on_gone(session)
         if not record.channel.free and self._escrow is not None:
-            self._escrow.given_up(session, unpaid=unpaid(record))
+            self._escrow.given_up(session, unpaid=record.unpaid)
 
     # ---- sessions that are left
 
@@ -359,10 +359,3 @@ class ResumableSessions:
 def _nobody(_opened: OpenSession) -> Refuse | None:
     """In place of the role's last word, which is set for each stream that asks."""
     return Refuse(code="internal", detail="this session can't be resumed now")
-
-
-def unpaid(record: OpenSession) -> int:
-    """Token units that this host delivered and no voucher covers."""
-    channel = record.channel
-    signed = channel.best.amount if channel.best is not None else channel.terms.session_fee
-    return max(0, channel.cost - signed)

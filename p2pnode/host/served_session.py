@@ -76,7 +76,7 @@ from p2pnode.protocols.inference.messages import (
     TopToken,
 )
 from p2pnode.protocols.inference.open_session import OpenSession
-from p2pnode.protocols.inference.prompt_rules import call_seed
+from p2pnode.protocols.inference.prompt_rules import cache_scope, call_seed
 from p2pnode.protocols.inference.receipts import ids_hash
 from p2pnode.protocols.inference.replay import Piece
 from p2pnode.shares import Origin
@@ -543,11 +543,6 @@ async def counted(
         held=prompt.held_bytes,
     )
     return news, prompt
-
-
-def cache_scope(session: bytes, body: PromptBody) -> bytes:
-    """Whose prefix cache a prompt may use: that of its session and its own key."""
-    return session + (body.cache_key or b"")
 
 
 async def _try(

@@ -86,6 +86,13 @@ class OpenSession:
         return self.channel.meter
 
     @property
+    def unpaid(self) -> int:
+        """Token units that this host delivered and no voucher covers."""
+        channel = self.channel
+        signed = channel.best.amount if channel.best is not None else channel.terms.session_fee
+        return max(0, channel.cost - signed)
+
+    @property
     def may_be_left(self) -> bool:
         """Whether its client may leave it now: this host keeps it, nothing is under way, and all is paid."""
         return self.granted.keep_s > 0 and not self.turns and not self.channel.owed

@@ -42,6 +42,11 @@ def call_seed(seed: bytes, start: int) -> int:
     return made
 
 
+def cache_scope(session: bytes, body: PromptBody) -> bytes:
+    """Whose prefix cache a prompt may use: that of its session and its own key."""
+    return session + (body.cache_key or b"")
+
+
 def seed_of(number: int) -> bytes:
     """The seed of a prompt for an integer, as other programs have seeds."""
     return keccak256(_INTEGER_TAG + str(number).encode())[:16]

@@ -1,0 +1,393 @@
+"""A session of a simulated client with one host: its machine, its turns, and one stream after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from p2pnode.client.bill import CostShares
+from p2pnode.client.failover import (
+    session_error,
+)
+from p2pnode.client.resumption import Resumption
+from p2pnode.errors import P2PNodeError, UnreachableError
+from p2pnode.ids import ModelId, PeerId
+from p2pnode.protocols.inference.channel import ClientPayment
+from p2pnode.protocols.inference.client_turn import HeldSession
+from p2pnode.protocols.inference.commands import (
+    Accepted,
+    Ask,
+    Delivered,
+    End,
+    Ended,
+    Quoted,
+    Receipted,
+    SessionFailed,
+    Signed,
+    Start,
+    TokensTaken,
+    TurnDone,
+    TurnFailed,
+)
+from p2pnode.protocols.inference.messages import (
+    CHECKPOINT_EVERY,
+    READ_CREDIT,
+    Accept,
+    Receipt,
+    Tokens,
+    Voucher,
+)
+from p2pnode.protocols.typed_data import amount_due
+from p2pnode.simulations.world import Link, Node, Shell
+
+if TYPE_CHECKING:
+    from p2pnode.simulations.market.client import Client
+    from p2pnode.simulations.market.question import Question
+
+PROTOCOL: Final = "inference"
+_TAKEN_STEP: Final = READ_CREDIT // 4
+_HEARD_S: Final = 3.0
+_RECEIPTS_KEPT: Final = 4
+Then: TypeAlias = "Callable[[Session | P2PNodeError], None]"
+
+
+@dataclass(slots=True)
+class Bought:
+    """A paid session in a client's journal."""
+
+    payment: ClientPayment
+    host: PeerId
+    salt: bytes
+    opened_at: float
+    accepted: bool = False
+    voucher: Voucher | None = None
+    """The last that was signed, for exactly what was received by then."""
+    receipts: dict[bytes, Receipt] = field(default_factory=dict)
+    """By root: the newest few."""
+    delivered: int = -1
+    """The amount of the voucher that its host is known to have."""
+    is_used: bool = True
+    """Whether a process of the client has it."""
+    tries: int = 0
+
+    @property
+    def cost(self) -> int:
+        """What its host can claim, in token units."""
+        if self.voucher is not None:
+            return self.voucher.amount
+        return self.payment.terms.session_fee if self.accepted else 0
+
+    @property
+    def owed(self) -> Voucher | None:
+        """What its host may not have."""
+        return self.voucher if self.voucher is not None and self.voucher.amount > self.delivered else None
+
+
+class SessionTurn:
+    """One turn of a session, and the question that asked it. ``CostShares`` knows it."""
+
+    __slots__ = ("ask", "cost", "key", "question", "taken", "tokens_in", "tokens_out")
+
+    def __init__(self, ask: Ask, key: int, question: Question) -> None:
+        self.ask, self.key, self.question = ask, key, question
+        self.tokens_in = self.tokens_out = self.taken = 0
+        self.cost: int | None = None
+
+
+class Session:
+    """A session with one host: its machine and its turns, over one stream after another."""
+
+    def __init__(self, client: Client, host: Node, model: ModelId, bought: Bought | None) -> None:
+        self.client, self.host, self.model, self.bought = client, host, model, bought
+        terms = bought.payment.terms if bought is not None else None
+        self.shares = CostShares(terms)
+        self.resumption = Resumption()
+        self.accept: Accept | None = None
+        self.failure: SessionFailed | None = None
+        self.turns: dict[int, SessionTurn] = {}
+        self.reserved = self.keys = 0
+        self.is_over = self.is_closing = self.is_resuming = self.reused = False
+        self.machine: Any = None
+        self.shell: Shell | None = None
+        self.on_open: Then | None = None
+        self._attempt = 0
+
+    # ---- its stream
+
+    def begin(self, then: Then) -> None:
+        """Open it; ``then`` gets the session, or why there is none."""
+        self.on_open = then
+        salt = self.bought.salt if self.bought is not None else self.client.draw(32)
+        self._drive(payment=self.bought.payment if self.bought is not None else None, salt=salt, resume=None)
+
+    def _drive(self, *, payment: ClientPayment | None, salt: bytes, resume: HeldSession | None) -> bool:
+        """Run a machine on a new stream; False where the connection is gone by now."""
+        client, market = self.client, self.client.market
+        link = client.node.links.get(self.host.peer)
+        host = market.hosts.get(self.host.peer)
+        if link is None or not link.is_open or host is None:
+            if resume is None:
+                self._opened(UnreachableError(f"the connection to {self.host.peer} is gone"))
+            return False
+        self.machine = market.new_client_session(
+            self,
+            host=self.host.peer,
+            stream=0,
+            model=self.model,
+            salt=salt,
+            holder=client.holder,
+            times=market.client_times,
+            verify=market.verify_peer,
+            payment=payment,
+            resume=resume,
+            peer=client.node.peer,
+        )
+        self.shell = client.join(self.machine, self._emitted, host, link)
+        self.shell.command(Start())
+        return True
+
+    def _opened(self, outcome: Session | P2PNodeError) -> None:
+        then, self.on_open = self.on_open, None
+        if then is not None:
+            self.client.later(then, outcome)
+
+    @property
+    def paid(self) -> bool:
+        """Whether it costs anything."""
+        return self.bought is not None
+
+    @property
+    def cost(self) -> int:
+        """Token units that its host can claim."""
+        return self.bought.cost if self.bought is not None else 0
+
+    @property
+    def held(self) -> HeldSession | None:
+        """What outlives a stream."""
+        held: HeldSession | None = self.machine.held if self.machine is not None else None
+        return held
+
+    @property
+    def places(self) -> int:
+        """How many more turns it can take now."""
+        if self.accept is None or self.is_over or self.is_resuming or self.is_closing:
+            return 0
+        return self.accept.turns_max - len(self.turns) - self.reserved
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether turns are under way, or about to be asked, or it is being opened."""
+        return bool(self.turns or self.reserved or self.on_open is not None)
+
+    def covers(self, tokens_in: int, tokens_out: int) -> bool:
+        """Whether its deposit is enough for a turn of these sizes besides those under way."""
+        held = self.held
+        if self.bought is None or held is None:
+            return True
+        terms = self.bought.payment.terms
+        tokens_in += held.meter.tokens_in
+        tokens_out += held.meter.tokens_out
+        for turn in self.turns.values():
+            if not turn.tokens_in:
+                tokens_in += turn.ask.input_max
+            tokens_out += max(0, turn.ask.body.sampling.tokens_max - turn.tokens_out)
+        return amount_due(terms, tokens_in, tokens_out) <= terms.deposit
+
+    def can_pay_more(self, turn: SessionTurn | None) -> bool:
+        """Whether its deposit is enough for a turn's input and what one receipt covers."""
+        held = self.held
+        if self.bought is None or held is None:
+            return True
+        terms = self.bought.payment.terms
+        tokens_in = held.meter.tokens_in + (turn.ask.input_max if turn is not None else 0)
+        return amount_due(terms, tokens_in, held.meter.tokens_out + CHECKPOINT_EVERY) <= terms.deposit
+
+    # ---- turns
+
+    def ask(self, ask: Ask, question: Question) -> SessionTurn | None:
+        """Begin a turn in a place that was reserved; None where the session is over."""
+        self.reserved = max(0, self.reserved - 1)
+        if self.is_over or self.shell is None:
+            return None
+        self.keys += 1
+        turn = self.turns[self.keys] = SessionTurn(replace(ask, key=self.keys), self.keys, question)
+        self.shares.begin(turn)
+        self.client.market.note_turn_asked(self, turn)
+        self.command(turn.ask)
+        return turn
+
+    def command(self, value: Any) -> None:
+        """Tell its machine."""
+        if self.shell is not None and not self.is_over:
+            self.shell.command(value)
+
+    def close(self) -> None:
+        """End it in order."""
+        if self.is_over or self.is_closing:
+            return
+        self.is_closing = True
+        if self.is_resuming or self.accept is None:
+            self._over()
+        else:
+            self.command(End())
+
+    # ---- what its machine says
+
+    def _emitted(self, value: Any) -> None:
+        match value:
+            case Delivered(tokens=tokens, key=key):
+                if (turn := self.turns.get(key)) is not None:
+                    self._delivered(turn, tokens)
+            case Quoted(quote=quote, key=key):
+                if (turn := self.turns.get(key)) is not None:
+                    turn.tokens_in = quote.tokens_in - quote.reused
+                    turn.question.quoted(turn, value)
+            case Signed(voucher=voucher):
+                assert self.bought is not None  # noqa: S101 - only paid sessions have vouchers
+                self.bought.voucher = voucher
+                self.client.market.note_signed(self, voucher)
+            case Receipted(receipt=receipt, keys=keys):
+                self._receipted(receipt, keys)
+            case TurnDone(key=key) | TurnFailed(key=key):
+                if (turn := self.turns.pop(key, None)) is not None:
+                    self._turn_over(turn, value)
+            case Accepted(accept=accept):
+                self._accepted(accept)
+            case SessionFailed():
+                self.client.later(self._failed, value)
+            case Ended():
+                self.client.later(self._ended)
+            case _:
+                return  # prefill, and receipts that are disputed
+
+    def _delivered(self, turn: SessionTurn, tokens: Tokens) -> None:
+        turn.tokens_out += len(tokens.ids)
+        self.client.market.note_delivered(self, turn, tokens)
+        index = tokens.index + len(tokens.ids)
+        if index - turn.taken >= _TAKEN_STEP:  # sooner the machine would say nothing
+            turn.taken = index
+            self.client.later(self.command, TokensTaken(index, turn.key))
+        turn.question.delivered(turn, tokens)
+
+    def _receipted(self, receipt: Receipt, keys: tuple[int, ...]) -> None:
+        if self.bought is not None:
+            kept = self.bought.receipts
+            kept[receipt.checkpoint.root] = receipt
+            if len(kept) > _RECEIPTS_KEPT:
+                del kept[next(iter(kept))]
+        for key in keys:
+            if (turn := self.turns.get(key)) is not None:
+                turn.question.partial.receipt()
+
+    def _turn_over(self, turn: SessionTurn, over: TurnDone | TurnFailed) -> None:
+        if isinstance(over, TurnDone):
+            turn.tokens_in = over.done.tokens_in - over.done.reused
+            self.client.later(turn.question.turn_done, self, turn, over)
+        else:
+            self.client.later(turn.question.turn_failed, self, turn, over)
+        self.client.pool_changed()
+
+    def _accepted(self, accept: Accept) -> None:
+        self.accept = accept
+        if self.bought is not None:
+            self.bought.accepted = True
+        if self.is_resuming:
+            self.is_resuming = False
+            held = self.held
+            self.resumption.resumed(held.received if held is not None else 0)
+            self.client.market.note_resumed(self)
+            self.client.pool_changed()
+        self._opened(self)
+
+    def _ended(self) -> None:
+        """It was closed as asked: its host has the last voucher unless the connection breaks now."""
+        link = self.client.node.links.get(self.host.peer)
+        self._over()
+        bought = self.bought
+        if bought is None or link is None:
+            return
+
+        def heard() -> None:
+            if link.is_open and bought.voucher is not None:
+                bought.delivered = max(bought.delivered, bought.voucher.amount)
+
+        self.client.after(_HEARD_S, heard)
+
+    def _failed(self, failure: SessionFailed) -> None:
+        self._stop_stream()
+        was_resuming = self.is_resuming
+        if was_resuming:
+            # Why a resume was refused is no verdict on the turns.
+            lost = failure.cause == "lost"
+            if lost and self.resumption.tries_at_once(0.0, reached=True):
+                self._resume()
+                return
+            self.failure = failure if failure.fault else self.failure
+            self._over()
+            return
+        self.failure = failure
+        self._opened(session_error(failure))
+        idle = failure.resumable and failure.cause != "lost" and not self.turns
+        held = self.held
+        can = (
+            self.paid
+            and failure.resumable
+            and not idle
+            and not self.is_closing
+            and held is not None
+            and self.resumption.is_fruitful(held.received)
+        )
+        if can:
+            self.resumption.lost()
+            self._resume()
+        else:
+            self._over()
+
+    def _stop_stream(self) -> None:
+        if self.shell is not None:
+            self.client.leave_stream(self.shell)
+
+    def _resume(self) -> None:
+        client = self.client
+        self.is_resuming = True
+        self._attempt = number = self._attempt + 1
+        began = client.now
+        held = self.held
+        self.resumption.begin(held.received if held is not None else 0)
+
+        def dialled(link: Link | None) -> None:
+            if self._attempt != number or not self.is_resuming or self.is_over:
+                return
+            if link is None or not self._drive(payment=None, salt=b"", resume=held):
+                self._not_resumed(began)
+
+        def too_late() -> None:
+            if self._attempt == number and self.is_resuming and not self.is_over:
+                self._stop_stream()
+                self._not_resumed(began)
+
+        client.after(client.market.limits.reconnect_patience_s, too_late)
+        client.world.dial(client.node, self.host, client.guarded(dialled))
+
+    def _not_resumed(self, began: float) -> None:
+        self._attempt += 1
+        if self.resumption.tries_at_once(self.client.now - began, reached=False):
+            self._resume()
+        else:
+            self._over()
+
+    def _over(self) -> None:
+        """No turn can be asked any more; those under way fail."""
+        if self.is_over:
+            return
+        self.is_over, self.is_resuming = True, False
+        self._stop_stream()
+        self._opened(session_error(self.failure))
+        if self.bought is not None:
+            self.bought.is_used = False
+        turns, self.turns = self.turns, {}
+        error = session_error(self.failure)
+        for turn in turns.values():
+            self.client.later(turn.question.session_failed, self, turn, error)
+        self.client.session_over(self)

@@ -1,0 +1,180 @@
+"""The invariants of a market: money is conserved, nobody pays twice or for nothing, nothing is forgotten.
+
+Counted from outside, by what was delivered, signed, taken and mined: see ``invariants.py``.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from p2pnode.chain.ledger import LedgerEvent, SessionClosed, SessionOpened
+from p2pnode.ids import PeerId, SessionId
+from p2pnode.protocols.adverts.messages import Advert
+from p2pnode.protocols.adverts.signatures import CLOCK_SKEW_S
+from p2pnode.protocols.inference.messages import Voucher
+from p2pnode.protocols.typed_data import amount_due
+from p2pnode.simulations.market.engines import answer_ids
+from p2pnode.simulations.market.ledger import EPOCH_S, SimulatedChain
+
+if TYPE_CHECKING:
+    from p2pnode.simulations.invariants import Watch
+    from p2pnode.simulations.market.adverts import NodeAdverts
+    from p2pnode.simulations.market.host import Host
+    from p2pnode.simulations.market.question import Question
+    from p2pnode.simulations.market.session import Bought, Session
+
+
+class MarketWatch:
+    """Of one market."""
+
+    def __init__(self, watch: Watch, chain: SimulatedChain) -> None:
+        self._watch, self._chain = watch, chain
+        self._received: defaultdict[SessionId, int] = defaultdict(int)
+        """Output tokens that arrived, by session."""
+        self._asked: defaultdict[SessionId, int] = defaultdict(int)
+        """Input that was asked for, before anything that a cache made free."""
+        self._signed: dict[SessionId, Voucher] = {}
+        self._fees: dict[SessionId, int] = {}
+        self._taken: dict[SessionId, Voucher] = {}
+        """The best voucher that each session's host took."""
+        self._seqs: dict[tuple[int, int, PeerId], tuple[int, int]] = {}
+        """By node, its start and the advert's peer: the newest that it believed."""
+
+    # ---- what is delivered and paid
+
+    def delivered(self, session: Session, count: int) -> None:
+        """So many output tokens arrived at a client."""
+        if session.accept is not None:
+            self._received[session.accept.session] += count
+
+    def asked(self, session: Session, tokens_in: int) -> None:
+        """A prompt of so many tokens is asked in a session."""
+        if session.accept is not None:
+            self._asked[session.accept.session] += tokens_in
+
+    def answered(self, question: Question, ids: tuple[int, ...], *, honest: bool) -> bool:
+        """Output of an answer arrived, from a host that is ``honest`` or not. Returns whether it is what the
+        model says."""
+        at = len(question.partial.ids)
+        right = ids == answer_ids(question.partial.body.seed, at, len(ids))
+        if honest:
+            self._watch.require(
+                right, f"answer of client {question.client.node.number} has a wrong token near place {at}"
+            )
+        return right
+
+    def signed(self, bought: Bought, voucher: Voucher) -> None:
+        """A client signed."""
+        session, terms = bought.payment.session, bought.payment.terms
+        received, asked = self._received[session], self._asked[session]
+        name = session.hex()[:16]
+        self._watch.require(
+            voucher.tokens_out <= received,
+            f"session {name}: {voucher.tokens_out} output tokens were paid and {received} delivered: "
+            "a token is billed twice, or for nothing",
+        )
+        self._watch.require(
+            voucher.tokens_in <= asked,
+            f"session {name}: {voucher.tokens_in} input tokens were paid and {asked} asked for",
+        )
+        due = amount_due(terms, voucher.tokens_in, voucher.tokens_out)
+        self._watch.require(
+            voucher.amount == due, f"session {name}: a voucher of {voucher.amount} for what costs {due}"
+        )
+        self._watch.require(
+            voucher.amount <= terms.deposit,
+            f"session {name}: a voucher of {voucher.amount} above the deposit of {terms.deposit}",
+        )
+        self._signed[session] = voucher
+
+    def taken(self, session: SessionId, voucher: Voucher) -> None:
+        """A host took a voucher: from now on it has been paid so much."""
+        before = self._taken.get(session)
+        if before is None or voucher.amount > before.amount:
+            self._taken[session] = voucher
+
+    def unpaid(self, host: Host, session: SessionId, units: int) -> None:
+        """A host gave up a session that owes it something: a window at most."""
+        terms = host.disk.sessions[session].terms
+        window = 32 * (host.grants.turns_max + 1)
+        most = amount_due(terms, 0, window) - terms.session_fee
+        self._watch.require(
+            units <= most,
+            f"session {session.hex()[:16]}: {units} token units are unpaid, a window costs {most}",
+        )
+
+    # ---- the chain
+
+    def mined(self, event: LedgerEvent) -> None:
+        """Something happened on the chain."""
+        if isinstance(event, SessionOpened):
+            self._fees[event.session] = event.terms.session_fee
+        if isinstance(event, SessionClosed):
+            self._closed(event)
+        self.money()
+
+    def money(self) -> None:
+        """No money came from nowhere, and the contract holds what it owes."""
+        chain = self._chain
+        total, held, due = chain.total, chain.usdc(chain.domains.market.contract), chain.due
+        self._watch.require(
+            total == chain.minted, f"money is not conserved: {chain.minted} were made and {total} are there"
+        )
+        self._watch.require(held == due, f"the market's contract holds {held} and owes {due}")
+
+    def _closed(self, event: SessionClosed) -> None:
+        session, name = event.session, event.session.hex()[:16]
+        signed, taken = self._signed.get(session), self._taken.get(session)
+        most = max(signed.amount if signed is not None else 0, self._fees[session])
+        self._watch.require(
+            event.amount <= most,
+            f"session {name} was settled at {event.amount}; its client signed for {most} at most",
+        )
+        least = taken.amount if taken is not None else 0
+        self._watch.require(
+            event.amount >= least,
+            f"session {name} was settled at {event.amount}; its host was paid {least}: a voucher is lost",
+        )
+
+    # ---- adverts
+
+    def believed(self, node: int, start: int, advert: Advert, now: float) -> None:
+        """A node believed an advert."""
+        wall, name = EPOCH_S + now, advert.peer[-8:]
+        self._watch.require(
+            advert.withdrawn or advert.expires_at + CLOCK_SKEW_S >= wall,
+            f"node {node} believed an advert of {name} that was over for {wall - advert.expires_at:.0f} s",
+        )
+        key, rank = (node, start, advert.peer), (advert.binding.seq, advert.seq)
+        self._watch.require(
+            rank >= self._seqs.get(key, rank),
+            f"node {node} believed a stale advert of {name}: {rank} after {self._seqs.get(key)}",
+        )
+        self._seqs[key] = rank
+
+    def book(self, adverts: NodeAdverts, node: int) -> None:
+        """A node's book is within its bound."""
+        self._watch.require(
+            len(adverts.book) <= adverts.book_max,
+            f"the book of node {node} holds {len(adverts.book)} adverts; its bound is {adverts.book_max}",
+        )
+
+    # ---- the end
+
+    def settled(self, bought: Bought, amount: int, *, delivered: bool) -> None:
+        """A session is over for good: what was paid is what its client signed last, to the unit."""
+        name, fee = bought.payment.session.hex()[:16], bought.payment.terms.session_fee
+        # A host that took the deposit and was gone before it could accept has its fee.
+        least = bought.cost if bought.accepted else fee
+        if delivered:
+            self._watch.require(
+                amount == least,
+                f"session {name} was settled at {amount} and its client's last word was {least}",
+            )
+
+    def bill(self, client: int, billed: int, signed: int) -> None:
+        """The bills of a client's answers are what it signed, to the unit."""
+        self._watch.require(
+            billed == signed, f"the bills of client {client} are {billed}, and it signed for {signed}"
+        )

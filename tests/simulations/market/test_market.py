@@ -1,0 +1,133 @@
+"""A simulated market: whole sessions of the node's machines, with exact money at the end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from p2pnode.simulations.churn import Churn
+from p2pnode.simulations.faults import Fault
+from p2pnode.simulations.market.client import Clients
+from p2pnode.simulations.market.economy import Economy
+from p2pnode.simulations.market.host import Hosts
+from p2pnode.simulations.market.market import Market, MarketService
+from tests.simulations.market.stage import BUSY, market
+
+
+def _spent(made: MarketService) -> int:
+    first = made.parameters.economy.wallet
+    return sum(first - made.chain.usdc(each.wallet) for each in made.client_profiles.values())
+
+
+def _earned(made: MarketService) -> int:
+    return sum(made.chain.earned(account) for account in made.chain.accounts)
+
+
+def test_a_steady_market_answers_everybody_and_settles_to_the_unit() -> None:
+    made = market(until_s=120.0)
+    counts = made.counts
+    assert counts["questions"] == counts["done"] > 10
+    assert counts["SessionOpened"] == counts["SessionClosed"] > 3
+    assert not made.chain.in_escrow
+    disks = [each.disk for each in made.client_profiles.values()]
+    signed = sum(bought.cost for disk in disks for bought in disk.bought.values())
+    assert _spent(made) == _earned(made) == signed > 0
+    outcomes = list(made.recorder.tables["sessions"]["cost"])
+    assert sum(map(int, outcomes)) == signed
+
+
+@pytest.mark.long
+def test_the_same_seed_gives_the_same_run_and_another_one_another() -> None:
+    one, again, other = (market(seed=seed, until_s=60.0).recorder for seed in (1, 1, 2))
+    assert one.trace_hash == again.trace_hash
+    assert one.tables_hash == again.tables_hash
+    assert other.trace_hash != one.trace_hash
+
+
+@pytest.mark.long
+def test_the_order_of_hashes_changes_nothing() -> None:
+    found = set()
+    for seed in ("1", "2"):
+        ran = subprocess.run(
+            [sys.executable, "-m", "tests.simulations.market.stage"],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            cwd=Path(__file__).parents[3],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        found.add(ran.stdout)
+    assert len(found) == 1
+
+
+def test_when_hosts_and_clients_crash_no_token_is_billed_twice_and_bills_stay_exact() -> None:
+    churn = Churn(share=1.0, who="all", session_mean_s=60, downtime_mean_s=20)
+    made = market(churn=churn, until_s=200.0)
+    assert made.counts["failovers"] > 0
+    assert made.counts["SessionOpened"] == made.counts["SessionClosed"]
+    assert _spent(made) == _earned(made)
+
+
+def test_sessions_whose_connection_breaks_go_on_where_they_were() -> None:
+    made = market(faults=[Fault(kind="disconnect", at_s=10, share=1.0, factor=7)], until_s=120.0)
+    assert made.counts["resumes"] > 0
+    assert _spent(made) == _earned(made)
+
+
+def test_a_host_that_bills_too_much_is_found_out_and_others_answer() -> None:
+    made = market(faults=[Fault(kind="over_billing", share=0.4)], until_s=100.0)
+    table = made.recorder.tables["sessions"]
+    frauds = [(fraud, found) for fraud, found in zip(table["fraud"], table["found"], strict=True) if fraud]
+    assert frauds
+    assert all(found for _, found in frauds)
+    assert made.counts["done"] == made.counts["questions"]
+
+
+@pytest.mark.long
+def test_a_host_that_runs_another_model_is_not_noticed_by_its_tokens() -> None:
+    made = market(faults=[Fault(kind="wrong_model", share=0.4)])
+    table = made.recorder.tables["sessions"]
+    frauds = [found for fraud, found in zip(table["fraud"], table["found"], strict=True) if fraud]
+    assert frauds
+    assert not any(frauds)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["forged_adverts", "replayed_adverts", "sybil", "eclipse", "slow", "silent"])
+def test_liars_do_not_keep_clients_from_answers(kind: str) -> None:
+    fault = Fault(kind=kind, at_s=10, share=0.4, factor=3)  # type: ignore[arg-type]
+    made = market(faults=[fault], until_s=120.0)
+    assert made.counts["done"] >= (0.5 if kind == "silent" else 0.8) * made.counts["questions"]
+    assert _spent(made) == _earned(made)
+
+
+@pytest.mark.long
+def test_hosts_that_undercut_one_another_end_near_their_cost_and_losers_leave() -> None:
+    economy = Economy(
+        pricing="undercut", reprice_interval_s=20, reprice_step=0.2, host_cost_per_hour=10**7, exit_after_s=60
+    )
+    made = market(Market(hosts=Hosts(count=5), clients=BUSY, economy=economy))
+    assert min(each.prices.price_out for each in made.host_profiles.values()) < 0.5 * economy.price_out
+    assert made.counts["exits"] > 0
+
+
+@pytest.mark.long
+def test_free_hosts_are_asked_first_and_cost_nothing() -> None:
+    made = market(Market(hosts=Hosts(count=4), clients=BUSY, economy=Economy(free_share=1.0)))
+    assert made.counts["done"] == made.counts["questions"]
+    assert "SessionOpened" not in made.counts
+    assert _spent(made) == 0
+
+
+def test_a_market_is_scaled_with_its_shares() -> None:
+    found = Market(hosts=Hosts(count=20), clients=Clients(count=100)).scaled(12)
+    assert (found.hosts.count, found.clients.count, found.nodes) == (2, 10, 12)
+    assert found.hosts.bootstrap == 2
+    with pytest.raises(ValueError, match="nodes is 1"):
+        Market().scaled(1)
+    with pytest.raises(ValueError, match="bootstrap"):
+        Hosts(count=2, bootstrap=3)
