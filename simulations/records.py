@@ -9,6 +9,7 @@ can't be with the record's own words.
 from __future__ import annotations
 
 import difflib
+import json
 import tomllib
 import types
 from collections.abc import Iterator, Mapping
@@ -55,6 +56,35 @@ def with_values(record: Record, values: Mapping[str, Any]) -> Record:
     for path, value in values.items():
         _put(kind, tree, path, value)
     return read_record(kind, tree)
+
+
+def changes(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """What makes ``other`` of ``one``, by path. Both are as :func:`as_mapping` gives them."""
+    found: dict[str, Any] = {}
+    for name in {**one, **other}:
+        before, after = one.get(name), other.get(name)
+        if isinstance(after, dict):
+            found.update(changes(before or {}, after, f"{prefix}{name}."))
+        elif before != after:
+            found[prefix + name] = after
+    return found
+
+
+def typed(value: Any) -> str:
+    """A value as :func:`with_values` reads it from a text, on one line."""
+    return _NONE if value is None else value if isinstance(value, str) else _inline(value)
+
+
+def _inline(value: Any) -> str:
+    match value:
+        case dict():
+            return "{" + ", ".join(f"{name} = {_inline(each)}" for name, each in value.items()) + "}"
+        case list():
+            return "[" + ", ".join(map(_inline, value)) + "]"
+        case str() | bool():
+            return json.dumps(value)
+        case _:
+            return repr(value)
 
 
 def value_at(record: Any, path: str) -> Any:

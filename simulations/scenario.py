@@ -7,6 +7,7 @@ together, and checks what no record can see by itself. A part that is None is no
 from __future__ import annotations
 
 import difflib
+import shlex
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -24,7 +25,7 @@ from p2pnode.simulations.links import Links
 from p2pnode.simulations.market.market import Market
 from p2pnode.simulations.nat import Nat
 from p2pnode.simulations.parameters import require_not_negative, require_positive
-from p2pnode.simulations.records import as_mapping, read_record, with_values
+from p2pnode.simulations.records import as_mapping, changes, read_record, typed, with_values
 
 LIBRARY: Final = Path(__file__).parent / "library"
 NODES_MAX: Final = 1_000_000
@@ -128,6 +129,21 @@ def load(name_or_path: str | Path) -> Scenario:
     if isinstance(name_or_path, str) and not set(text) & {"/", "."}:
         return _read(_in_library(text))
     return _read(Path(name_or_path))
+
+
+def replay_command(scenario: Scenario, seed: int, source: str = "") -> str:
+    """The command that runs a scenario again; ``source`` is the name or file that it was made from.
+
+    Without one it is the scenario of the library with its name, or a file named after it.
+    """
+    where = source or (scenario.name if scenario.name in names() else f"./{scenario.name}.toml")
+    try:
+        began = as_mapping(load(where))
+    except ConfigError:
+        began = as_mapping(scenario)
+    made = changes(began, as_mapping(scenario))
+    options = " ".join(f"--set {shlex.quote(f'{path}={typed(value)}')}" for path, value in made.items())
+    return f"p2pnode simulate {shlex.quote(where)} --seed {seed} {options}".rstrip()
 
 
 def names() -> list[str]:

@@ -21,6 +21,7 @@ from p2pnode.cli.join import join
 from p2pnode.cli.models import models_app
 from p2pnode.cli.options import Commands
 from p2pnode.cli.sessions import sessions_app
+from p2pnode.cli.simulate import simulate_app
 from p2pnode.cli.status import invite, status
 from p2pnode.cli.storage import storage_app
 from p2pnode.cli.wallet import wallet_app
@@ -61,5 +62,6 @@ app.add_typer(models_app, name="models")
 app.add_typer(chain_app, name="chain")
 app.add_typer(funds_app, name="funds")
 app.add_typer(sessions_app, name="sessions")
+app.add_typer(simulate_app, name="simulate")
 app.add_typer(storage_app, name="storage")
 app.add_typer(wallet_app, name="wallet")

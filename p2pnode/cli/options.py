@@ -181,7 +181,12 @@ class _Command(TyperCommand):
 
 
 class _Group(TyperGroup):
+    default = ""
+    """The command that is meant where the first word names none."""
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if self.default and args and args[0] not in {*self.commands, *ctx.help_option_names}:
+            args = [self.default, *args]
         _refuse_empty(self, ctx, args)
         return super().parse_args(ctx, args)
 
@@ -193,8 +198,10 @@ class Commands(typer.Typer):
     only conversation, or the default.
     """
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(cls=_Group, **settings)
+    def __init__(self, *, default: str = "", **settings: Any) -> None:
+        """``default`` is the command that is meant where the first word names none."""
+        kind = type("_Group", (_Group,), {"default": default})
+        super().__init__(cls=kind, **settings)
 
     def command(self, name: str | None = None, **settings: Any) -> Callable[[Any], Any]:
         """Declare a command of the group."""

@@ -57,6 +57,10 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
                 collected{leases, blobs, bytes, files, lost}; stats: store{path, blobs, bytes, charged,
                 bytes_max, leases, keys, owner_bytes_max} owner{owner, charged, leases, keys}
     doctor      finding{check, verdict, code, detail, remedy}
+    simulate    run.ended{done, total}: of a sweep; result{out, seed, trace_hash, figures} of a run,
+                result{out, runs} of a sweep; deterministic{trace_hash, events};
+                list: scenario{scenario, nodes, duration_s, description};
+                compare: figure{figure, a, b}
     all         failed{error, message, exit_code, code?} is the last line of a command that fails
 """
 

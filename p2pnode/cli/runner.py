@@ -105,6 +105,33 @@ def run_async(
         _leave(EXIT_INTERRUPTED)
 
 
+def run_plain(function: Callable[[], None], *, on_error: Callable[[P2PNodeError, int], None]) -> None:
+    """Run a function that has no tasks; exit with the code its failure stands for.
+
+    The first SIGINT, SIGTERM or SIGHUP raises ``KeyboardInterrupt`` in it, the second ends the process.
+    """
+    interrupted = False
+
+    def interrupt(number: int, _frame: object) -> None:
+        nonlocal interrupted
+        if interrupted and number == signal.SIGHUP:
+            return  # the shell and the kernel each send one when a terminal is closed
+        if interrupted:
+            os._exit(EXIT_INTERRUPTED)
+        interrupted = True
+        raise KeyboardInterrupt
+
+    before = {each: signal.signal(each, interrupt) for each in _signals()}
+    try:
+        function()
+        _flush()
+    except BaseException as error:  # noqa: BLE001 - sorted out by kind
+        _exit_for(error, on_error)
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
 def _signals() -> list[signal.Signals]:
     """Those that ask for an end. Not a hangup that our parent had us ignore, as `nohup` does."""
     asked = [signal.SIGINT, signal.SIGTERM]

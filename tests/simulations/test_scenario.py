@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,15 @@ import pytest
 from p2pnode.errors import ConfigError
 from p2pnode.simulations.gossip import Gossip
 from p2pnode.simulations.links import Links
-from p2pnode.simulations.scenario import Scenario, as_toml, changed, load, scenario_from, with_size
+from p2pnode.simulations.scenario import (
+    Scenario,
+    as_toml,
+    changed,
+    load,
+    replay_command,
+    scenario_from,
+    with_size,
+)
 
 SMALL = Scenario(name="small", nodes=20, gossip=Gossip(dials=5), links=Links(jitter_share=0.3))
 
@@ -85,3 +94,25 @@ def test_the_size_is_changed_with_the_same_checks() -> None:
     assert with_size(SMALL) == SMALL
     with pytest.raises(ConfigError, match=r"gossip\.dials is 5: of 5 nodes"):
         with_size(SMALL, nodes=5)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"links.jitter_share": 0.25},
+        {"gossip": "none"},
+        {"nat.public_share": "1"},
+        {"description": 'it\'s "new"'},
+    ],
+)
+def test_the_command_that_runs_it_again_makes_the_same_scenario(
+    tmp_path: Path, values: dict[str, Any]
+) -> None:
+    file = tmp_path / "a file.toml"
+    file.write_text(as_toml(SMALL))
+    wanted = changed(SMALL, values)
+    words = shlex.split(replay_command(wanted, 7, str(file)))
+    assert words[:5] == ["p2pnode", "simulate", str(file), "--seed", "7"]
+    assert words[5::2] == ["--set"] * len(words[5::2])
+    assert changed(load(words[2]), dict(each.split("=", 1) for each in words[6::2])) == wanted

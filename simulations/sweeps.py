@@ -1,0 +1,364 @@
+"""``sweep``: a scenario at several values of its parameters and several seeds; one table of all runs.
+
+The runs are made by joblib in processes of this machine, or by Dask on a cluster. Each comes back as the
+files of its folder, and the table is made of these: it is the same, bit for bit, wherever they were made and
+in whatever order they ended. With a folder, each run is kept as soon as it has ended, and a sweep that was
+interrupted goes on where it was::
+
+    sweep.json      scenario, parameters, seeds, version
+    runs/000-1/     the folder of a run: number of the point, seed
+    table.parquet   a row a run; table.csv the same
+    analysis.txt    figures by point, with confidence intervals
+    report.html
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from io import BytesIO
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from p2pnode.errors import ConfigError, LocalError, UsageError
+from p2pnode.extras import need
+from p2pnode.files import read_text_or_none, write_atomic, write_folder
+from p2pnode.simulations.records import as_mapping, value_at
+from p2pnode.simulations.report import About, Group, analysis_text, report_html
+from p2pnode.simulations.result import ANALYSIS, FORMAT, REPORT, Run, load_run, run_of, source_digest
+from p2pnode.simulations.runs import Progress, run
+from p2pnode.simulations.scenario import Scenario, as_toml, changed, scenario_from
+from p2pnode.words import count_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SWEEP: Final = "sweep.json"
+LOCAL: Final = "local"
+"""The cluster that Dask makes on this machine for one sweep."""
+Files: TypeAlias = Mapping[str, bytes]
+RunEnded: TypeAlias = Callable[[int, int], None]
+"""Is told how many runs have ended, and of how many."""
+_PAGES: Final = (ANALYSIS, REPORT)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One run of a sweep: number ``point`` of its points, with one seed."""
+
+    point: int
+    seed: int
+    scenario: Scenario
+    source: str = ""
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder."""
+        return f"{self.point:03d}-{self.seed}"
+
+
+class Sweep:
+    """What is to be run: each combination of values is a point. The last parameter changes first."""
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        parameters: Mapping[str, Sequence[Any]] | None = None,
+        *,
+        seeds: Sequence[int] = (1,),
+        source: str = "",
+    ) -> None:
+        """Raises ``ConfigError`` for a parameter that is unknown, or a value that can't be.
+
+        ``source`` is the name or file of the scenario, for the command that makes a run again.
+        """
+        self.scenario, self.seeds, self.source = scenario, list(seeds), source
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            msg = f"seeds are {self.seeds}: give each once, and one at least"
+            raise ConfigError(msg)
+        given = dict(parameters or {})
+        for path, values in given.items():
+            if not values:
+                raise ConfigError(f"{path} has no values to sweep over")
+        self.points = [
+            changed(scenario, dict(zip(given, values, strict=True))) for values in product(*given.values())
+        ]
+        self.values = [{path: value_at(point, path) for path in given} for point in self.points]
+        """Of each point: the parameters in which the points differ."""
+        self.tasks = [
+            Task(n, seed, point, source) for n, point in enumerate(self.points) for seed in self.seeds
+        ]
+
+    def plan(self) -> dict[str, Any]:
+        """What ``sweep.json`` says. Two sweeps with the same plan are the same."""
+        return {
+            "format": FORMAT,
+            "scenario": as_mapping(self.scenario),
+            "values": self.values,
+            "seeds": self.seeds,
+            "version": version("p2pnode"),
+            "code": source_digest(),
+        }
+
+    def groups(self, runs: Sequence[Run]) -> list[Group]:
+        """The runs by point, in the order of the tasks."""
+        found = []
+        for number, values in enumerate(self.values):
+            label = ", ".join(f"{path} = {_shown(value)}" for path, value in values.items())
+            pairs = zip(self.tasks, runs, strict=True)
+            mine = [each.measures for task, each in pairs if task.point == number]
+            found.append(Group(label, mine, values))
+        return found
+
+    def about(self, runs: Sequence[Run]) -> About:
+        """What a report says of it."""
+        seeds = f"{self.seeds[0]} to {self.seeds[-1]}" if len(self.seeds) > 1 else str(self.seeds[0])
+        over = " by ".join(path for path in self.values[0]) or "seeds"
+        wall_s = sum(each.wall_s for each in runs)
+        return About(
+            f"{self.scenario.name}: {count_of(len(runs), 'run')} over {over}",
+            self.scenario.description,
+            {
+                "runs": f"{count_of(len(self.points), 'point')}, seeds {seeds}",
+                "events": f"{sum(each.events for each in runs):,} in {wall_s:,.0f} s of one core",
+                "version": f"p2pnode {version('p2pnode')}, code {source_digest()}",
+            },
+            as_toml(self.scenario),
+        )
+
+    def frame(self, runs: Sequence[Run]) -> pd.DataFrame:
+        """The table: a row a run, with its parameters, its seed, its hashes and its figures."""
+        import pandas as pd
+
+        names = list(dict.fromkeys(name for each in runs for name in each.figures))
+        rows = [
+            {
+                **self.values[task.point],
+                "seed": task.seed,
+                "trace_hash": each.trace_hash,
+                "events": each.events,
+                **{name: each.figures.get(name) for name in names},
+            }
+            for task, each in zip(self.tasks, runs, strict=True)
+        ]
+        return pd.DataFrame(rows)
+
+
+def sweep(
+    scenario: Scenario,
+    parameters: Mapping[str, Sequence[Any]] | None = None,
+    *,
+    seeds: Sequence[int] = (1,),
+    jobs: int = 1,
+    cluster: Any = None,
+    out: Path | str | None = None,
+    resume: bool = False,
+    on_run: RunEnded | None = None,
+) -> pd.DataFrame:
+    """Run a scenario at all values of these parameters with all seeds; a row a run.
+
+    ``jobs`` processes of this machine make the runs, or a Dask ``cluster``: ``"local"`` (with as many
+    workers), an address, or a ``distributed.Client``. ``out`` is the folder to keep them in; ``resume`` goes
+    on in one that is there.
+
+    Raises ``ConfigError`` for what can't be run, ``MissingExtraError``, and what a run raises.
+    """
+    planned = Sweep(scenario, parameters, seeds=seeds)
+    folder = None if out is None else Path(out)
+    runs = execute(planned, jobs=jobs, cluster=cluster, out=folder, resume=resume, on_run=on_run)
+    return planned.frame(runs)
+
+
+def execute(
+    planned: Sweep,
+    *,
+    jobs: int = 1,
+    cluster: Any = None,
+    out: Path | None = None,
+    resume: bool = False,
+    on_run: RunEnded | None = None,
+    progress: Progress | None = None,
+    with_tables: bool = False,
+) -> list[Run]:
+    """Make all runs, in the order of the tasks, and the folder's pages.
+
+    ``progress`` hears of runs in this process. ``with_tables`` keeps each run's tables and graph, too.
+    """
+    need("a sweep of simulations", "sim" if cluster is None else "cluster")
+    if jobs < 1:
+        raise ConfigError(f"jobs is {jobs}: one process at least has to make the runs")
+    done = _begun(planned, out, resume=resume) if out is not None else {}
+    waiting = [task for task in planned.tasks if task.folder not in done]
+    if on_run is not None:
+        on_run(len(done), len(planned.tasks))
+    with _made(waiting, jobs, cluster, progress, with_tables=with_tables) as made:
+        for task, files in made:
+            found = run_of(files)
+            if found.code != source_digest():
+                msg = "a worker has another version of p2pnode: install the same one on the whole cluster"
+                raise LocalError(msg)
+            if out is not None:
+                write_folder(out / "runs" / task.folder, files)
+            done[task.folder] = found
+            if on_run is not None:
+                on_run(len(done), len(planned.tasks))
+    runs = [done[task.folder] for task in planned.tasks]
+    if out is not None:
+        for name, data in pages(planned, runs).items():
+            write_atomic(out / name, data)
+    return runs
+
+
+def pages(planned: Sweep, runs: Sequence[Run]) -> dict[str, bytes]:
+    """The files about all runs, by name."""
+    frame, groups, about = planned.frame(runs), planned.groups(runs), planned.about(runs)
+    written = BytesIO()
+    frame.to_parquet(written, compression="zstd")
+    return {
+        "table.parquet": written.getvalue(),
+        "table.csv": frame.to_csv(index=False).encode(),
+        ANALYSIS: analysis_text(about, groups).encode(),
+        REPORT: report_html(about, groups).encode(),
+    }
+
+
+def load_sweep(folder: Path) -> tuple[Sweep, list[Run]]:
+    """A sweep that was kept in a folder, with all its runs. Raises ``ConfigError``."""
+    plan = _read_plan(folder)
+    planned = Sweep(scenario_from(plan["scenario"]), seeds=plan["seeds"])
+    planned.values = plan["values"]
+    planned.points = [changed(planned.scenario, values) for values in planned.values]
+    planned.tasks = [Task(n, s, point) for n, point in enumerate(planned.points) for s in planned.seeds]
+    return planned, [load_run(folder / "runs" / task.folder) for task in planned.tasks]
+
+
+# ---- the folder
+
+
+def _begun(planned: Sweep, out: Path, *, resume: bool) -> dict[str, Run]:
+    """Make the folder of a sweep, or find the runs that it holds. Raises ``UsageError``."""
+    if not (resume and (out / SWEEP).exists()):
+        write_folder(out, {SWEEP: _json(planned.plan())})
+        return {}
+    there = _read_plan(out)
+    wanted = json.loads(_json(planned.plan()))
+    apart = [name for name in wanted if there.get(name) != wanted[name]]
+    if apart:
+        what = {"code": "the code of p2pnode"}.get(apart[0], f"the {apart[0]}")
+        raise UsageError(f"{out} holds another sweep: {what} changed since. Name another folder")
+    found = {}
+    for task in planned.tasks:
+        if (out / "runs" / task.folder).exists():
+            kept = load_run(out / "runs" / task.folder)
+            if (kept.scenario, kept.seed) != (task.scenario, task.seed):
+                raise ConfigError(f"{out / 'runs' / task.folder} holds another run: delete it, and resume")
+            found[task.folder] = kept
+    return found
+
+
+def _read_plan(folder: Path) -> dict[str, Any]:
+    text = read_text_or_none(folder / SWEEP)
+    if text is None:
+        raise ConfigError(f"there is no {folder / SWEEP}: name the folder of a sweep")
+    try:
+        found: dict[str, Any] = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{folder / SWEEP} is not JSON: name another folder") from error
+    return found
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _shown(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+# ---- who makes the runs
+
+
+def make(task: Task, *, with_tables: bool, progress: Progress | None = None) -> Files:
+    """Make one run, in whatever process; the files of its folder."""
+    result = run(task.scenario, task.seed, progress=progress)
+    return result.files() if with_tables else Run.files(result)
+
+
+Made: TypeAlias = Iterator[tuple[Task, Files]]
+
+
+@contextmanager
+def _made(
+    tasks: Sequence[Task], jobs: int, cluster: Any, progress: Progress | None, *, with_tables: bool
+) -> Iterator[Made]:
+    """The runs, each as soon as it has ended. Those that are under way are given up when this is left."""
+    if not tasks:
+        yield iter(())
+    elif cluster is not None:
+        with _by_dask(tasks, jobs, cluster, with_tables=with_tables) as made:
+            yield made
+    elif jobs > 1:
+        with _by_joblib(tasks, jobs, with_tables=with_tables) as made:
+            yield made
+    else:
+        yield ((each, make(each, with_tables=with_tables, progress=progress)) for each in tasks)
+
+
+@contextmanager
+def _by_joblib(tasks: Sequence[Task], jobs: int, *, with_tables: bool) -> Iterator[Made]:
+    import joblib
+    from joblib.externals.loky import get_reusable_executor
+
+    parallel = joblib.Parallel(
+        n_jobs=jobs,
+        backend="loky",
+        batch_size=1,
+        pre_dispatch=jobs,
+        return_as="generator_unordered",
+        initializer=_ignore_interrupts,
+    )
+    made = parallel(joblib.delayed(_made_of)(task, with_tables) for task in tasks)
+    try:
+        yield made
+    except BaseException:
+        # Closing the generator waits for the runs that are under way, and nobody wants those any more.
+        get_reusable_executor().shutdown(wait=True, kill_workers=True)
+        raise
+
+
+@contextmanager
+def _by_dask(tasks: Sequence[Task], jobs: int, cluster: Any, *, with_tables: bool) -> Iterator[Made]:
+    from distributed import Client, LocalCluster, as_completed
+
+    owned = isinstance(cluster, str)
+    local = (
+        LocalCluster(n_workers=jobs, threads_per_worker=1, dashboard_address=None)
+        if cluster == LOCAL
+        else None
+    )
+    client = Client(local or cluster) if owned else cluster
+    futures = []
+    try:
+        futures = [client.submit(_made_of, task, with_tables, pure=False) for task in tasks]
+        yield (found for _, found in as_completed(futures, with_results=True))
+    finally:
+        client.cancel(futures)
+        if owned:
+            client.close()
+        if local is not None:
+            local.close()
+
+
+def _made_of(task: Task, with_tables: bool) -> tuple[Task, Files]:
+    return task, make(task, with_tables=with_tables)
+
+
+def _ignore_interrupts() -> None:
+    """Ctrl-C reaches all processes of a terminal: who started the workers ends them."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,152 @@
+"""``p2pnode simulate``: a scenario from the command line to a folder, and what is said when it can't be."""
+
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from p2pnode.simulations.result import load_run
+from p2pnode.simulations.scenario import as_toml, load, names
+from tests.cli.support import Ran, run
+from tests.simulations.small import SMALL
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to be in, with the scenario ``small.toml``."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.toml").write_text(as_toml(SMALL))
+    return tmp_path
+
+
+def simulate(*arguments: object) -> Ran:
+    return run("simulate", *arguments)
+
+
+def test_a_run_is_kept_and_its_analysis_printed(here: Path) -> None:
+    ran = simulate("small.toml", "--seed", 4)
+    assert ran.code == 0
+    assert ran.out.splitlines()[0] == "small: 8 nodes for 6 s, seed 4"
+    assert ran.out.splitlines()[2].startswith("reliability  100% of deliveries")
+    assert "the report is small-4/report.html" in ran.err
+    kept = load_run(here / "small-4")
+    assert (kept.seed, kept.scenario) == (4, SMALL)
+    again = simulate("small-4/params.json")
+    assert again.code == 0
+    assert "the trace is the same as in params.json" in again.err
+    assert load_run(here / "small-4-2").trace_hash == kept.trace_hash
+
+
+def test_a_trace_that_is_not_that_of_its_params_is_told(here: Path) -> None:
+    simulate("small.toml", "--out", "one")
+    path = here / "one" / "params.json"
+    path.write_text(path.read_text().replace(load_run(here / "one").trace_hash, "0" * 64))
+    ran = simulate(path, "--out", "two")
+    assert ran.code == 1
+    assert "the trace is not that of params.json" in ran.err
+
+
+def test_values_are_set_and_the_size_is_changed(here: Path) -> None:
+    ran = simulate(
+        "small.toml", "--nodes", 9, "--duration", 7, "--out", "run",
+        "--set", "links.jitter_share=0.5", "--set", "gossip.dials=4",
+    )  # fmt: skip
+    assert ran.code == 0
+    found = load_run(here / "run").scenario
+    assert (found.nodes, found.duration_s, found.links.jitter_share) == (9, 7.0, 0.5)
+    assert found.gossip is not None
+    assert found.gossip.dials == 4
+
+
+def test_a_sweep_is_kept_and_compared(here: Path) -> None:
+    ran = simulate("small.toml", "--sweep", "gossip.dials=3,5", "--repeat", 2, "--json")
+    assert ran.code == 0
+    events = [json.loads(line) for line in ran.out.splitlines()]
+    assert [each.get("done") for each in events] == [0, 1, 2, 3, 4, None]
+    assert events[-1] == {"event": "result", "out": "small-sweep", "runs": 4}
+    assert {each.name for each in (here / "small-sweep" / "runs").iterdir()} >= {"000-1", "001-2"}
+    both = simulate("compare", "small-sweep/runs/000-1", "small-sweep/runs/001-1", "--out", "both.html")
+    assert both.code == 0
+    assert both.out.splitlines()[0].split()[:2] == ["figure", "small-sweep/runs/000-1"]
+    assert "<svg" in (here / "both.html").read_text()
+    over = simulate("compare", "small-sweep", "small-sweep")
+    assert over.code == 1
+    assert "is a sweep over gossip.dials" in over.err
+
+
+def test_the_library_is_listed_and_each_of_it_is_shown_as_a_file_of_ones_own(here: Path) -> None:
+    listed = simulate("list")
+    assert all(name in listed.out for name in names())
+    for name in names():
+        shown = simulate("show", name, "--set", "nodes=77")
+        (here / "mine.toml").write_text(shown.out)
+        assert load(here / "mine.toml").nodes == 77
+        assert load(name).description
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["stedy"], 1, "there is no scenario 'stedy': did you mean steady?"),
+        (["none.toml"], 1, "there is no file none.toml"),
+        (["none.json"], 1, "there is no none.json"),
+        (
+            ["small.toml", "--set", "links.jiter_share=1"],
+            2,
+            "--set: links.jiter_share is no parameter: did you mean",
+        ),
+        (["small.toml", "--set", "jitter"], 2, "--set: 'jitter' must be KEY=VALUE"),
+        (["small.toml", "--nodes", "3"], 2, "gossip.dials is 3: of 3 nodes a node can dial 2 others"),
+        (["small.toml", "--duration", "-1"], 2, "duration_s is -1.0: it must be above 0"),
+        (["small.toml", "--sweep", "nodes=10,-1"], 2, "--sweep: nodes is -1"),
+        (["small.toml", "--sweep", "nodes=[1"], 2, "is no list of values"),
+        (["small.toml", "--resume"], 2, "give --sweep or --repeat as before"),
+        (["small.toml", "--repeat", "2", "--resume"], 2, "--resume needs --out"),
+        (["small.toml", "--out", "."], 2, "exists: name another folder"),
+        (["compare", ".", "none"], 1, "there is no params.json: name the folder of a run that ended"),
+    ],
+)
+def test_what_is_wrong_is_said_and_nothing_is_made(
+    here: Path, arguments: list[str], code: int, said: str
+) -> None:
+    ran = simulate(*arguments)
+    assert (ran.code, ran.out) == (code, "")
+    assert said in ran.err
+    assert ran.err.count("\n") == 1
+    assert [each.name for each in here.iterdir()] == ["small.toml"]
+
+
+@contextmanager
+def full_disk(most: int) -> Iterator[None]:
+    """No file gets longer than so many bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_is_full_leaves_nothing_that_looks_like_a_result(here: Path) -> None:
+    with full_disk(3000):
+        one = simulate("small.toml", "--out", "one")
+        sweep = simulate("small.toml", "--repeat", 2, "--out", "sweep")
+    for ran in (one, sweep):
+        assert ran.code == 2
+        assert "can't be written (File too large): name another folder" in ran.err
+    assert sorted(each.name for each in here.iterdir()) == ["small.toml", "sweep"]
+    assert [each.name for each in (here / "sweep").rglob("*")] == ["sweep.json", "runs"]
+    assert simulate("small.toml", "--repeat", 2, "--out", "sweep", "--resume").code == 0
+
+
+@pytest.mark.long
+def test_the_check_of_determinism_keeps_nothing(here: Path) -> None:
+    ran = simulate("small.toml", "--nodes", 8, "--duration", 6, "--check-determinism")
+    assert ran.code == 0
+    assert "the same: " in ran.err
+    assert [each.name for each in here.iterdir()] == ["small.toml"]
