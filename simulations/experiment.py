@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+from p2pnode.simulations.churn import schedule_churn
 from p2pnode.simulations.dht import Lookups
+from p2pnode.simulations.faults import schedule_faults
 from p2pnode.simulations.gossip import Messages
 from p2pnode.simulations.links import REGIONS
+from p2pnode.simulations.market.market import MarketService
 from p2pnode.simulations.recorder import Recorder
 from p2pnode.simulations.scenario import Scenario
 from p2pnode.simulations.world import Node, World, connect_at_random
@@ -28,16 +31,35 @@ class Experiment:
         self._presence = Presence(self.world)
         self.messages = Messages(self.world, scenario.gossip) if scenario.gossip is not None else None
         self.lookups = Lookups(self.world, scenario.dht) if scenario.dht is not None else None
-        nodes = [self.world.add() for _ in range(scenario.nodes)]
+        self.market: MarketService | None = None
+        if scenario.market is not None:
+            self.market = MarketService(self.world, scenario.market, recorder=recorder)
+            self.market.populate()
+            nodes, hosts, clients = self.world.nodes, self.market.host_nodes, self.market.client_nodes
+        else:
+            nodes = [self.world.add() for _ in range(scenario.nodes)]
+            hosts, clients = nodes, []
         if scenario.gossip is not None and self.messages is not None:
             connect_at_random(self.world, nodes, scenario.gossip.dials)
             self.messages.start(nodes, scenario.warmup_s, scenario.duration_s)
         if self.lookups is not None:
             self.lookups.start(nodes, max(_DIAL_S, scenario.warmup_s), scenario.duration_s)
+        if scenario.churn is not None:
+            schedule_churn(
+                self.world, scenario.churn, hosts=hosts, clients=clients, until_s=scenario.duration_s
+            )
+        strike = self.market.strike if self.market is not None else None
+        schedule_faults(self.world, scenario.faults, hosts=hosts, clients=clients, strike=strike)
 
     def run(self, progress: Callable[[float], None] | None = None) -> None:
-        """To the end of the scenario; ``progress`` hears the second of the world after each of them."""
+        """To the end of the scenario; ``progress`` hears the second of the world after each of them.
+
+        In a market everybody then finishes and settles, and the accounts are checked. Raises
+        ``InvariantError``.
+        """
         self.world.run(self.scenario.duration_s, progress)
+        if self.market is not None:
+            self.market.wind_up()
 
     def finish(self) -> None:
         """Tell the recorder of each node, and of the mesh as it is now; also where a run was cut short."""
@@ -76,6 +98,8 @@ class Experiment:
                 "bytes_received": counts["bytes"],
                 "mesh": router.held()["mesh"] if router is not None else 0,
             }
+        if self.market is not None:
+            columns |= self.market.columns_of(node)
         return columns
 
 

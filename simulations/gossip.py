@@ -68,6 +68,10 @@ def accept(_author: PeerId, _data: bytes) -> Verdict:
     return ACCEPT
 
 
+def _everybody(_node: Node) -> bool:
+    return True
+
+
 def _ignore_delivery(_node: Node, _delivered: Delivered) -> None:
     pass
 
@@ -93,7 +97,8 @@ def _charged(queue: CpuQueue, cpu: Cpu, sign: Signer) -> tuple[Signer, Check]:
 class GossipService:
     """Gossip of a world; a :class:`Service`. A node that starts is on no topic.
 
-    ``with_groups``: the machine is told where a peer comes from, as the node tells it.
+    ``with_groups``: the machine is told where a peer comes from, as the node tells it. ``speaks``: which
+    nodes have the machine at all; to the others nothing is sent.
     """
 
     def __init__(
@@ -101,6 +106,7 @@ class GossipService:
         world: World,
         parameters: Parameters | None = None,
         *,
+        speaks: Callable[[Node], bool] = _everybody,
         on_delivered: Callable[[Node, Delivered], None] = _ignore_delivery,
         on_fault: Callable[[Node, Fault], None] = _ignore_fault,
         with_groups: bool = True,
@@ -108,7 +114,7 @@ class GossipService:
     ) -> None:
         self._world, self._parameters = world, parameters or Parameters()
         self._on_delivered, self._on_fault = on_delivered, on_fault
-        self._with_groups, self._carry = with_groups, carry
+        self._with_groups, self._carry, self._speaks = with_groups, carry, speaks
         self.routers: dict[PeerId, GossipRouter] = {}
         """Of the nodes that are up."""
         self._before: dict[PeerId, Counter[str]] = {}
@@ -134,6 +140,8 @@ class GossipService:
 
     def started(self, node: Node) -> None:
         """Make its machine."""
+        if not self._speaks(node):
+            return
         self._starts += 1
         sign: Signer = sign_with(node.public_key)
         checked: Check = check
@@ -160,7 +168,8 @@ class GossipService:
 
     def stopped(self, node: Node) -> None:
         """Its machine is gone."""
-        self._before.setdefault(node.peer, Counter()).update(self.routers.pop(node.peer).counts)
+        if (router := self.routers.pop(node.peer, None)) is not None:
+            self._before.setdefault(node.peer, Counter()).update(router.counts)
 
     def counts(self, node: Node) -> Counter[str]:
         """What the node's machines did, all that it ever had together."""
@@ -172,6 +181,8 @@ class GossipService:
     def connected(self, link: Link) -> None:
         """Tell the machine of a peer."""
         other = link.receiver
+        if not self._speaks(other):
+            return
         group = None
         if self._with_groups:
             origin = origin_of(other.ip, other.peer)

@@ -50,6 +50,10 @@ _BINDING_S: Final = 20 * 86_400
 _REMEMBERED: Final = 1 << 14
 
 
+seen_from = lru_cache(_REMEMBERED)(origin_of)
+"""The origin of a peer at an address: the same for all nodes that see it."""
+
+
 def shared_checks(keys: Keys) -> AdvertChecks:
     """The checks of all nodes of a run: each advert is decoded, parsed and verified once."""
 
@@ -94,6 +98,7 @@ class NodeAdverts:
         random = world.draws("adverts", node.number, start)
         self.book = Book(
             size_max=book_max,
+            privileged=self._is_privileged,
             origin_of=self._seen_at,
             draw=lambda count: int(random.random() * count),
             checks=checks,
@@ -126,7 +131,11 @@ class NodeAdverts:
 
     def _seen_at(self, peer: PeerId) -> Origin | None:
         link = self._node.links.get(peer)
-        return origin_of(link.receiver.ip, peer) if link is not None else None
+        return seen_from(link.receiver.ip, peer) if link is not None else None
+
+    def _is_privileged(self, peer: PeerId) -> bool:
+        link = self._node.links.get(peer)
+        return link is not None and link.dialled
 
     def follow(self, model: ModelId) -> None:
         """Take part in a model's topic."""

@@ -149,7 +149,7 @@ class Liar:
             return
         for node in self._nodes:
             adverts = market.adverts.get(node.peer)
-            if adverts is None or market.gossip is None:
+            if adverts is None:
                 continue
             model = market.host_profiles[node.number].model
             for signed in self._lies(adverts, 1):

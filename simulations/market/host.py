@@ -69,7 +69,8 @@ from p2pnode.protocols.inference.prompts import TurnPlaces
 from p2pnode.protocols.inference.receipts import ids_hash
 from p2pnode.protocols.inference.turn_memory import SessionMemory, TurnMemory
 from p2pnode.protocols.typed_data import amount_due, session_id
-from p2pnode.shares import Origin, origin_of
+from p2pnode.shares import Origin
+from p2pnode.simulations.market.adverts import seen_from
 from p2pnode.simulations.market.economy import Owner, Prices
 from p2pnode.simulations.market.engines import Run, SimulatedEngine, prompt_ids
 from p2pnode.simulations.market.ledger import EPOCH_S
@@ -204,7 +205,7 @@ class HostStream:
 
     def __init__(self, host: Host, client: Node) -> None:
         self.host, self.client, self.peer = host, client, client.peer
-        self.origin = origin_of(client.ip, client.peer)
+        self.origin = seen_from(client.ip, client.peer)
         self.paid = self.is_yielding = self.is_draining = False
         self.rests_since: float | None = host.now
         self.session: SessionId | None = None

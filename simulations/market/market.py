@@ -85,18 +85,20 @@ class Market:
 
 
 class MarketService:
-    """The market of a world; a ``Service`` of it. Make it after gossip, then :meth:`populate`."""
+    """The market of a world; a ``Service`` of it. Make it, then :meth:`populate`.
+
+    Adverts are gossiped by the hosts alone: who comes for a question asks, as the node's own commands do.
+    """
 
     def __init__(
         self,
         world: World,
         parameters: Market,
         *,
-        gossip: GossipService | None = None,
         recorder: Recorder | None = None,
         watch: Watch | None = None,
     ) -> None:
-        self.world, self.parameters, self.gossip = world, parameters, gossip
+        self.world, self.parameters = world, parameters
         self.recorder = recorder if recorder is not None else Recorder()
         self.limits = parameters.hosts.limits()
         self.keys = Keys(world.draws.seed)
@@ -123,6 +125,7 @@ class MarketService:
         """Those that are up."""
         self.clients: dict[PeerId, Client] = {}
         self.adverts: dict[PeerId, NodeAdverts] = {}
+        self._plain: set[int] = set()
         self.host_nodes: list[Node] = []
         self.client_nodes: list[Node] = []
         self.is_closing = False
@@ -138,6 +141,7 @@ class MarketService:
         self.other_model: dict[PeerId, int] = {}
         """Hosts that run another model than they say."""
         self._new: str = ""
+        self.gossip = GossipService(world, speaks=self._gossips)
         self._shells: dict[Link, list[Shell]] = {}
         self._numbers: dict[bytes, int] = {}
         """Of nodes, by their wallets."""
@@ -173,8 +177,15 @@ class MarketService:
         return self.world.add()
 
     def add_plain(self, ip: str) -> Node:
-        """A node that is neither host nor client, at this address."""
-        return self.world.add(ip=ip)
+        """A node that gossips and is no host, at this address."""
+        self._new = "plain"
+        node = self.world.add(ip=ip)
+        self._plain.add(node.number)
+        return node
+
+    def _gossips(self, node: Node) -> bool:
+        number = node.number
+        return self._new in ("host", "plain") or number in self.host_profiles or number in self._plain
 
     def strike(self, fault: Fault, nodes: Sequence[Node]) -> Undo:
         """Let hosts do wrong; see ``byzantine.py``."""
@@ -444,7 +455,7 @@ class MarketService:
             "ledger", at_s=self.world.now, kind="deposit" if terms is not None else "settle",
             payer=self._number_of(event.payer), payee=self._number_of(event.host),
             amount=terms.deposit if terms is not None else amount,
-            fee=getattr(event, "to_treasury", 0), total=self.chain.total,
+            fee=getattr(event, "to_treasury", 0), total=self.chain.minted,
         )  # fmt: skip
 
     def _number_of(self, account: bytes) -> int:

@@ -35,7 +35,7 @@ from p2pnode.protocols.inference.messages import (
 from p2pnode.protocols.inference.receipts import ids_hash
 from p2pnode.protocols.lookup.messages import Contact, Contacted, Exhausted, Found, Hint, SourceDone
 from p2pnode.protocols.lookup.search import Search
-from p2pnode.shares import origin_of
+from p2pnode.simulations.market.adverts import seen_from
 from p2pnode.simulations.market.engines import (
     prompt_ids,
 )
@@ -429,7 +429,7 @@ class Lookup:
             shell.command(SourceDone("exchange"))
 
     def _sampled(self, by: Node, adverts: Sequence[Advert]) -> None:
-        teller = frozenset({origin_of(by.ip, by.peer).wide})
+        teller = frozenset({seen_from(by.ip, by.peer).wide})
         for advert in adverts:
             if advert.offer(self._model) is not None:
                 addresses = tuple(each.multiaddr for each in advert.addresses)

@@ -6,7 +6,7 @@ Counted from outside, by what was delivered, signed, taken and mined: see ``inva
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from p2pnode.chain.ledger import LedgerEvent, SessionClosed, SessionOpened
 from p2pnode.ids import PeerId, SessionId
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from p2pnode.simulations.market.session import Bought, Session
 
 
+_MONEY_EVERY_S: Final = 5.0
+"""All accounts are added up at most so often, and at the end."""
+
+
 class MarketWatch:
     """Of one market."""
 
@@ -35,6 +39,7 @@ class MarketWatch:
         self._asked: defaultdict[SessionId, int] = defaultdict(int)
         """Input that was asked for, before anything that a cache made free."""
         self._signed: dict[SessionId, Voucher] = {}
+        self._money_at = 0.0
         self._fees: dict[SessionId, int] = {}
         self._taken: dict[SessionId, Voucher] = {}
         """The best voucher that each session's host took."""
@@ -112,7 +117,9 @@ class MarketWatch:
             self._fees[event.session] = event.terms.session_fee
         if isinstance(event, SessionClosed):
             self._closed(event)
-        self.money()
+        if self._watch.now >= self._money_at:
+            self._money_at = self._watch.now + _MONEY_EVERY_S
+            self.money()
 
     def money(self) -> None:
         """No money came from nowhere, and the contract holds what it owes."""

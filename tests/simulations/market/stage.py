@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from p2pnode.simulations.churn import Churn, schedule_churn
 from p2pnode.simulations.faults import Fault, schedule_faults
-from p2pnode.simulations.gossip import GossipService
 from p2pnode.simulations.market.client import Clients
 from p2pnode.simulations.market.host import Hosts
 from p2pnode.simulations.market.market import Market, MarketService
@@ -26,10 +25,9 @@ def market(
 ) -> MarketService:
     """A market that was let run, wound up and checked."""
     world = World(seed)
-    gossip = GossipService(world)
     if parameters is None:
         parameters = Market(hosts=Hosts(count=5), clients=BUSY)
-    made = MarketService(world, parameters, gossip=gossip, recorder=Recorder())
+    made = MarketService(world, parameters, recorder=Recorder())
     made.populate()
     if churn is not None:
         schedule_churn(world, churn, hosts=made.host_nodes, clients=made.client_nodes, until_s=until_s)
