@@ -89,7 +89,7 @@ ToolOption = Annotated[
     typer.Option(
         "--tool",
         help="A JSON file with a tool, or a list of them, as OpenAI's API has them. May be repeated. "
-        "Calls are printed; nothing is run.",
+        "Calls are printed; `ask` runs nothing.",
     ),
 ]
 ToolChoiceOption = Annotated[

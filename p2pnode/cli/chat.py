@@ -5,28 +5,35 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
 
 from p2pnode.cli.ask import (
     CloseOption,
     ContextOption,
     DiscoveryOption,
+    FormatOption,
     MaxCostOption,
     MaxSpendOption,
     MaxTokensOption,
     NeverOption,
     OnlyOption,
     PeerOption,
+    SchemaOption,
     SeedOption,
     StopOption,
     SystemOption,
     TemperatureOption,
+    ToolChoiceOption,
+    ToolOption,
     TopPOption,
     WaitOption,
     checked_context,
     finish,
     make_filters,
     make_sampling,
+    prompt_options,
     seed_given,
     show,
 )
@@ -42,10 +49,12 @@ from p2pnode.cli.options import (
     NoSaveOption,
     S5UrlOption,
     StoreOption,
+    YesOption,
     check_target,
     configure,
 )
 from p2pnode.cli.output import Output, error_fields
+from p2pnode.cli.tool_results import NO_RESULT, SKIP, ToolProgram, shown, wanted
 from p2pnode.cli.user_input import PromptInterruptedError, UserInput
 
 if TYPE_CHECKING:
@@ -53,7 +62,16 @@ if TYPE_CHECKING:
 
     from p2pnode.client.answer import Answer
     from p2pnode.client.conversation import Conversation
+    from p2pnode.protocols.inference.messages import Tool, ToolCall
 
+ToolCommandOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tool-command",
+        help="A program that gives the results of calls: it gets the tool's name as its argument and the "
+        "call's arguments as JSON on standard input. You are asked before each run, but with --yes.",
+    ),
+]
 _COMMAND: Final = re.compile(r"/\w+")
 _HELP: Final = (
     "/new starts over, /retry asks again, /go goes on with an answer that was cut short, /exit or Ctrl-D "
@@ -74,6 +92,12 @@ def chat(
     seed: SeedOption = None,
     stop: StopOption = None,
     system: SystemOption = None,
+    tool: ToolOption = None,
+    tool_choice: ToolChoiceOption = "auto",
+    tool_command: ToolCommandOption = None,
+    yes: YesOption = False,
+    schema: SchemaOption = None,
+    answer_format: FormatOption = "text",
     chain: ChainOption = None,
     max_spend: MaxSpendOption = None,
     close: CloseOption = False,
@@ -90,7 +114,10 @@ def chat(
     as_json: JsonOption = False,
     log_level: LogOption = "error",
 ) -> None:
-    """Talk with a model; the conversation so far goes along with each message."""
+    """Talk with a model; the conversation so far goes along with each message.
+
+    Where it calls a tool, you give the result, or a program of yours does: see --tool and --tool-command.
+    """
     from p2pnode.cli.runner import run_async
 
     configure(log_level)
@@ -102,6 +129,8 @@ def chat(
 
         check_target(model, peer, no_discovery=no_discovery)
         sampling = make_sampling(max_tokens, temperature, top_p, stop)
+        asked = prompt_options(tool, tool_choice, schema, answer_format)
+        program = find_program(tool_command, asked["tools"], yes=yes)
         client = make_client(
             output,
             data_dir,
@@ -123,6 +152,7 @@ def chat(
             seed=seed_given(seed),
             filters=make_filters(max_cost, only, never),
             context=checked_context(context),
+            **asked,
         )
         with UserInput(sys.stdin, quiet=as_json, edits=True) as lines:
             async with client:
@@ -131,13 +161,25 @@ def chat(
                     conversation: Conversation = await client.new_conversation(options, keep=not no_save)
                     return conversation
 
-                chats.append(Chat(output, lines, await begin(), begin))
+                chats.append(Chat(output, lines, await begin(), begin, program))
                 await chats[0].run()
 
     def interrupt() -> bool:
         return chats[0].interrupt() if chats else False
 
     run_async(run, on_error=output.failed, on_interrupt=interrupt, again=True)
+
+
+def find_program(name: str | None, tools: tuple[Tool, ...], *, yes: bool) -> ToolProgram | None:
+    """The program of ``--tool-command``. Raises ``UsageError``."""
+    from p2pnode.errors import UsageError
+
+    if name is None:
+        return None
+    if not tools:
+        msg = "--tool-command gives the results of tools: name them with --tool"
+        raise UsageError(msg)
+    return ToolProgram.find(name, asks=not yes)
 
 
 class Chat:
@@ -149,8 +191,11 @@ class Chat:
         lines: UserInput,
         conversation: Conversation,
         begin: Callable[[], Awaitable[Conversation]],
+        program: ToolProgram | None = None,
     ) -> None:
+        """``program`` gives the results of calls."""
         self._output, self._lines, self._conversation, self._begin = output, lines, conversation, begin
+        self._program = program
         self._scope: trio.CancelScope | None = None
 
     def interrupt(self) -> bool:
@@ -182,6 +227,8 @@ class Chat:
                 case command if _COMMAND.fullmatch(command):
                     self._output.event("unknown_command", {"command": command}, text=f"{command}? {_HELP}")
                 case _:
+                    if self._program is not None:
+                        self._program.begin_turn()
                     await self._answer(self._conversation.ask(line))
 
     async def _next(self) -> str | None:
@@ -214,6 +261,54 @@ class Chat:
             self._output.event("nothing_to_retry", {}, text="nothing was asked yet")
 
     async def _answer(self, answer: Answer) -> None:
+        """Print an answer and, while it calls tools, get their results and print what follows from them."""
+        await self._print(answer)
+        while (calls := self._conversation.calls) and answer.usage is not None:
+            results: list[str] = []
+            for call in calls:
+                result = await self._result(call)
+                if result is None:
+                    self._output.event("calls_left", {}, text="[no results: ask something else]")
+                    return
+                results.append(result)
+            answer = self._conversation.give_results(results)
+            await self._print(answer)
+
+    async def _result(self, call: ToolCall) -> str | None:
+        """The result of a call; None where the user leaves it."""
+        program, fields = self._program, {"id": call.id, "name": call.name, "arguments": call.arguments}
+        typed: str | None = ""
+        if program is None or program.must_ask():
+            self._output.event("result_wanted", fields, text=wanted(call, program))
+            try:
+                typed = await self._lines.next()
+            except PromptInterruptedError:
+                return None
+        if typed is None:
+            return None
+        if typed.strip() == SKIP:
+            return NO_RESULT
+        if typed.strip() or program is None:
+            return typed
+        result = await self._run(program, call)
+        if result is not None:
+            told = {"id": call.id, "name": call.name, "result": result}
+            self._output.event("result", told, text=f"[{program.path} says: {shown(result)}]")
+        return result
+
+    async def _run(self, program: ToolProgram, call: ToolCall) -> str | None:
+        """What the program says; None where Ctrl-C stops it."""
+        import trio
+
+        result = None
+        try:
+            with self._lines.held_back(), trio.CancelScope() as self._scope:
+                result = await program.run(call)
+        finally:
+            self._scope = None
+        return result
+
+    async def _print(self, answer: Answer) -> None:
         import trio
 
         from p2pnode.errors import LocalError, P2PNodeError, RefusedError

@@ -5,6 +5,7 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
     ask, chat   host{peer, model} signing{words, …} deposit.waiting{peer, waited_s, most_s}
                 chain.waiting{chain}: it has not answered for two seconds
                 prefill{processed, total} text{text}
+                tool_call{index, arguments, id?, name?}: a piece of a call, the first with its id and name
                 host.failed{peer, reason, retrying} failover{from, to, held, reason}
                 slept{peer, seconds, reason}: this machine did; host.slow{peer, tokens_per_s, leaving}
                 answer.cut{held, reason}: nobody can go on; so many tokens of the answer are kept
@@ -22,6 +23,8 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
                 interrupted{text} cut_short{conversation, held}: `sessions resume` goes on with it
     chat        chat{} help{} new{} nothing_to_retry{} nothing_to_go_on{} unknown_command{command} stopped{}
                 turn.failed{error, message, code?}
+                result_wanted{id, name, arguments}: the next line is the result of this call;
+                result{id, name, result}: of --tool-command; calls_left{}: they got no results
     hosts       host{model, model_id, peer, wallet, addresses, engine, quantisation, can, turns_max, keep_s,
                 n_ctx, price_in, price_out, session_fee, warm, slots, active, queued, score, cost, trusted,
                 excluded}: seconds and token units that a typical answer is expected to take

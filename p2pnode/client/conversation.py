@@ -25,7 +25,7 @@ from p2pnode.client.question import ChatOptions, Questions
 from p2pnode.client.runtime import Runtime
 from p2pnode.errors import ConfigError
 from p2pnode.ids import ModelId, PeerId, SessionId
-from p2pnode.protocols.inference.messages import Role
+from p2pnode.protocols.inference.messages import Role, ToolCall
 from p2pnode.protocols.inference.prompt_rules import next_seed
 from p2pnode.storage.conversations.records import Finish, Loss, Piece
 
@@ -114,6 +114,11 @@ class Conversation:
         answer = self._history.unfinished
         return answer is not None and not answer.ids
 
+    @property
+    def calls(self) -> Sequence[ToolCall]:
+        """The tools that the last answer called, while their results are waited for."""
+        return self._history.calls
+
     # ---- asking
 
     def ask(self, question: str) -> Answer:
@@ -121,6 +126,20 @@ class Conversation:
         self._read_moved()
         self._say("user", question)
         return self._answer(self._history.begin_answer())
+
+    def give_results(self, results: Sequence[str]) -> Answer:
+        """Give the results of :attr:`calls`, in their order, and ask on.
+
+        Which tool is called from here on is the model's to choose, whatever ``tool_choice`` demanded before:
+        it would never answer. Raises ``ConfigError`` for another number of results.
+        """
+        if not results or len(results) != len(self.calls):
+            msg = f"{len(self.calls)} calls of tools wait for their results: give one for each"
+            raise ConfigError(msg)
+        self._history.give_results(results)
+        forced = self._options.tool_choice not in ("auto", "none")
+        options = replace(self._options, tool_choice="auto") if forced else self._options
+        return self._answer(self._history.begin_answer(), options)
 
     def again(self) -> Answer:
         """Ask the last question again, with the next seed. Raises ``ConfigError`` where there is none."""
@@ -144,14 +163,14 @@ class Conversation:
             raise ConfigError(msg)
         return self._answer(answer)
 
-    def _answer(self, message: Message) -> Answer:
+    def _answer(self, message: Message, options: ChatOptions | None = None) -> Answer:
         watcher = _AnswerWatcher(self, message)
         prompt = self._history.prompt_for(message)
         system = [each for each in prompt if each["role"] == "system"]
         # What was left out of an earlier prompt stays out: it would fit no host now either.
         prompt = [*system, *[each for each in prompt if each["role"] != "system"][self._left_out :]]
         return self._questions.answer(
-            prompt, self._options, held=message.held, watcher=watcher, trusted=self._trusted
+            prompt, options or self._options, held=message.held, watcher=watcher, trusted=self._trusted
         )
 
     def _say(self, role: Role, text: str) -> None:
@@ -297,6 +316,8 @@ class _AnswerWatcher:
         self._conversation.note_course(trusted=answer.trusted, left_out=answer.left_out)
         self._note(answer, answer.text_known)
         self._message.complete = finish in ("stop", "length", "tool_calls")
+        if finish == "tool_calls":
+            self._message.calls = answer.tool_calls
         if self._message.complete:
             self._conversation.note_end(finish)
 

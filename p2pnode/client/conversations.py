@@ -49,7 +49,11 @@ class Conversations:
         return self._runtime.config.save and self._runtime.data.storage_key.exists()
 
     async def new(self, options: ChatOptions, *, keep: bool = True) -> Conversation:
-        """A new conversation; where the store can't be opened it is not kept. Raises ``ConfigError``."""
+        """A new conversation; where the store can't be opened it is not kept. Raises ``ConfigError``.
+
+        With tools it isn't either: what is kept of a conversation has no calls, and would make no sense.
+        """
+        keep = keep and not options.tools
         known = resolve_model(options.model if options.model is not None else DEFAULT_MODEL)
         replicator = None
         wanted = keep and self._runtime.config.save

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from p2pnode.client.failover import Held
-from p2pnode.protocols.inference.messages import Role
+from p2pnode.protocols.inference.messages import Role, ToolCall
 from p2pnode.storage.conversations.turns import Turn
 
 M = TypeVar("M")
@@ -19,7 +19,9 @@ M = TypeVar("M")
 
 @dataclass(slots=True, eq=False)
 class Message:
-    """A message of the system or the user, or an answer. ``text`` is that of the first ``text_known`` ids."""
+    """A message of the system, the user or a tool, or an answer: its ``text`` is that of the first
+    ``text_known`` ids.
+    """
 
     role: Role
     text: str = field(default="", repr=False)
@@ -29,6 +31,10 @@ class Message:
     """Bytes that it said beside its text: see ``Held``."""
     complete: bool = True
     """Whether nothing more comes; False for an answer that runs or was cut short."""
+    calls: tuple[ToolCall, ...] = field(default=(), repr=False)
+    """The tools that an answer called. Messages of the role ``tool`` that follow have the results."""
+    call_id: str = ""
+    """Of a tool's message, the call that it answers."""
 
     @property
     def held(self) -> Held:
@@ -66,9 +72,22 @@ class History:
         last = self._messages[-1] if self._messages else None
         return last if last is not None and last.role == "assistant" and not last.complete else None
 
+    @property
+    def calls(self) -> tuple[ToolCall, ...]:
+        """Those of the last answer, while it is the last message: they wait for their results."""
+        last = self._messages[-1] if self._messages else None
+        return last.calls if last is not None and last.complete else ()
+
     def say(self, role: Role, text: str) -> None:
         """Add a message of the system or the user."""
         self._messages.append(Message(role, text))
+
+    def give_results(self, results: Iterable[str]) -> None:
+        """Add what the tools said to each of :attr:`calls`, in their order."""
+        calls = self.calls
+        self._messages += [
+            Message("tool", text, call_id=call.id) for call, text in zip(calls, results, strict=True)
+        ]
 
     def begin_answer(self) -> Message:
         """Add an answer, of which nothing is there yet."""
@@ -76,7 +95,7 @@ class History:
         self._messages.append(answer)
         return answer
 
-    def prompt_for(self, answer: Message) -> list[dict[str, str]]:
+    def prompt_for(self, answer: Message) -> list[dict[str, Any]]:
         """Messages for the host that is to give ``answer``.
 
         Without answers that stand last: the user asks for them again, and the model must not see them.
@@ -116,12 +135,38 @@ def _message(turn: Turn) -> Message:
     return Message(turn.role, turn.text, list(turn.ids), text_known, turn.aside, complete)
 
 
-def prompt_of(messages: Sequence[Message]) -> list[dict[str, str]]:
-    """Messages for a host: of several of one role in a row, the last; none for an answer without text."""
-    said = [message for message in messages if message.text or message.role != "assistant"]
-    kept = [
-        message
-        for at, message in enumerate(said)
-        if message.role == "system" or at + 1 == len(said) or said[at + 1].role != message.role
+def prompt_of(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages for a host: of several of one role in a row, the last; none for an answer without text.
+
+    Calls stand there with their results only: those that got none are left out. All results of one answer are
+    told.
+    """
+    called = [
+        at
+        for at, message in enumerate(messages)
+        if message.calls and at + 1 < len(messages) and messages[at + 1].role == "tool"
     ]
-    return [{"role": message.role, "content": message.text} for message in kept]
+    said = [
+        (message, at in called)
+        for at, message in enumerate(messages)
+        if message.text or at in called or message.role != "assistant"
+    ]
+    kept = [
+        (message, calls)
+        for at, (message, calls) in enumerate(said)
+        if message.role in ("system", "tool") or at + 1 == len(said) or said[at + 1][0].role != message.role
+    ]
+    return [_for_host(message, calls=calls) for message, calls in kept]
+
+
+def _for_host(message: Message, *, calls: bool) -> dict[str, Any]:
+    """A message as OpenAI's API has it."""
+    made: dict[str, Any] = {"role": message.role, "content": message.text}
+    if message.role == "tool":
+        made["tool_call_id"] = message.call_id
+    if calls:
+        functions = [(call, {"name": call.name, "arguments": call.arguments}) for call in message.calls]
+        made["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": function} for call, function in functions
+        ]
+    return made

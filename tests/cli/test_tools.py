@@ -12,7 +12,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from tests.cli.support import Program, ask, join, run, start
+from tests.cli.support import Program, Ran, ask, join, run, start
 
 WEATHER = {
     "type": "function",
@@ -289,3 +289,69 @@ def test_answers_of_the_real_model_fit_their_schemas_when_their_hosts_are_killed
     record_property("answers", dict(ended))
     assert set(ended) <= {"stop", "length"}
     assert ended["stop"] >= len(LONG_SCHEMAS) - 1, dict(ended)
+
+
+# ---- a conversation with tools
+
+
+PROGRAM = """#!/bin/sh
+test "$1" = weather || exit 3
+printf 'rain in '; cat
+"""
+
+
+def talk(data_dir: Path, host: Program, *lines: str, flags: tuple[object, ...]) -> Ran:
+    """``chat`` with the tool, which it must call first."""
+    given = ("--model", "scripted", "--peer", host.multiaddr, "--data-dir", data_dir, "--temperature", 0)
+    given += ("--max-tokens", 500, "--tool-choice", "weather", "--json", *flags)
+    return run("chat", *given, stdin="".join(f"{line}\n" for line in lines))
+
+
+def test_in_a_chat_the_next_line_is_the_result_of_a_call_and_the_answer_goes_on_from_it(
+    host: Program, data_dir: Path, files: Any
+) -> None:
+    tool = ("--tool", files("t.json", WEATHER))
+    ran = talk(data_dir, host, "Rain?", *["It rains."] * 40, flags=tool)
+    assert ran.code == 0, ran.err
+    wanted = ran.named("result_wanted")
+    for each in wanted:
+        assert each["name"] == "weather"
+        jsonschema.validate(json.loads(each["arguments"]), SCHEMA_OF_WEATHER)
+    first, second = ran.named("done")[:2]
+    assert first["reason"] == "tool_calls"
+    assert second["tokens_in"] > first["tokens_in"] + 9  # the calls and their results went along
+
+
+def test_in_a_chat_a_program_gives_results_when_it_may_and_else_is_asked_for_with_enter(
+    host: Program, data_dir: Path, files: Any
+) -> None:
+    program = files("weather.sh", PROGRAM)
+    program.chmod(0o755)
+    flags = ("--tool", files("t.json", WEATHER), "--tool-command", program)
+    by_itself = talk(data_dir, host, "Rain?", "/exit", flags=(*flags, "--yes"))
+    assert by_itself.code == 0, by_itself.err
+    arguments = by_itself.named("result")[0]["result"].removeprefix("rain in ")
+    jsonschema.validate(json.loads(arguments), SCHEMA_OF_WEATHER)
+    asked = talk(data_dir, host, "Rain?", "", "/skip", flags=flags)
+    assert asked.named("result")[0]["result"] == by_itself.named("result")[0]["result"]
+    assert asked.named("result_wanted")
+
+
+def test_a_chat_says_which_flag_for_its_tools_makes_no_sense(data_dir: Path, files: Any) -> None:
+    for flags, why in (
+        (("--tool-command", "true"), "name them with --tool"),
+        (("--tool", files("t.json", WEATHER), "--tool-command", files("x", "")), "is no program"),
+        (("--tool-choice", "rain"), "none of the tools"),
+        (("--schema", files("s.json", {"type": "strng"})), "--schema: the schema of the response format"),
+    ):
+        ran = run("chat", "--model", "scripted", "--no-mdns", "--data-dir", data_dir, *flags, stdin="")
+        assert (ran.code, why in ran.err) == (2, True), ran.err
+
+
+def test_the_answers_of_a_chat_fit_the_schema_of_a_file(host: Program, data_dir: Path, files: Any) -> None:
+    given = ("--model", "scripted", "--peer", host.multiaddr, "--data-dir", data_dir, "--json")
+    ran = run("chat", *given, "--schema", files("s.json", SCHEMA), stdin="How many?\nAnd now?\n")
+    pieces = "".join(each.get("text", "\n") for each in ran.events if each["event"] in ("text", "done"))
+    for said in filter(None, pieces.splitlines()):
+        jsonschema.validate(json.loads(said), SCHEMA)
+    assert len(ran.named("done")) == 2

@@ -57,7 +57,8 @@ async def host(given: dict[str, Any]) -> None:
     """Serve until killed."""
     from p2pnode.host.join import Join, JoinOptions
 
-    await Join(config_of(given["config"]), JoinOptions(limits=quick()), say).run()
+    options = JoinOptions(limits=quick(), scripted_tokens_per_s=given.get("tokens_per_s"))
+    await Join(config_of(given["config"]), options, say).run()
 
 
 async def client(given: dict[str, Any]) -> None:
@@ -73,6 +74,27 @@ async def client(given: dict[str, Any]) -> None:
         say("answered", {"tokens_out": len(answer.ids)})
 
 
+async def crowd(given: dict[str, Any]) -> None:
+    """Several questions at once to one host; each piece is said as it comes. Leave in order."""
+    from p2pnode import Client, SamplingParams
+
+    sampling = SamplingParams(tokens_max=given["tokens"], temperature=0)
+    config = config_of(given["config"])
+
+    async def ask(made: Client, number: int, question: str) -> None:
+        answer = made.chat(question, model="scripted", peer=given["peer"], sampling=sampling)
+        async for piece in answer:
+            say("piece", {"question": number, "text": piece})
+        say("answered", {"question": number})
+
+    async with (
+        Client(config, limits=quick(), remember=False, discovery=False) as made,
+        trio.open_nursery() as nursery,
+    ):
+        for number, question in enumerate(given["questions"]):
+            nursery.start_soon(ask, made, number, question)
+
+
 def _live(handed: int) -> None:
     """The whole life of a process."""
     os.dup2(handed, 0)
@@ -82,7 +104,7 @@ def _live(handed: int) -> None:
     given = json.loads(sys.stdin.readline())
     if given["point"] is not None:
         Trap(Point.parse(given["point"]))
-    trio.run({"host": host, "client": client}[given["role"]], given)
+    trio.run({"host": host, "client": client, "crowd": crowd}[given["role"]], given)
 
 
 def main() -> None:

@@ -3,7 +3,8 @@
 ``before-journal.host_paid-3`` is: as the third ``Journal.host_paid`` begins; ``inside``: in its transaction,
 just before the commit; ``after``: durable, and nothing that follows from it done. Of a chain's call
 (``chain.Close``): before anything is sent; when a node has the bytes and nobody saw a receipt; mined. Of a
-message (``send.Tokens``): before the write it is in, and after it. Real code runs up to the point, and then
+message (``send.Tokens``): before the write it is in, and after it; of one that a peer sent (``hear.Tokens``):
+after it was read, and before anything is made of it. Real code runs up to the point, and then
 nothing does: SIGKILL.
 """
 
@@ -24,7 +25,7 @@ from p2pnode.payments.journal import payer as journal_client
 from p2pnode.payments.journal.journal import Journal
 
 When = Literal["before", "inside", "after"]
-Area = Literal["journal", "chain", "send"]
+Area = Literal["journal", "chain", "send", "hear"]
 _INSIDE: dict[str, tuple[Any, str]] = {
     "host_relaying": (journal_host, "relaying"),
     "host_open": (journal_host, "opened"),
@@ -76,6 +77,16 @@ class Trap:
                 setattr(Journal, point.name, self._around(getattr(Journal, point.name), lambda _args: True))
             case "chain":
                 self._set_on_chain()
+            case "hear":
+                receive = MessageChannel.receive
+
+                async def hearing(channel: MessageChannel) -> Any:
+                    message = await receive(channel)
+                    if type(message).__name__ == point.name:
+                        self._pass()
+                    return message
+
+                MessageChannel.receive = hearing  # type: ignore[method-assign]
             case "send":
                 send = self._around(MessageChannel.send, self._sends)
                 MessageChannel.send = send  # type: ignore[method-assign]

@@ -90,6 +90,21 @@ class Program:
                 if found["event"] in names:
                     return found
 
+    async def all_events(self) -> list[dict[str, Any]]:
+        """All that it said until it died."""
+        said: list[dict[str, Any]] = []
+        with trio.fail_after(DEADLINE_S):
+            while data := await self.stream.receive_some():
+                self._buffer += data
+                *lines, self._buffer = self._buffer.split(b"\n")
+                said += map(json.loads, lines)
+                if said and said[-1]["event"] == "ended":
+                    self._ended = True
+                    break
+        assert self._ended, self._said
+        assert said[-1]["code"] == -signal.SIGKILL, f"{said[-1]}: {self._said}"
+        return said
+
     async def begin(self) -> None:
         """Know whom to kill."""
         self._pid = int((await self.event("began"))["pid"])
@@ -102,6 +117,13 @@ class Program:
     @property
     def _said(self) -> str:
         return self._err.read_text()[-3000:]
+
+    async def end(self) -> None:
+        """See that it is dead: by its point, or from outside where it did not come to that."""
+        with trio.move_on_after(2.0) as waited:
+            await self.killed()
+        if waited.cancelled_caught:
+            await self.kill()
 
     async def kill(self) -> None:
         """From outside, wherever it is."""

@@ -157,7 +157,7 @@ async def asking(client: Party, **limits: float) -> AsyncIterator[Chat]:
 
 
 @asynccontextmanager
-async def joined(host: Party, **limits: float) -> AsyncIterator[str]:
+async def joined(host: Party, *, tokens_per_s: float | None = None, **limits: float) -> AsyncIterator[str]:
     """The host in this process, ready; its multiaddr. It leaves in order."""
     ready = trio.Event()
     addresses: list[str] = []
@@ -169,7 +169,8 @@ async def joined(host: Party, **limits: float) -> AsyncIterator[str]:
             addresses.append(found[0])
             ready.set()
 
-    join = Join(host.node_config, JoinOptions(limits=quick(**limits)), report)
+    options = JoinOptions(limits=quick(**limits), scripted_tokens_per_s=tokens_per_s)
+    join = Join(host.node_config, options, report)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(join.run)
         with trio.fail_after(DEADLINE_S):

@@ -1,0 +1,119 @@
+"""The results of a model's calls in ``p2pnode chat``: what a person types, or what a program of theirs says.
+
+The program gets the tool's name as its argument and the call's arguments, JSON, on its standard input; what
+it writes to standard output is the result. The arguments come from a stranger's machine: a person is asked
+before each run, but with ``--yes``, and no shell reads them.
+"""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import suppress
+from subprocess import PIPE
+from typing import TYPE_CHECKING, Final, Self
+
+from p2pnode.words import printable
+
+if TYPE_CHECKING:
+    import trio
+
+    from p2pnode.protocols.inference.messages import ToolCall
+
+RUN_S: Final = 120.0
+"""How long a program may take for one result."""
+RESULT_BYTES_MAX: Final = 1 << 16
+UNASKED_MAX: Final = 16
+"""Calls in a row, without a word of the user's, after which a person is asked in spite of ``--yes``."""
+NO_RESULT: Final = "The user gives no result for this call."
+SKIP: Final = "/skip"
+_SHOWN_MAX: Final = 2000
+
+
+class ToolProgram:
+    """A program that gives the results of calls."""
+
+    def __init__(self, path: str, *, asks: bool) -> None:
+        """``asks``: a person is asked before each run."""
+        self.path = path
+        self._asks = asks
+        self._unasked = 0
+
+    @classmethod
+    def find(cls, name: str, *, asks: bool) -> Self:
+        """The program of a path, or of a name on ``PATH``. Raises ``UsageError``."""
+        from p2pnode.errors import UsageError
+
+        path = shutil.which(name)
+        if path is None:
+            msg = f"--tool-command: {name} is no program: give its path, and make it executable (chmod +x)"
+            raise UsageError(msg)
+        return cls(path, asks=asks)
+
+    def begin_turn(self) -> None:
+        """The user said something."""
+        self._unasked = 0
+
+    def must_ask(self) -> bool:
+        """Whether a person is to be asked before the next run."""
+        self._unasked += 1
+        return self._asks or self._unasked > UNASKED_MAX
+
+    async def run(self, call: ToolCall) -> str:
+        """What it says to a call; for one that fails, what went wrong, for the model to know."""
+        import trio
+
+        try:
+            process = await trio.lowlevel.open_process([self.path, call.name], stdin=PIPE, stdout=PIPE)
+        except OSError as error:
+            return f"error: {self.path} can't be run: {error.strerror}"
+        said = b""
+        try:
+            with trio.move_on_after(RUN_S) as scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_give, process, call.arguments.encode())
+                    said = await _output(process)
+                await process.wait()
+        finally:
+            process.kill()
+            with trio.CancelScope(shield=True):
+                await process.wait()
+        if scope.cancelled_caught:
+            return f"error: no result within {RUN_S:.0f} s"
+        text = said[:RESULT_BYTES_MAX].decode(errors="replace")
+        if len(said) > RESULT_BYTES_MAX:
+            return f"{text}\n[cut after {RESULT_BYTES_MAX} bytes]"
+        return text if process.returncode == 0 else f"error: exit status {process.returncode}\n{text}"
+
+
+async def _give(process: trio.Process, data: bytes) -> None:
+    import trio
+
+    assert process.stdin is not None  # noqa: S101 - a pipe
+    with suppress(trio.BrokenResourceError):  # it needs no arguments
+        await process.stdin.send_all(data)
+    await process.stdin.aclose()
+
+
+async def _output(process: trio.Process) -> bytes:
+    """All that it writes; it is killed where that is more than a result may have."""
+    assert process.stdout is not None  # noqa: S101 - a pipe
+    said = b""
+    async for piece in process.stdout:
+        said += piece
+        if len(said) > RESULT_BYTES_MAX:
+            process.kill()
+            break
+    await process.stdout.aclose()
+    return said
+
+
+def wanted(call: ToolCall, program: ToolProgram | None) -> str:
+    """What a person can do about a call."""
+    runs = f"Enter runs {program.path}, or " if program is not None else ""
+    return f"[{call.name}: {runs}type its result; {SKIP} gives none]"
+
+
+def shown(result: str) -> str:
+    """A result as a person sees it."""
+    text = printable(result.rstrip("\n"))
+    return text if len(text) <= _SHOWN_MAX else f"{text[:_SHOWN_MAX]}… ({len(text)} letters)"
