@@ -302,7 +302,8 @@ printf 'rain in '; cat
 
 def talk(data_dir: Path, host: Program, *lines: str, flags: tuple[object, ...]) -> Ran:
     """``chat`` with the tool, which it must call first."""
-    given = ("--model", "scripted", "--peer", host.multiaddr, "--data-dir", data_dir, "--temperature", 0)
+    given: tuple[object, ...] = ("--model", "scripted", "--peer", host.multiaddr, "--data-dir", data_dir)
+    given += ("--temperature", 0)
     given += ("--max-tokens", 500, "--tool-choice", "weather", "--json", *flags)
     return run("chat", *given, stdin="".join(f"{line}\n" for line in lines))
 

@@ -86,7 +86,7 @@ class Trap:
                         self._pass()
                     return message
 
-                MessageChannel.receive = hearing  # type: ignore[method-assign]
+                MessageChannel.receive = hearing  # type: ignore[method-assign,assignment]
             case "send":
                 send = self._around(MessageChannel.send, self._sends)
                 MessageChannel.send = send  # type: ignore[method-assign]

@@ -54,10 +54,12 @@ from tests.crash.support import (
 
 FREE = ModelId(bytes(31) + b"\1")
 IMPATIENT = quick(
-    chain_deadline_s=0.8, escrow_deadline_s=1.0, settle_retry_s=0.2, settle_retry_max_s=0.3, linger_s=0.3
+    chain_deadline_s=4.0, escrow_deadline_s=8.0, settle_retry_s=0.2, settle_retry_max_s=0.3, linger_s=0.3
 )
+# Shorter than the answers that come too late, and long enough for a chain that shares a busy machine with
+# this: with 0.3 s a healthy one was taken for one that is away, at a load of four.
 PROMPT = EvmLimits(
-    rpc=RpcLimits(request_deadline_s=0.3, deadline_s=0.6, rest_first_s=0.05, rest_max_s=0.1),
+    rpc=RpcLimits(request_deadline_s=1.5, deadline_s=2.0, rest_first_s=0.05, rest_max_s=0.1),
     sender=SenderLimits(poll_first_s=0.05, poll_max_s=0.2, reorg_poll_s=0.2, replace_after_s=2.0),
 )
 FAULTS: dict[str, Fault | None] = {
@@ -155,12 +157,19 @@ async def test_while_the_chain_is_away_sessions_go_on_and_new_ones_are_refused(
                 return (await w.ask(late, peer)).error is None
 
             await until(is_served, "the host takes new sessions, once it has looked at its chain again")
-            (other,) = [each for each in host.hosted() if each.session != best.session]
-            await wait_settled(w, host, other.session)
-        (other,) = [each for each in host.hosted() if each.session != best.session]
+            # There may be one that was refused, whose deposit landed all the same: it is settled, too.
+            others = [
+                each
+                for each in host.hosted()
+                if each.session != best.session and each.state not in ("relaying", "lost")
+            ]
+            for each in others:
+                await wait_settled(w, host, each.session)
+        late_paid = sum(each.amount or 0 for each in host.hosted() if each.session != best.session)
+        assert others
         assert best.voucher is not None
         assert RICH - await w.usdc(client) == best.voucher.amount
-        assert RICH - await w.usdc(late) == other.amount
+        assert RICH - await w.usdc(late) == late_paid
         check_receipts(w, host, best)
 
 

@@ -14,8 +14,10 @@ from trio.testing import MockClock
 
 from p2pnode.client.answer import Answer
 from p2pnode.client.client import Client
+from p2pnode.errors import P2PNodeError
 from p2pnode.limits import DEFAULT_LIMITS
 from p2pnode.net.memory import MemoryNet
+from p2pnode.payments.journal.journal import BoughtSession, Journal
 from p2pnode.payments.spending import SpendingLimits
 from p2pnode.protocols.inference.messages import SamplingParams
 from tests.client.support import whole
@@ -24,8 +26,11 @@ from tests.host.support import WINDOW
 from tests.host.test_paid import due, settled
 from tests.host.test_paid_failover import market, purchase
 from tests.node.world import scripted_host, world
+from tests.sqlite_disk import WatchedDisk
 
 EIGHT: Final = 8
+WINDOW_OF_EIGHT: Final = 32 * (EIGHT + 1)
+KEEP_S: Final = 3600
 TOKENS: Final = 200
 
 
@@ -33,6 +38,16 @@ def asked(client: Client, number: int, tokens: int = TOKENS) -> Answer:
     """A question of its own, answered greedily."""
     sampling = SamplingParams(tokens_max=tokens, temperature=0)
     return client.chat(f"question {number}", model="scripted", sampling=sampling)
+
+
+def bought_in(path: Path) -> BoughtSession:
+    """The one session of a client's journal."""
+    journal = Journal.open(path, in_thread=False)
+    try:
+        (bought,) = journal.purchases()
+        return bought
+    finally:
+        journal.close()
 
 
 async def read_all(answers: list[Answer]) -> None:
@@ -251,6 +266,65 @@ async def test_a_host_that_is_killed_loses_a_window_at_most_and_its_eight_answer
     tmp_path: Path, autojump_clock: MockClock, seed: int
 ) -> None:
     await killed_at_random(tmp_path, seed)
+
+
+async def client_killed_at_random(tmp_path: Path, seed: int) -> None:
+    """A client that dies with eight turns under way, and is started again on its journal."""
+    rng = random.Random(seed)
+    texts = list((await alone()).values())
+    async with paid_world(tmp_path) as w:
+        member, money = await w.host(model=priced(slots=EIGHT, tokens_per_s=50), keep_s=KEEP_S)
+        journal, disk = tmp_path / "client.sqlite", WatchedDisk()
+        shown: list[str] = []
+        with contextlib.suppress(P2PNodeError):
+            async with w.client(member, journal=journal, keep_s=KEEP_S, ip="10.0.9.8", disk=disk) as client:
+                answers = [asked(client, number) for number in range(EIGHT)]
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(read_all, answers)
+                    await trio.sleep(rng.uniform(0.5, 4.5))
+                    disk.dead = True  # from here on it writes nothing, and nobody hears of it
+                    w.world.net.crash("10.0.9.8")
+                    shown = [answer.text for answer in answers]
+                    nursery.cancel_scope.cancel()
+        assert all(whole.startswith(text) for whole, text in zip(texts, shown, strict=True))
+        lost = bought_in(journal)
+        (held,) = money.journal.hosted()
+        best, signed = held.voucher, lost.final or lost.voucher
+        assert best is not None
+        assert signed is not None
+        assert 0 <= signed.tokens_out - best.tokens_out <= WINDOW_OF_EIGHT
+        assert best.amount <= signed.amount
+        await trio.sleep(400)  # longer than the host waits for it
+        async with w.client(member, journal=journal, keep_s=KEEP_S, units=0) as client:
+            again = [asked(client, number) for number in range(EIGHT)]
+            await read_all(again)
+            assert [answer.text for answer in again] == texts
+            items = [item for answer in again for item in answer.bill]
+            assert {item.session for item in items} == {held.session}, "no second fee"
+            assert money.journal.hosted()[0].generation == 1
+        after = bought_in(journal)
+        assert after.owed is None
+        assert after.voucher is not None
+        # What was signed before it died is paid, and nothing of it twice.
+        cost = sum(item.cost for item in items)
+        assert after.voucher.amount == signed.amount + cost
+        await trio.sleep(2 * KEEP_S)
+        settled(w, after.voucher.amount)
+
+
+@pytest.mark.parametrize("seed", range(2))
+async def test_a_client_that_is_killed_shows_honest_parts_and_pays_what_it_signed_when_it_is_back(
+    tmp_path: Path, autojump_clock: MockClock, seed: int
+) -> None:
+    await client_killed_at_random(tmp_path, seed)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(2, 32))
+async def test_a_client_that_is_killed_shows_honest_parts_and_pays_what_it_signed_thirty_times(
+    tmp_path: Path, autojump_clock: MockClock, seed: int
+) -> None:
+    await client_killed_at_random(tmp_path, seed)
 
 
 async def test_a_deposit_that_is_used_up_by_many_turns_is_followed_by_one_new_escrow_for_all_of_them(
