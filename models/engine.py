@@ -7,7 +7,7 @@ other users' prompts through timing.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol, TypeAlias
@@ -101,6 +101,25 @@ EngineEvent: TypeAlias = Started | Prefill | Tokens | Done
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedRequest:
+    """Texts to embed, as ids (``Engine.embed_ids``). ``session`` and ``origin`` as in ``GenerateRequest``."""
+
+    texts: tuple[tuple[int, ...], ...]
+    session: bytes = b""
+    origin: Origin = ANYBODY
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """The vector of the text that follows: finite numbers of 32 bits, as many for each text."""
+
+    numbers: tuple[float, ...]
+
+
+EmbedEvent: TypeAlias = Prefill | Embedding
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineInfo:
     """What a loaded engine serves. ``n_ctx`` is the context of ONE request, in tokens.
 
@@ -138,8 +157,8 @@ class Engine(Protocol):
 
     Every method but ``aclose`` raises ``EngineError`` with a wire ``code``: ``capacity`` (with
     ``retry_after_s``) when the bounded queue is full, ``context_overflow`` when the prompt does not
-    fit, ``bad_request`` when a value makes no sense, ``internal`` when the engine crashed (it
-    restarts itself; asking again later works).
+    fit, ``bad_request`` when a value makes no sense, ``internal`` when the engine failed. Where it died or
+    hung with the request, that is an ``EngineLostError``: it restarts itself, and asking again works.
     """
 
     async def load(self) -> EngineInfo:
@@ -178,6 +197,17 @@ class Engine(Protocol):
 
         Leaving the block cancels it and frees its slot within one batch, during prefill too.
         """
+        ...
+
+    async def embed_ids(self, texts: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """Token ids of texts as they are embedded, with those that begin and end each.
+
+        Raises ``EngineError`` with code ``bad_request`` where it makes none (its ``features`` say so).
+        """
+        ...
+
+    def embed(self, request: EmbedRequest) -> AbstractAsyncContextManager[AsyncIterator[EmbedEvent]]:
+        """Embed texts: an ``Embedding`` for each, in their order. Used as :meth:`generate` is."""
         ...
 
     async def arithmetic(self) -> bytes:

@@ -12,18 +12,22 @@ import math
 import secrets
 import struct
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 import trio
 
-from p2pnode.errors import EngineError
+from p2pnode.errors import EngineError, EngineLostError
 from p2pnode.models.compiled_prompt import CompiledPrompt
 from p2pnode.models.engine import (
     Done,
+    Embedding,
+    EmbedEvent,
+    EmbedRequest,
     EngineEvent,
+    EngineFeature,
     EngineInfo,
     EngineStats,
     GenerateRequest,
@@ -39,7 +43,14 @@ from p2pnode.models.renderer import ChatTemplate, Renderer
 from p2pnode.models.slot_wait import wait_assigned
 from p2pnode.models.slots import QueuedRequest, SlotQueue
 from p2pnode.models.text import Released, TextAssembler
-from p2pnode.models.validation import BYTES_PER_TOKEN_MAX, check_text, tokens_allowed, validate_sampling
+from p2pnode.models.validation import (
+    BYTES_PER_TOKEN_MAX,
+    check_embed,
+    check_text,
+    no_embeddings,
+    tokens_allowed,
+    validate_sampling,
+)
 from p2pnode.models.vocabulary import Vocabulary
 from p2pnode.protocols.inference.messages import FinishReason, PromptBody
 
@@ -73,6 +84,9 @@ _CHUNK: Final = 16
 _SPELLED_MAX: Final = 400
 """Bytes of an answer that a grammar shapes, about half of them freely."""
 _LOGPROB: Final = math.log(0.5)
+DIMENSIONS: Final = 64
+"""Numbers of an embedding."""
+_LETTERS: Final = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,14 +102,17 @@ class ScriptedConfig:
     script: Script | None = None
     """``None``: pseudo-words without end."""
     template: ChatTemplate = TEMPLATE
+    embeddings: bool = True
+    """Whether it makes any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Faults:
-    """What goes wrong with requests that begin from now on, after so many tokens of one of them."""
+    """What goes wrong with requests that begin from now on, after so many tokens, or vectors, of one."""
 
     crash_after_tokens: int | None = None
-    """The engine crashes: every request under way fails, and the fault is over."""
+    """The engine crashes: every request under way fails. After ``crashes`` of them the fault is over."""
+    crashes: int = 1
     hang_after_tokens: int | None = None
     """Nothing more comes until the caller gives up."""
 
@@ -126,8 +143,13 @@ class ScriptedEngine:
             quantisation="none",
             n_ctx=config.n_ctx,
             slots=config.slots,
-            features=frozenset({"tools", "schema", "logprobs"}),
+            features=self._features,
         )
+
+    @property
+    def _features(self) -> frozenset[EngineFeature]:
+        features: tuple[EngineFeature, ...] = ("tools", "schema", "logprobs")
+        return frozenset((*features, "embeddings") if self._config.embeddings else features)
 
     async def aclose(self) -> None:
         """End all requests under way."""
@@ -178,6 +200,37 @@ class ScriptedEngine:
     def stats(self) -> EngineStats:
         """A snapshot of the load."""
         return self._queue.stats(restarts=self._restarts)
+
+    async def embed_ids(self, texts: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """The UTF-8 bytes of each text, and the end token."""
+        if not self._config.embeddings:
+            raise no_embeddings()
+        return tuple([(*await self.tokenize(text), END) for text in texts])
+
+    @asynccontextmanager
+    async def embed(self, request: EmbedRequest) -> AsyncIterator[AsyncIterator[EmbedEvent]]:
+        """Embed texts, at the pace at which prompts are read."""
+        if not self._config.embeddings:
+            raise no_embeddings()
+        await self._ready()
+        check_embed(request, n_ctx=self._config.n_ctx, vocabulary=len(VOCABULARY))
+        place = self._queue.enter(request.session + b"embed", (), request.origin, request.session)
+        try:
+            async with aclosing(self._vectors(request, place)) as events:
+                yield events
+        finally:
+            self._queue.leave(place)
+
+    async def _vectors(self, request: EmbedRequest, place: QueuedRequest) -> AsyncGenerator[EmbedEvent, None]:
+        await wait_assigned(place)
+        broken, faults = self._broken, self.faults
+        processed, total = 0, sum(map(len, request.texts))
+        for made, ids in enumerate(request.texts):
+            await self._pause(broken, len(ids) / (self._config.prefill_tokens_per_s or float("inf")))
+            await self._fail_if_due(faults, broken, made)
+            processed += len(ids)
+            yield Prefill(processed=processed, total=total)
+            yield Embedding(_embedding(ids))
 
     @asynccontextmanager
     async def generate(self, request: GenerateRequest) -> AsyncIterator[AsyncIterator[EngineEvent]]:
@@ -260,11 +313,11 @@ class ScriptedEngine:
         if broken.is_set():
             if self._closed:
                 raise EngineError("the engine was closed", code="shutting_down")
-            raise EngineError("the engine crashed and restarted; ask again", retry_after_s=0.5)
+            raise EngineLostError("the engine crashed and restarted; ask again", retry_after_s=0.5)
 
     async def _fail_if_due(self, faults: Faults, broken: trio.Event, made: int) -> None:
         if faults.crash_after_tokens is not None and made >= faults.crash_after_tokens:
-            self.faults = Faults()
+            self.faults = replace(faults, crashes=faults.crashes - 1) if faults.crashes > 1 else Faults()
             self._restarts += 1
             self._queue.table.forget()
             self._broken, old = trio.Event(), self._broken
@@ -352,3 +405,15 @@ def _pseudo_words(prompt: tuple[int, ...], seed: int) -> Iterator[int]:
             last = _CONSONANTS[draw % len(_CONSONANTS)]
         yield last
         state = zlib.crc32(_ID.pack(last), state)
+
+
+def _embedding(ids: tuple[int, ...]) -> tuple[float, ...]:
+    """Each run of up to three letters counts for or against one number, by its hash ("feature hashing",
+    Weinberger et al., 2009): texts with many words in common get vectors that are near. The length is 1."""
+    letters = bytes(token for token in ids if token < END)
+    numbers = [1.0, *(0.0 for _ in range(DIMENSIONS - 1))]  # so that none is 0 in all
+    for end in range(1, len(letters) + 1):
+        drawn = (zlib.crc32(letters[max(0, end - _LETTERS) : end]) * 2654435761) & 0xFFFFFFFF
+        numbers[1 + (drawn >> 8) % (DIMENSIONS - 1)] += 1 if drawn & 1 else -1
+    length = math.sqrt(sum(number * number for number in numbers))
+    return tuple(number / length for number in numbers)

@@ -10,7 +10,7 @@ import math
 from typing import Final
 
 from p2pnode.errors import EngineError
-from p2pnode.models.engine import GenerateRequest
+from p2pnode.models.engine import EmbedRequest, GenerateRequest
 from p2pnode.protocols.inference.messages import SamplingParams
 
 SEED_MAX: Final = (1 << 32) - 2
@@ -102,6 +102,29 @@ def tokens_allowed(request: GenerateRequest, *, n_ctx: int, vocabulary: int) -> 
             code="bad_request",
         )
     return min(request.sampling.tokens_max, room)
+
+
+def check_embed(request: EmbedRequest, *, n_ctx: int, vocabulary: int) -> None:
+    """Raise ``EngineError`` for texts that can't be embedded."""
+    for ids in request.texts:
+        if not ids:
+            raise EngineError("a text is empty; send at least one token", code="bad_request")
+        if len(ids) > n_ctx:
+            raise EngineError(
+                f"a text has {len(ids)} tokens, the context is {n_ctx}; cut it or choose another host",
+                code="context_overflow",
+            )
+        if not 0 <= min(ids) <= max(ids) < vocabulary:
+            raise EngineError(f"ids of texts must be from 0 to {vocabulary - 1}", code="bad_request")
+
+
+def no_embeddings() -> EngineError:
+    """What an engine says that makes none."""
+    msg = (
+        "this host's engine makes no embeddings: ask one that does "
+        "(`p2pnode hosts --why --needs embeddings` shows them)"
+    )
+    return EngineError(msg, code="bad_request")
 
 
 def check_text(text: str, *, n_ctx: int) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from p2pnode.client.answer import Answer
     from p2pnode.client.bill import BillItem, Usage
     from p2pnode.client.client import Client
+    from p2pnode.client.embedding import Embedding
     from p2pnode.client.failover import Held
     from p2pnode.client.ranking import Filters
     from p2pnode.config import NodeConfig
@@ -43,6 +44,7 @@ _WHERE = {
     "ChainError": "p2pnode.errors",
     "Client": "p2pnode.client.client",
     "ConfigError": "p2pnode.errors",
+    "Embedding": "p2pnode.client.embedding",
     "EngineError": "p2pnode.errors",
     "Filters": "p2pnode.client.ranking",
     "Held": "p2pnode.client.failover",
@@ -71,6 +73,7 @@ __all__ = [
     "ChainError",
     "Client",
     "ConfigError",
+    "Embedding",
     "EngineError",
     "Filters",
     "Held",

@@ -86,6 +86,10 @@ class EngineError(LocalError):
         self.retry_after_s = retry_after_s
 
 
+class EngineLostError(EngineError):
+    """The engine died or hung with the request, and starts again: the same request can go on there, once."""
+
+
 class ChainError(LocalError):
     """The wallet or the ledger failed."""
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -23,12 +23,14 @@ import structlog
 import trio
 
 from p2pnode.bounded import Backoff
-from p2pnode.errors import ConfigError, EngineError
+from p2pnode.errors import ConfigError, EngineError, EngineLostError
 from p2pnode.models.arithmetic import LIKELIEST, arithmetic_hash, fixed_prompt
 from p2pnode.models.compiled_prompt import CompiledPrompt
 from p2pnode.models.context import allocated
 from p2pnode.models.engine import (
     ANYBODY,
+    EmbedEvent,
+    EmbedRequest,
     EngineEvent,
     EngineFeature,
     EngineInfo,
@@ -46,7 +48,13 @@ from p2pnode.models.prompt_compiler import PromptCompiler, text_of_prefix
 from p2pnode.models.renderer import ChatTemplate, load_template, reasons_of
 from p2pnode.models.slot_wait import wait_assigned
 from p2pnode.models.slots import SlotQueue
-from p2pnode.models.validation import BYTES_PER_TOKEN_MAX, check_text, tokens_allowed, validate_sampling
+from p2pnode.models.validation import (
+    BYTES_PER_TOKEN_MAX,
+    check_text,
+    no_embeddings,
+    tokens_allowed,
+    validate_sampling,
+)
 from p2pnode.models.vocabulary import Vocabulary, load_vocabulary
 from p2pnode.protocols.inference.messages import PromptBody
 
@@ -169,6 +177,18 @@ class LlamaCppEngine:
     def reusable(self, cache_key: bytes, prompt_ids: tuple[int, ...]) -> int:
         """As the slot table says."""
         return self._queue.table.reusable(cache_key, prompt_ids)
+
+    async def embed_ids(self, texts: Sequence[str]) -> tuple[tuple[int, ...], ...]:  # noqa: ARG002
+        """It makes no embeddings."""
+        await trio.lowlevel.checkpoint()
+        raise no_embeddings()
+
+    def embed(
+        self,
+        request: EmbedRequest,  # noqa: ARG002
+    ) -> AbstractAsyncContextManager[AsyncIterator[EmbedEvent]]:
+        """It makes no embeddings."""
+        raise no_embeddings()
 
     async def arithmetic(self) -> bytes:
         """The hash for the fixed prompt, computed anew."""
@@ -326,7 +346,7 @@ class LlamaCppEngine:
         await self._lost(server)
         what = f"hung for {self._config.hang_s:g} s" if hung else "crashed"
         retry_after_s = max(_RETRY_LEAST_S, self._not_before - trio.current_time())
-        return EngineError(
+        return EngineLostError(
             f"the engine {what} and is being restarted; ask again", retry_after_s=round(retry_after_s, 1)
         )
 

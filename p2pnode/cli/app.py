@@ -14,6 +14,7 @@ from p2pnode.cli.chain import chain_app
 from p2pnode.cli.chat import chat
 from p2pnode.cli.demo import demo
 from p2pnode.cli.doctor import doctor
+from p2pnode.cli.embed import embed
 from p2pnode.cli.evidence import evidence
 from p2pnode.cli.funds import funds_app
 from p2pnode.cli.hosts import hosts
@@ -55,7 +56,7 @@ def _options(
     """A node in a peer-to-peer marketplace for LLM inference, with no central component."""
 
 
-for command in (join, ask, chat, hosts, invite, status, stop, doctor, bench, demo):
+for command in (join, ask, chat, embed, hosts, invite, status, stop, doctor, bench, demo):
     app.command()(command)
 sessions_app.command()(evidence)
 app.add_typer(models_app, name="models")

@@ -83,8 +83,8 @@ class ClientReporter:
             case "context.dropped":
                 gone = count_of(fields["messages"], "message")
                 return f"[too long for every host: asking without the oldest {gone}]"
-            case "failover":
-                return f"[{shorten(str(fields['to']))} went on after {fields['held']} tokens]"
+            case "failover" | "engine.restarted":
+                return _went_on_text(name, fields)
             case "signing":
                 return self._signing(fields)
             case "chain.waiting":
@@ -115,6 +115,14 @@ class ClientReporter:
         most, host = usdc_text(units["deposit"]), shorten(str(fields["host"]))
         terms = self._output.command(f"sessions show {str(fields['session'])[:8]}")
         return f"[paying {host} at most {most}, the rest comes back: {price_of(units)}; terms: {terms}]"
+
+
+def _went_on_text(name: str, fields: Mapping[str, Any]) -> str:
+    """How an answer went on after a failure, as a line for people."""
+    if name == "failover":
+        return f"[{shorten(str(fields['to']))} went on after {fields['held']} tokens]"
+    peer, held = shorten(str(fields["peer"])), count_of(fields["held"], "token")
+    return f"[the engine of {peer} died after {held}, and went on there: that counts against it]"
 
 
 def _left_text(name: str, host: str) -> str:

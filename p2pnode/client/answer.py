@@ -45,13 +45,14 @@ from p2pnode.models.vocabulary import Vocabulary
 from p2pnode.protocols.inference.commands import (
     Ask,
     Delivered,
+    Embedded,
     Progressed,
     Quoted,
     Receipted,
     TurnDone,
     TurnFailed,
 )
-from p2pnode.protocols.inference.messages import FinishReason, PromptBody, TokenLogprob, ToolCall
+from p2pnode.protocols.inference.messages import FinishReason, PromptBody, TokenLogprob, Tokens, ToolCall
 from p2pnode.protocols.inference.prompt_rules import call_id
 
 Shorten: TypeAlias = Callable[[PromptBody], PromptBody | None]
@@ -236,6 +237,16 @@ class Answer:
         return self._partial.ids
 
     @property
+    def vectors(self) -> list[bytes]:
+        """Those that came, where texts are embedded."""
+        return self._partial.vectors
+
+    @property
+    def vectors_sure(self) -> int:
+        """How many of them stay, whatever is learnt of their hosts."""
+        return self._partial.vectors_sure
+
+    @property
     def said_aside(self) -> int:
         """UTF-8 bytes of what it said beside its text: thoughts, and names and arguments of calls."""
         return self._partial.said_aside
@@ -278,11 +289,13 @@ class Answer:
 
     def rest(self) -> Answer:
         """Another answer that goes on from what this one holds."""
+        partial = PartialAnswer.of(self._partial.body, self.held)
+        partial.seed = self._partial.seed
         return Answer(
             self._runtime,
             self._pool,
             self._searches,
-            PartialAnswer.of(self._partial.body, self.held),
+            partial,
             search=self._open_search,
             make_ask=self._make_ask,
             answers=self._answers,
@@ -327,7 +340,7 @@ class Answer:
             if self._unread_error is not None:
                 error, self._unread_error = self._unread_error, None
                 raise error
-            if not self._done and self._turn is None and self.ids and not self._partial.room:
+            if not self._done and self._turn is None and self._partial.size and not self._partial.room:
                 self._finish("length")  # it went on from a whole answer
             if self._done:
                 raise StopAsyncIteration
@@ -451,7 +464,7 @@ class Answer:
         ask = self._make_ask(self._partial.next_prompt())
         self._asked, self._check = ask.body, None
         spent = sum(item.cost for item in self.bill)
-        tokens_out = ask.body.sampling.tokens_max
+        tokens_out = ask.body.tokens_out_max
         self._search.ask_for(TurnBound(tokens_in=ask.input_max, tokens_out=tokens_out, spent=spent))
         if candidate is not None and not self._search.within_cost(candidate.advert.peer):
             failover.leave_host()  # another session with it could cost more than the user allows
@@ -504,16 +517,11 @@ class Answer:
             return None
         match event:
             case Delivered(tokens=tokens):
-                attempt.delivered(len(tokens.ids), trio.current_time())
-                if self._check is not None:
-                    self._check.take(tokens)
-                said = Said(tokens.channel, tokens.text, tokens.call, tokens.name)
-                self._partial.take(tokens.ids, said)
-                self.logprobs += tokens.logprobs
-                if self._watcher is not None:
-                    self._watcher.took(self)
+                return self._delivered(attempt, tokens)
+            case Embedded(vector=vector):
+                attempt.embedded(trio.current_time())
+                self._partial.take_vector(vector.data)
                 self._flows()
-                return said if said.text or said.name else None
             case Quoted() as quoted:
                 attempt.quoted(quoted)
                 if self._vocabulary is not None and self._asked is not None:
@@ -538,6 +546,23 @@ class Answer:
                 pass
         return None
 
+    def _delivered(self, attempt: Attempt, tokens: Tokens) -> Said | None:
+        attempt.delivered(len(tokens.ids), trio.current_time())
+        if tokens.start == "restart":
+            # No fault, for the host says so and signs it; a failure all the same, and the text goes on.
+            attempt.engine_restarted = True
+            self._searches.note_failure(attempt.peer, fault=False)
+            self._runtime.tell("engine.restarted", {"peer": attempt.peer, "held": tokens.index})
+        if self._check is not None:
+            self._check.take(tokens)
+        said = Said(tokens.channel, tokens.text, tokens.call, tokens.name)
+        self._partial.take(tokens.ids, said)
+        self.logprobs += tokens.logprobs
+        if self._watcher is not None:
+            self._watcher.took(self)
+        self._flows()
+        return said if said.text or said.name else None
+
     def _flows(self) -> None:
         """Output came: from now on the next host is kept ready."""
         if self._first_at is None:
@@ -552,7 +577,7 @@ class Answer:
         decision = self._failover.turn_ended(over, state, early=self._early)
         if decision.blames:
             self._searches.note_failure(attempt.peer, fault=False)
-        elif decision.move == "finish":
+        elif decision.move == "finish" and not attempt.engine_restarted:
             now = trio.current_time()
             self._searches.note_answer(attempt.peer, attempt.ttft_s(now), attempt.speed(now))
         self._act(turn.session, decision)

@@ -19,6 +19,7 @@ import trio
 from p2pnode.client.answer import Answer
 from p2pnode.client.conversation import Conversation
 from p2pnode.client.conversations import Conversations
+from p2pnode.client.embedding import Embedding
 from p2pnode.client.failover import Held
 from p2pnode.client.hosts import Searches, load_measured, save_measured
 from p2pnode.client.kept_sessions import KeptSessions
@@ -203,6 +204,23 @@ class Client:
     def answer(self, messages: Messages, options: ChatOptions, *, held: Held | None = None) -> Answer:
         """As :meth:`chat`, with all options in one."""
         return self._questions.answer(messages, options, held=held)
+
+    def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        model: str | None = None,
+        peer: str | None = None,
+        filters: Filters | None = None,
+    ) -> Embedding:
+        """The vector of each text: iterate over the result, which gives tuples of numbers in their order.
+
+        Only hosts whose engine makes embeddings are asked, in as many turns as the texts take; each text is
+        billed once, as input. Other parameters and what is raised are as in :meth:`chat`; ``ConfigError`` for
+        a text that is empty, at once.
+        """
+        options = ChatOptions(model=model, peer=peer, filters=filters)
+        return self._questions.embedding(texts, options)
 
     async def estimate(self, messages: Messages, options: ChatOptions | None = None) -> list[Estimate]:
         """What a question can cost at each host that may be asked; see ``Questions.estimate``."""

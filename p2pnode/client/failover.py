@@ -22,6 +22,7 @@ from p2pnode.errors import (
     NoHostError,
     P2PNodeError,
     RefusedError,
+    RemoteError,
     UnreachableError,
     UsageError,
 )
@@ -29,6 +30,7 @@ from p2pnode.ids import PeerId, SessionId
 from p2pnode.models.answer import Said
 from p2pnode.protocols.inference.commands import Quoted, SessionFailed, TurnDone, TurnFailed
 from p2pnode.protocols.inference.messages import CHECKPOINT_EVERY, PREFIX_MAX, FinishReason, PromptBody
+from p2pnode.protocols.inference.prompt_rules import next_seed
 
 Move: TypeAlias = Literal["finish", "again", "next", "stop"]
 """``finish``: the answer is whole. ``again``:
@@ -96,6 +98,12 @@ class PartialAnswer:
     """Bytes said in all thoughts and calls."""
     receipted: int = 0
     """How many ids a host's receipt covers. When a host is gone, the ids it left count as covered."""
+    vectors: list[bytes] = field(default_factory=list)
+    """Those of the texts that are embedded."""
+    vectors_sure: int = 0
+    """How many of them a receipt covers, or came of a host that is gone and broke nothing."""
+    seed: bytes = b""
+    """What is asked for next is drawn from this one; from that of the prompt where it is empty."""
 
     @classmethod
     def of(cls, body: PromptBody, held: Held | None) -> PartialAnswer:
@@ -155,9 +163,26 @@ class PartialAnswer:
             msg = f"the host sent a piece of call {said.call} when {len(self.calls)} were begun"
             raise HostFault(msg)
 
+    def take_vector(self, data: bytes) -> None:
+        """Add a vector. Raises ``HostFault`` where it can't be of the model that the ones before are of."""
+        if self.vectors and len(data) != len(self.vectors[0]):
+            msg = (
+                f"the host made a vector of {len(data) // 4} numbers after one of {len(self.vectors[0]) // 4}"
+            )
+            raise HostFault(msg)
+        self.vectors.append(data)
+
     def receipt(self) -> None:
         """The host's receipt over everything so far was checked."""
-        self.receipted = len(self.ids)
+        self.receipted, self.vectors_sure = len(self.ids), len(self.vectors)
+
+    def left_by_host(self) -> None:
+        """A host is gone. What it left stays, unless it was dropped."""
+        self.vectors_sure = len(self.vectors)
+
+    def draw_anew(self) -> None:
+        """What follows is drawn from another seed, for the host could see what this one gives."""
+        self.seed = next_seed(self.seed or self.body.seed)
 
     def drop_unproven(self) -> int:
         """Drop ids whose text nobody saw and that no receipt covers; returns how many.
@@ -168,12 +193,19 @@ class PartialAnswer:
         sure = max(self.text_known, self.receipted)
         dropped = len(self.ids) - sure
         del self.ids[sure:]
+        del self.vectors[self.vectors_sure :]
         return dropped
 
     @property
+    def size(self) -> int:
+        """How many output tokens, or vectors, are here."""
+        return len(self.ids) + len(self.vectors)
+
+    @property
     def room(self) -> int:
-        """How many output tokens may still come."""
-        return max(0, self.body.sampling.tokens_max - len(self.ids))
+        """How many output tokens, or vectors, may still come."""
+        most = len(self.body.embed) if self.body.embed else self.body.sampling.tokens_max
+        return max(0, most - self.size)
 
     @property
     def continuable(self) -> bool:
@@ -182,10 +214,13 @@ class PartialAnswer:
 
     def next_prompt(self) -> PromptBody:
         """What to ask the next host for: the rest."""
+        body = replace(self.body, seed=self.seed or self.body.seed)
+        if self.body.embed:
+            return replace(body, embed=self.body.embed[len(self.vectors) :])
         if not self.ids:
-            return self.body
+            return body
         return replace(
-            self.body,
+            body,
             sampling=replace(self.body.sampling, tokens_max=self.room),
             prefix=tuple(self.ids),
             text_bytes=len(self.text.encode(errors="replace")) + self.said_aside,
@@ -222,13 +257,19 @@ class Attempt:
     """Whether the host restarted in the middle of the turn."""
     is_empty: bool = False
     """Whether the host was paid for the input, and ended the turn in order without a token."""
+    engine_restarted: bool = False
+    """Whether the host's engine did, and went on with the answer: that counts against the host."""
+    host_failed: bool = False
+    """Whether the host ended it, or was lost, without a cause here."""
+    vectors_out: int = 0
     _arrivals: deque[tuple[float, int]] = field(default_factory=deque)
     """When tokens were taken, and how many."""
 
     @property
     def fruitful(self) -> bool:
         """Whether enough came to ask this host again. A paid one bills its input anew, so it needs more."""
-        return self.tokens_out >= (CHECKPOINT_EVERY if self.paid else 1)
+        # Of texts that are embedded only those that are missing are asked for again.
+        return self.vectors_out > 0 or self.tokens_out >= (CHECKPOINT_EVERY if self.paid else 1)
 
     def quoted(self, quoted: Quoted) -> None:
         """The host counted the input."""
@@ -242,11 +283,18 @@ class Attempt:
         self._arrivals.append((now, count))
         self.tokens_out += count
 
+    def embedded(self, now: float) -> None:
+        """A vector came."""
+        if self.first_at is None:
+            self.first_at = now
+        self.vectors_out += 1
+
     def done(self, over: TurnDone) -> None:
         """The host ended the turn. By its count, which was checked, input whose voucher was lost is free."""
         self.tokens_in, self.tokens_cached = over.done.tokens_in, over.done.reused
         self.turn_over = True
-        took = self.paid and self.tokens_in > self.tokens_cached and not self.tokens_out
+        came = self.tokens_out or self.vectors_out
+        took = self.paid and self.tokens_in > self.tokens_cached and not came
         self.is_empty = took and over.done.reason != "cancelled"
 
     def failed(self, failed: TurnFailed) -> None:
@@ -255,7 +303,7 @@ class Attempt:
 
     def pace(self, now: float, window_s: float) -> float | None:
         """Tokens a second over the last ``window_s``; None until so long after the first token."""
-        if self.first_at is None or now - self.first_at < window_s:
+        if self.first_at is None or self.vectors_out or now - self.first_at < window_s:
             return None
         while self._arrivals and self._arrivals[0][0] <= now - window_s:
             self._arrivals.popleft()
@@ -346,7 +394,7 @@ def after_failure(error: P2PNodeError, situation: Situation) -> Move:
         return "finish"
     if is_final(error, situation.refusals) or not situation.continuable or not situation.attempts_left:
         return "stop"
-    honest = isinstance(error, RefusedError) and error.code in HONEST
+    honest = _is_honest(error)
     # A session from before may have ended because of its age: that says nothing of the host.
     aged = situation.reused and not situation.progressed and not honest
     # A free session ends with its connection, and the host may live. A paid one was tried to resume already.
@@ -357,6 +405,11 @@ def after_failure(error: P2PNodeError, situation: Situation) -> Move:
     taken = isinstance(error, RefusedError) and error.code == "in_use" and not situation.asked_again
     same_host = aged or broke or slept or taken or situation.restarted or (situation.used_up and honest)
     return "again" if same_host and situation.fruitless <= 1 and not situation.empty else "next"
+
+
+def _is_honest(error: P2PNodeError) -> bool:
+    """Whether a host that answers so did not fail."""
+    return isinstance(error, RefusedError) and error.code in HONEST
 
 
 def calls_question_wrong(error: P2PNodeError) -> bool:
@@ -487,6 +540,8 @@ class Failover:
         """The attempt failed, or the host could not be asked; then there is no ``state``."""
         attempt = self.attempt
         dropped = self.partial.drop_unproven() if isinstance(error, HostFault) else 0
+        if attempt is not None and isinstance(error, RemoteError) and not _is_honest(error):
+            attempt.host_failed = True
         self._refusals += calls_question_wrong(error)
         situation = self._situation(attempt, state)
         move = after_failure(error, situation)
@@ -526,7 +581,7 @@ class Failover:
     def no_host(self, ranking: Ranking, failures: Mapping[PeerId, str]) -> P2PNodeError:
         """What the user is told when there is no host to ask."""
         last = self._last_error
-        if self.partial.ids:
+        if self.partial.size:
             return nobody_left(last, ranking)
         if isinstance(last, RefusedError) and last.code == "context_overflow":
             return overflow(last)
@@ -541,7 +596,7 @@ class Failover:
 
     @staticmethod
     def _blames(error: P2PNodeError, attempt: Attempt | None, state: SessionState | None) -> bool:
-        if not (isinstance(error, RefusedError) and error.code in HONEST):
+        if not _is_honest(error):
             return True
         # It took money for the input, and the deposit covers more output: then no code excuses it.
         took = attempt is not None and attempt.paid and attempt.tokens_in > attempt.tokens_cached
@@ -550,7 +605,7 @@ class Failover:
     def _situation(self, attempt: Attempt | None, state: SessionState | None) -> Situation:
         partial = self.partial
         situation = Situation(
-            held=len(partial.ids),
+            held=partial.size,
             room=partial.room,
             continuable=partial.continuable,
             attempts_left=self._attempts_left,
@@ -562,7 +617,7 @@ class Failover:
             return situation
         return replace(
             situation,
-            progressed=attempt.tokens_out > 0,
+            progressed=attempt.tokens_out + attempt.vectors_out > 0,
             fruitless=self._fruitless_with(attempt),
             reused=attempt.reused,
             lost=state.lost,
@@ -578,6 +633,9 @@ class Failover:
 
     def _end(self, attempt: Attempt, state: SessionState, reason: str, *, dropped: int = 0) -> AttemptEnd:
         self.attempt = None
+        self.partial.left_by_host()
+        if attempt.engine_restarted or attempt.host_failed:
+            self.partial.draw_anew()
         self._fruitless = self._fruitless_with(attempt)
         context_needed = None
         if attempt.messages_tokens is not None:

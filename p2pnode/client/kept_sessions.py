@@ -105,7 +105,7 @@ class Lease:
         if self.purchase is None:
             return ask
         tokens_in = ask.input_max if ask.input_exact is None else ask.input_exact
-        granted = await self.purchase.reserve(tokens_in, ask.body.sampling.tokens_max)
+        granted = await self.purchase.reserve(tokens_in, ask.body.tokens_out_max)
         return replace(ask, spend_max=granted)
 
     async def release(self, ask: Ask, tokens_in: int, tokens_out: int) -> None:
@@ -211,7 +211,7 @@ class KeptSessions:
                     candidate.advert,
                     candidate.offer,
                     tokens_in=ask.input_max,
-                    tokens_out=ask.body.sampling.tokens_max,
+                    tokens_out=ask.body.tokens_out_max,
                 )
             if purchase is None or purchase.left is None:
                 return None

@@ -26,6 +26,7 @@ from p2pnode.node.finder import FoundHost
 from p2pnode.protocols.adverts.messages import Advert
 from p2pnode.protocols.count.messages import CODEC, PROTOCOL, Count, Counted
 from p2pnode.protocols.inference.commands import Ask
+from p2pnode.protocols.inference.embeddings import embed_tokens_max
 from p2pnode.protocols.inference.messages import Refuse, prompt_bytes_max
 from p2pnode.protocols.inference.prompts import prompt_parts
 from p2pnode.protocols.wire import encode
@@ -133,7 +134,7 @@ class SessionPool:
     def _ready(self, peer: PeerId, model: ModelId, ask: Ask) -> Session | None:
         """An open session that can take this turn now. One whose deposit is nearly used up is closed."""
         for session in reversed(self._of(peer, model)):
-            if session.places > 0 and session.covers(ask.input_max, ask.body.sampling.tokens_max):
+            if session.places > 0 and session.covers(ask.input_max, ask.body.tokens_out_max):
                 self._sessions.remove(session)
                 self._sessions.append(session)
                 session.reused = True
@@ -183,7 +184,7 @@ class SessionPool:
                     candidate.advert,
                     candidate.offer,
                     tokens_in=sum(ask.input_max for ask in wanted[:count]),
-                    tokens_out=sum(ask.body.sampling.tokens_max for ask in wanted[:count]),
+                    tokens_out=sum(ask.body.tokens_out_max for ask in wanted[:count]),
                     addresses=self._runtime.node.network.addresses_of(candidate.advert.peer),
                 )
             except (FundsError, SpendingLimitError):
@@ -431,12 +432,12 @@ async def require_fit(network: Network, host: PeerId, model: ModelId, n_ctx: int
     if len(raw) > bytes_max:
         msg = f"the conversation takes {len(raw)} bytes; a context of {n_ctx} tokens takes {bytes_max}"
         raise RefusedError("context_overflow", msg)
-    if ask.input_max < n_ctx:
+    if max((embed_tokens_max([text]) for text in ask.body.embed), default=ask.input_max) < n_ctx:
         return  # no token of a text spans less than one of its bytes
     question = [Count(model=model, total=len(raw)), *prompt_parts(1, raw)]
     match await ask_once(network, host, PROTOCOL, CODEC, question):
-        case Counted(tokens_in=tokens_in) if tokens_in < n_ctx:
-            return
+        case Counted(tokens_in=tokens_in) if tokens_in < n_ctx or ask.body.embed:
+            return  # a host that counts texts to embed has held each against its context
         case Counted(tokens_in=tokens_in):
             msg = f"the conversation takes {tokens_in} tokens, this host's context is {n_ctx}"
             raise RefusedError("context_overflow", msg)

@@ -17,6 +17,7 @@ from typing import Any, Final, Literal, TypeAlias, cast, get_args
 import trio
 
 from p2pnode.client.answer import Answer, Answers, Watcher
+from p2pnode.client.embedding import Embedding
 from p2pnode.client.failover import Held, PartialAnswer
 from p2pnode.client.history import without_oldest
 from p2pnode.client.host_rules import HostRules
@@ -36,6 +37,7 @@ from p2pnode.models.manifest import SCRIPTED, Manifest, parse_model_id, scripted
 from p2pnode.models.vocabulary import Vocabulary, load_vocabulary
 from p2pnode.net.multiaddrs import split_peer
 from p2pnode.protocols.inference.commands import Ask
+from p2pnode.protocols.inference.embeddings import embed_tokens_max
 from p2pnode.protocols.inference.messages import (
     TEMPLATE_TOKENS_MAX,
     TEMPLATE_TOKENS_PER_MESSAGE_MAX,
@@ -71,6 +73,8 @@ class KnownModel:
         A text has no more tokens than bytes, as JSON or in words. A template adds as much to a tool and to a
         call as to a message.
         """
+        if body.embed:
+            return embed_tokens_max(body.embed)
         messages = generic_messages(body) if uses_tools(body) else body.messages
         calls = sum(len(message.tool_calls) for message in body.messages)
         size = sum(len(message.text.encode(errors="replace")) for message in messages)
@@ -264,6 +268,18 @@ class Questions:
         Raises ``ConfigError`` for an unknown model, a malformed multiaddr, and a prompt that no host takes.
         """
         known, body = self._question(messages, options)
+        return self._answer(known, body, options, held=held, watcher=watcher, trusted=trusted)
+
+    def _answer(
+        self,
+        known: KnownModel,
+        body: PromptBody,
+        options: ChatOptions,
+        *,
+        held: Held | None = None,
+        watcher: Watcher | None = None,
+        trusted: bool = False,
+    ) -> Answer:
         peer, allowed = self._allowed(options, body)
 
         async def open_search() -> HostSearch:
@@ -288,6 +304,21 @@ class Questions:
             vocabulary=(lambda: self._vocabulary(known)) if body.tools else None,
         )
 
+    def embedding(self, texts: Sequence[str], options: ChatOptions) -> Embedding:
+        """The vectors of ``texts``. Of ``options`` it takes ``model``, ``peer`` and ``filters``.
+
+        Raises ``ConfigError``.
+        """
+        known = resolve_model(options.model if options.model is not None else DEFAULT_MODEL)
+        filters = options.filters or Filters()
+
+        def make(turn: tuple[str, ...], spent: int) -> Answer:
+            left = None if filters.cost_max is None else max(0, filters.cost_max - spent)
+            body = PromptBody(embed=turn, seed=self._runtime.node.draw(16))
+            return self._answer(known, body, replace(options, filters=replace(filters, cost_max=left)))
+
+        return Embedding(texts, make)
+
     async def _vocabulary(self, known: KnownModel) -> Vocabulary | None:
         """The model's, where its file is on this machine: calls of tools are then checked against the ids."""
         if known.model == scripted_model_id():
@@ -307,7 +338,7 @@ class Questions:
         """
         known, body = self._question(messages, options)
         peer, allowed = self._allowed(options, body)
-        turn = TurnBound(tokens_in=known.input_max(body), tokens_out=body.sampling.tokens_max)
+        turn = TurnBound(tokens_in=known.input_max(body), tokens_out=body.tokens_out_max)
         if peer is not None:
             search = await self._searches.of_named_host(peer, known.model, allowed)
         else:

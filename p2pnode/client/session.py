@@ -36,6 +36,7 @@ from p2pnode.protocols.inference.commands import (
     CancelTurn,
     ClientEmission,
     Delivered,
+    Embedded,
     End,
     Ended,
     LeaveSession,
@@ -79,6 +80,8 @@ class SessionTurn:
                 raise self.session.error()
             case Delivered(tokens=tokens):
                 self.session.taken(self, tokens.index + len(tokens.ids))
+            case Embedded(taken=taken):
+                self.session.taken(self, taken)
             case _:
                 pass
         return event
@@ -402,7 +405,7 @@ class Session:
         for turn in self._turns.values():
             if not turn.tokens_in:  # not quoted, or nothing is billed
                 tokens_in += turn.ask.input_max
-            tokens_out += max(0, turn.ask.body.sampling.tokens_max - turn.tokens_out)
+            tokens_out += max(0, turn.ask.body.tokens_out_max - turn.tokens_out)
         return self._purchase.covers(tokens_in, tokens_out)
 
     def can_pay_more(self, turn: SessionTurn | None) -> bool:
@@ -491,7 +494,7 @@ class Session:
         return turn
 
     def taken(self, turn: SessionTurn, index: int) -> None:
-        """The application has the turn's output tokens below ``index``."""
+        """The application has the turn's output tokens below ``index``, or so many bytes of its vectors."""
         self._command(TokensTaken(index, turn.ask.key))
 
     def cancel(self, turn: SessionTurn) -> None:
@@ -571,7 +574,7 @@ class Session:
             case Receipted(keys=keys):
                 for key in keys:
                     self._hand_on(key, value)
-            case Delivered(key=key) | Quoted(key=key) | Progressed(key=key):
+            case Delivered(key=key) | Embedded(key=key) | Quoted(key=key) | Progressed(key=key):
                 self._hand_on(key, value)
             case _:
                 pass

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import structlog
 import trio
 
-from p2pnode.errors import EngineError, WireCode
+from p2pnode.errors import EngineError, EngineLostError, ProtocolError, WireCode
 from p2pnode.host.unpaid_work import CompileTurns, UnpaidWork
 from p2pnode.ids import SessionId
 from p2pnode.limits import Limits
@@ -23,6 +23,8 @@ from p2pnode.models.answer import CALLS_MAX, AnswerPieces, Said, reader_of
 from p2pnode.models.compiled_prompt import CompiledPrompt
 from p2pnode.models.engine import (
     Done,
+    Embedding,
+    EmbedRequest,
     Engine,
     GenerateRequest,
     Logprob,
@@ -43,6 +45,7 @@ from p2pnode.protocols.inference.commands import (
     Counted,
     CountFailed,
     Drain,
+    Embed,
     Escrowed,
     Finished,
     GenDone,
@@ -50,6 +53,7 @@ from p2pnode.protocols.inference.commands import (
     GenFailed,
     GenProgress,
     GenTokens,
+    GenVector,
     GiveWay,
     HostEmission,
     InUse,
@@ -64,10 +68,12 @@ from p2pnode.protocols.inference.commands import (
     Replaced,
     TurnServed,
 )
+from p2pnode.protocols.inference.embeddings import texts_hash, vector_bytes
 from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.messages import (
     CHECKPOINT_EVERY,
     CODEC,
+    EMBED_TOKENS_MAX,
     FinishReason,
     PromptBody,
     Refuse,
@@ -76,7 +82,7 @@ from p2pnode.protocols.inference.messages import (
     TopToken,
 )
 from p2pnode.protocols.inference.open_session import OpenSession
-from p2pnode.protocols.inference.prompt_rules import cache_scope, call_seed
+from p2pnode.protocols.inference.prompt_rules import cache_scope, call_seed, check_prompt
 from p2pnode.protocols.inference.receipts import ids_hash
 from p2pnode.protocols.inference.replay import Piece
 from p2pnode.shares import Origin
@@ -88,6 +94,13 @@ TOO_MUCH: Final[tuple[WireCode, str]] = (
 )
 _LOGPROB_LEAST: Final = 1e6
 _NO_PROMPT: Final = CompiledPrompt(ids=())
+_BROKEN: Final[tuple[WireCode, str, float]] = (
+    "internal",
+    "the engine failed: try again or use another host",
+    1.0,
+)
+Texts: TypeAlias = tuple[tuple[int, ...], ...]
+"""Of an embeddings turn: the ids of each text."""
 
 
 @dataclass(slots=True)
@@ -222,12 +235,12 @@ class ServedSession:
                 self._on_claim(value)
             case Relay() | Issued() | Paid():
                 await self._money(value)
-            case Count() | Generate() | CancelGenerate() | TurnServed():
+            case Count() | Generate() | Embed() | CancelGenerate() | TurnServed():
                 if self._work is not None:
                     self._work.perform(value)
                 if isinstance(value, TurnServed):
                     self._on_turn(value)
-                elif isinstance(value, Generate):
+                elif isinstance(value, Generate | Embed):
                     self.is_yielding = self._is_draining
                 self._note_rest()
             case Finished():
@@ -295,7 +308,7 @@ class SessionWork:
         self._missed: deque[Any] = deque()
         """Reports that no driver gave to its machine, the oldest first."""
         self._detached = trio.Lock()
-        self._prompts: dict[int, TurnPrompt] = {}
+        self._prompts: dict[int, TurnPrompt | Texts] = {}
         """Of each turn, once it was counted."""
         self._scopes: dict[int, trio.CancelScope] = {}
         """Of the engine requests that run, by their numbers."""
@@ -335,13 +348,13 @@ class SessionWork:
             scope.cancel()
         self._reroute()
 
-    def perform(self, value: Count | Generate | CancelGenerate | TurnServed) -> None:
+    def perform(self, value: Count | Generate | Embed | CancelGenerate | TurnServed) -> None:
         """Do what the machine asks for."""
         match value:
             case Count(turn=turn):
                 self._run(-turn, self._count, value)
-            case Generate(run=run):
-                self._run(run, self._generate, value)
+            case Generate(run=run) | Embed(run=run):
+                self._run(run, self._answer, value)
             case CancelGenerate(run=run):
                 self._cancel(run)
             case TurnServed(turn=turn):
@@ -353,7 +366,9 @@ class SessionWork:
     def _give_way(self, turn: int) -> None:
         self._start_soon(self.report, GiveWay(turn))
 
-    def _run(self, number: int, function: Callable[..., Awaitable[None]], order: Count | Generate) -> None:
+    def _run(
+        self, number: int, function: Callable[..., Awaitable[None]], order: Count | Generate | Embed
+    ) -> None:
         # Made here, not in the task: the machine may cancel the work before the task has begun.
         scope = self._scopes[number] = trio.CancelScope()
         self._start_soon(self._work, number, scope, function, order)
@@ -367,7 +382,7 @@ class SessionWork:
         number: int,
         scope: trio.CancelScope,
         function: Callable[..., Awaitable[None]],
-        order: Count | Generate,
+        order: Count | Generate | Embed,
     ) -> None:
         try:
             with scope:
@@ -412,7 +427,7 @@ class SessionWork:
             return
         for effect in record.report_detached(value, trio.current_time()):
             match effect:
-                case Emit(value=(Count() | Generate() | CancelGenerate() | TurnServed()) as order):
+                case Emit(value=(Count() | Generate() | Embed() | CancelGenerate() | TurnServed()) as order):
                     self.perform(order)
                     if isinstance(order, TurnServed):
                         self._on_turn(order)
@@ -434,22 +449,25 @@ class SessionWork:
         self._unrewarded.add(order.turn)
         async with self._compiling.turn_of(self._turns_go_to(record)):
             news, prompt = await counted(self._engine, order, record.session, record.granted.n_ctx)
-        has = order.body.text_bytes
-        if has is None:
-            known = _pieces(prompt, order.body)
-            known.feed(prompt.text)
-            has = known.bytes
-        self._prompts[order.turn] = TurnPrompt(prompt, has)
+        if isinstance(prompt, CompiledPrompt):
+            has = order.body.text_bytes
+            if has is None:
+                known = _pieces(prompt, order.body)
+                known.feed(prompt.text)
+                has = known.bytes
+            self._prompts[order.turn] = TurnPrompt(prompt, has)
+        else:
+            self._prompts[order.turn] = prompt
         await self.report(news)
 
-    async def _generate(self, order: Generate) -> None:
+    async def _answer(self, order: Generate | Embed) -> None:
         record = self._record
         if record is None:
             return
 
         async def report(value: Any) -> None:
             # From here on it is no work for nothing. Not before: in a free session nothing is paid for it.
-            if isinstance(value, GenTokens) and order.turn in self._unrewarded:
+            if isinstance(value, GenTokens | GenVector) and order.turn in self._unrewarded:
                 self._unrewarded.remove(order.turn)
                 self._unpaid.paid(self._origin, self._payer(record))
             await self.report(value)
@@ -458,7 +476,7 @@ class SessionWork:
         async with self._calls.setdefault(order.turn, trio.Lock()):
             requester = Requester(record.session, self._turns_go_to(record), self._compiling)
             prompt = self._prompts.get(order.turn) or TurnPrompt(_NO_PROMPT, 0)
-            await generate(self._engine, order, prompt, requester, limits=self._limits, report=report)
+            await answer(self._engine, order, prompt, requester, limits=self._limits, report=report)
 
     def _turns_go_to(self, record: OpenSession) -> Origin:
         """Slots of the engine go round by payer where a session is paid, else by where the client is."""
@@ -489,10 +507,10 @@ class Requester:
     compiling: CompileTurns
 
 
-async def generate(
+async def answer(
     engine: Engine,
-    order: Generate,
-    prompt: TurnPrompt,
+    order: Generate | Embed,
+    prompt: TurnPrompt | Texts,
     requester: Requester,
     *,
     limits: Limits,
@@ -503,30 +521,30 @@ async def generate(
         while not await _try(engine, order, prompt, requester, limits=limits, report=report):
             pass
     except EngineError as error:
-        await report(GenFailed(order.run, error.code, str(error), error.retry_after_s))
+        lost = isinstance(error, EngineLostError)
+        await report(GenFailed(order.run, error.code, str(error), error.retry_after_s, lost))
     except Exception:
         # A defect of an engine ends this turn, and nothing else.
         log.exception("engine.failed")
-        await report(
-            GenFailed(order.run, "internal", "the engine failed: try again or use another host", 1.0)
-        )
+        await report(GenFailed(order.run, *_BROKEN))
 
 
 async def counted(
     engine: Engine, order: Count, cache_key: bytes, n_ctx: int
-) -> tuple[Counted | CountFailed, CompiledPrompt]:
+) -> tuple[Counted | CountFailed, CompiledPrompt | Texts]:
     """What a turn's prompt takes, before anything is generated; and the prompt as the engine takes it.
 
     What the cache holds now is not billed, even if it is gone when the engine starts: the count promises it.
     """
     try:
+        if order.body.embed:
+            return await _counted_texts(engine, order, n_ctx)
         prompt = await engine.prompt(order.body)
     except EngineError as error:
         return CountFailed(order.turn, error.code, str(error), error.retry_after_s), _NO_PROMPT
     except Exception:
         log.exception("engine.failed")
-        detail = "the engine failed: try again or use another host"
-        return CountFailed(order.turn, "internal", detail, 1.0), _NO_PROMPT
+        return CountFailed(order.turn, *_BROKEN), _NO_PROMPT
     tokens_in = len(prompt.ids)
     if tokens_in >= n_ctx:
         detail = f"the conversation takes {tokens_in} tokens, this context holds {n_ctx}"
@@ -545,10 +563,26 @@ async def counted(
     return news, prompt
 
 
+async def _counted_texts(engine: Engine, order: Count, n_ctx: int) -> tuple[Counted | CountFailed, Texts]:
+    try:
+        check_prompt(order.body)
+    except ProtocolError as error:
+        return CountFailed(order.turn, "bad_request", str(error)), ()
+    texts = await engine.embed_ids(order.body.embed)
+    longest, total = max(map(len, texts)), sum(map(len, texts))
+    if longest > n_ctx:
+        detail = f"a text takes {longest} tokens, this context holds {n_ctx}: cut it"
+        return CountFailed(order.turn, "context_overflow", detail), ()
+    if total > EMBED_TOKENS_MAX:
+        detail = f"the texts take {total} tokens, a turn {EMBED_TOKENS_MAX}: embed fewer at once"
+        return CountFailed(order.turn, "bad_request", detail), ()
+    return Counted(order.turn, total, prompt_hash=texts_hash(texts)), texts
+
+
 async def _try(
     engine: Engine,
-    order: Generate,
-    prompt: TurnPrompt,
+    order: Generate | Embed,
+    prompt: TurnPrompt | Texts,
     requester: Requester,
     *,
     limits: Limits,
@@ -556,9 +590,12 @@ async def _try(
 ) -> bool:
     """Run once; False where an answer under way found the queue full: it was admitted before, so it waits."""
     try:
-        await _generate(engine, order, prompt, requester, limits=limits, report=report)
+        if isinstance(order, Embed):
+            await _embed(engine, order, prompt, requester, report=report)
+        elif isinstance(prompt, TurnPrompt):
+            await _generate(engine, order, prompt, requester, limits=limits, report=report)
     except EngineError as error:
-        if error.code != "capacity" or not order.answer_ids:
+        if error.code != "capacity" or not order.start:
             raise
         await trio.sleep(min(error.retry_after_s or 1.0, limits.stall_s / 3))
         return False
@@ -607,6 +644,27 @@ async def _generate(
                         return
                 case Done(reason=reason):
                     await flow.finish(reason)
+
+
+async def _embed(
+    engine: Engine,
+    order: Embed,
+    prompt: TurnPrompt | Texts,
+    requester: Requester,
+    *,
+    report: MachineReport,
+) -> None:
+    texts = () if isinstance(prompt, TurnPrompt) else prompt
+    request = EmbedRequest(texts=texts[order.first :], session=requester.cache_key, origin=requester.origin)
+    before, total = sum(map(len, texts[: order.first])), sum(map(len, texts))
+    async with engine.embed(request) as events:
+        async for event in events:
+            match event:
+                case Prefill(processed=processed):
+                    await report(GenProgress(order.run, before + processed, total))
+                case Embedding(numbers=numbers):
+                    await report(GenVector(order.run, vector_bytes(numbers)))
+    await report(GenDone(order.run, "stop"))
 
 
 def _pieces(prompt: CompiledPrompt, body: PromptBody, *, has: int = 0) -> AnswerPieces:

@@ -23,6 +23,7 @@ from p2pnode.protocols.inference.messages import (
     Quote,
     Receipt,
     Refuse,
+    StartCause,
     Tokens,
     Vector,
     Voucher,
@@ -67,12 +68,13 @@ class GenDone:
 
 @dataclass(frozen=True, slots=True)
 class GenFailed:
-    """The engine refused or failed the request."""
+    """The engine refused or failed the request. ``lost``: it died with it, and starts again."""
 
     run: int
     code: WireCode
     detail: str
     retry_after_s: float | None = None
+    lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +206,7 @@ class Generate:
 
     ``body`` has no messages any more: the role has what they were compiled to.
     ``answer_text_bytes`` of text and names of calls were made of ``answer_ids`` so far: what is missing of
-    their text comes first.
+    their text comes first. ``start``: why it is not the turn's first call.
     """
 
     turn: int
@@ -213,16 +215,21 @@ class Generate:
     answer_ids: tuple[int, ...]
     tokens_max: int
     answer_text_bytes: int = 0
+    start: StartCause = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Embed:
-    """Have the engine embed a turn's texts from ``first`` on: a ``GenVector`` for each, then ``GenDone``."""
+    """Have the engine embed a turn's texts from ``first`` on: a ``GenVector`` for each, then ``GenDone``.
+
+    ``start`` as in ``Generate``.
+    """
 
     turn: int
     run: int
     body: PromptBody
     first: int
+    start: StartCause = ""
 
 
 @dataclass(frozen=True, slots=True)

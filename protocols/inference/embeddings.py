@@ -12,7 +12,7 @@ from typing import Final
 
 from p2pnode.errors import ProtocolError
 from p2pnode.protocols.crypto import keccak256
-from p2pnode.protocols.inference.messages import VECTOR_MAX
+from p2pnode.protocols.inference.messages import EMBED_TOKENS_AROUND, VECTOR_MAX
 
 _FLOAT_BYTES: Final = 4
 
@@ -33,6 +33,11 @@ def texts_hash(inputs: Sequence[Sequence[int]]) -> bytes:
     each, big-endian."""
     parts = (struct.pack(f">{len(ids) + 1}I", len(ids), *ids) for ids in inputs)
     return keccak256(b"".join(parts))
+
+
+def embed_tokens_max(texts: Iterable[str]) -> int:
+    """The most input tokens that a host can honestly bill for texts to embed, whatever the model."""
+    return sum(len(text.encode(errors="replace")) + EMBED_TOKENS_AROUND for text in texts)
 
 
 class VectorCheck:

@@ -133,6 +133,9 @@ class HostTurn:
         self._run = 0
         self._running = False
         self._start: StartCause = ""
+        self._started_at = 0
+        """How many ids there were when the engine's present call began."""
+        self._has_restarted = False
 
     @property
     def state(self) -> TurnState:
@@ -298,6 +301,10 @@ class HostTurn:
             case GenDone(reason=reason):
                 self._running = False
                 self._engine_done(reason)
+            case GenFailed(lost=True) if not self._has_restarted:
+                # Once in an answer: a host that died again and again could draw until it likes what comes.
+                self._running, self._has_restarted = False, True
+                self._generate("restart")
             case GenFailed(code=code, detail=detail, retry_after_s=retry_after_s):
                 self._running = False
                 self.fail(code, detail, retry_after_s)
@@ -337,9 +344,9 @@ class HostTurn:
         else:
             self.fail("internal", f"the engine made {vectors.count} of {vectors.inputs} vectors")
 
-    def _generate(self) -> None:
+    def _generate(self, start: StartCause = "") -> None:
         if self._vectors is not None:
-            self._embed(self._vectors)
+            self._embed(self._vectors, start)
             return
         tokens_max = self._tokens_max - len(self._made)
         if tokens_max <= 0:  # the pause came between the engine's last token and its Done
@@ -347,7 +354,9 @@ class HostTurn:
             return
         if self._body is None:
             return
-        self._start = "credit" if self._run else ""
+        if self._start == "restart":  # nothing came of that call: its cause stands for this one
+            start = "restart"
+        self._start, self._started_at = start, len(self._made)
         self._run, self._running = self._session.next_run(), True
         order = Generate(
             self.number,
@@ -356,25 +365,28 @@ class HostTurn:
             tuple(self._made),
             tokens_max,
             answer_text_bytes=self._text_bytes,
+            start=start,
         )
         self._session.effects.emit(order)
 
-    def _embed(self, vectors: VectorCheck) -> None:
+    def _embed(self, vectors: VectorCheck, start: StartCause) -> None:
         if vectors.is_whole:  # the pause came between the engine's last vector and its Done
             self._ended = "stop"
         elif self._body is not None:
             # Nothing is drawn, so another engine call needs no seed, and no leaf says that there was one.
             self._run, self._running = self._session.next_run(), True
-            self._session.effects.emit(Embed(self.number, self._run, self._body, vectors.count))
+            self._session.effects.emit(Embed(self.number, self._run, self._body, vectors.count, start))
 
     def steer(self) -> None:
         """Pause the engine, or let it go on, by how much waits for credit."""
         ahead = self.read.ahead if self.embeds else AHEAD_MAX
         if self._running:
-            if self.queue.waiting > ahead:
+            # What follows a pause is another start, and two of them are 32 ids apart at least.
+            is_young = not self.embeds and 0 < len(self._made) - self._started_at < CHECKPOINT_EVERY
+            if self.queue.waiting > ahead and not is_young:
                 self._stop_engine()
         elif self._serving and self._ended is None and self.queue.waiting <= ahead // 2:
-            self._generate()
+            self._generate("credit" if self._run else "")
 
     def _stop_engine(self) -> None:
         if self._running:

@@ -102,7 +102,7 @@ async def crash(w: World, host: Member) -> None:
 
 
 async def crash_the_engine(w: World, host: Member) -> None:
-    engine_of(host).faults = Faults(crash_after_tokens=0)
+    engine_of(host).faults = Faults(crash_after_tokens=0, crashes=2)
 
 
 async def drain(w: World, host: Member) -> None:

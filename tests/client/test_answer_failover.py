@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import trio
@@ -14,6 +15,7 @@ from p2pnode.client.answer import Answer
 from p2pnode.client.client import Client
 from p2pnode.errors import NoHostError, RefusedError
 from p2pnode.ids import SessionId
+from p2pnode.models.engine import GenerateRequest
 from p2pnode.models.manifest import SCRIPTED
 from p2pnode.models.scripted import Faults, ScriptedEngine
 from p2pnode.net.stream import Stream
@@ -30,6 +32,7 @@ from p2pnode.protocols.inference.messages import (
     SamplingParams,
     Tokens,
 )
+from p2pnode.protocols.inference.prompt_rules import call_seed, next_seed, seed_of
 from tests.client.failing import (
     ONE_BY_ONE,
     TOKENS,
@@ -219,12 +222,54 @@ async def test_the_engine_that_crashes_in_an_answer_costs_its_host_the_rest(
     autojump_clock: MockClock,
 ) -> None:
     async with stage(2) as (_, members, client):
-        engine_of(members[0]).faults = Faults(crash_after_tokens=17)
+        engine_of(members[0]).faults = Faults(crash_after_tokens=17, crashes=2)
         answer = ask(client)
         shown = await read(answer)
         await check_whole(answer, shown)
         assert [item.reason for item in answer.bill] == ["internal", "length"]
-        assert answer.bill[0].tokens_out == 17
+        assert answer.bill[0].tokens_out == 2 * 17  # it goes on once
+
+
+async def test_an_engine_that_restarts_in_an_answer_goes_on_there_and_it_counts_against_the_host(
+    autojump_clock: MockClock,
+) -> None:
+    async with stage(2) as (_, members, client):
+        peer = members[0].node.peer_id
+        events = Events()
+        events.of(client)
+        engine_of(members[0]).faults = Faults(crash_after_tokens=17)
+        answer = ask(client)
+        shown = await read(answer)
+        await check_whole(answer, shown)
+        (item,) = answer.bill
+        assert (item.peer, item.tokens_out, item.reason) == (peer, TOKENS, "length")
+        assert events.named("engine.restarted") == [{"peer": peer, "held": 17}]
+        known = client.searches.measured[peer]
+        assert (known.failures_in_a_row, known.faults) == (1, 0)
+        assert known.failure_rate > 0
+
+
+async def test_what_follows_a_host_that_failed_is_drawn_from_another_seed(autojump_clock: MockClock) -> None:
+    async with stage(2) as (_, members, client):
+        seeds: list[int] = []
+        for member in members:
+            _note_seeds(engine_of(member), seeds)
+        engine_of(members[0]).faults = Faults(crash_after_tokens=17, crashes=2)
+        sampling = SamplingParams(tokens_max=TOKENS, temperature=0.7)
+        answer = client.chat("hello", model=SCRIPTED, sampling=sampling, seed=5)
+        await read(answer)
+        first = seed_of(5)
+        assert seeds == [call_seed(first, 0), call_seed(first, 17), call_seed(next_seed(first), 34)]
+
+
+def _note_seeds(engine: ScriptedEngine, seeds: list[int]) -> None:
+    generate = engine.generate
+
+    def noted(request: GenerateRequest) -> Any:
+        seeds.append(request.seed)
+        return generate(request)
+
+    engine.generate = noted  # type: ignore[method-assign]
 
 
 async def test_a_host_that_falls_silent_is_replaced_when_the_stall_timer_fires(

@@ -31,7 +31,7 @@ async def test_neither_prompts_nor_answers_nor_keys_reach_the_log(autojump_clock
                     engine = host.host.models[0].engine if host.host is not None else None
                     assert isinstance(engine, ScriptedEngine)
                     if crash:
-                        engine.faults = Faults(crash_after_tokens=0)
+                        engine.faults = Faults(crash_after_tokens=0, crashes=2)
                     answer = client.chat(
                         SECRET, model="scripted", system=SECRET, sampling=SamplingParams(tokens_max=100)
                     )

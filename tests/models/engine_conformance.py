@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +17,17 @@ import trio
 
 from p2pnode.errors import EngineError
 from p2pnode.models.answer import AnswerReader, CallArguments, CallBegun
-from p2pnode.models.engine import Done, Engine, EngineEvent, GenerateRequest, Prefill, Started, Tokens
+from p2pnode.models.engine import (
+    Done,
+    Embedding,
+    EmbedRequest,
+    Engine,
+    EngineEvent,
+    GenerateRequest,
+    Prefill,
+    Started,
+    Tokens,
+)
 from p2pnode.models.grammar import Matcher
 from p2pnode.models.validation import SEED_MAX
 from p2pnode.protocols.inference.messages import (
@@ -90,6 +101,11 @@ async def question(engine: Engine) -> tuple[int, ...]:
     return (await engine.prompt(QUESTION)).ids
 
 
+async def _embed(engine: Engine, texts: tuple[tuple[int, ...], ...]) -> list[tuple[float, ...]]:
+    async with engine.embed(EmbedRequest(texts=texts)) as stream:
+        return [event.numbers async for event in stream if isinstance(event, Embedding)]
+
+
 class EngineConformance:
     async def test_load_is_idempotent_and_says_what_is_served(self, engine: Engine) -> None:
         info = await engine.load()
@@ -104,6 +120,28 @@ class EngineConformance:
         assert await engine.arithmetic() == first
         assert (engine.stats().active, engine.stats().queued) == (0, 0)
         assert engine.reusable(b"arithmetic", (1,)) == 0
+
+    async def test_embeddings_are_unlike_for_unlike_texts_and_repeat_or_are_refused_in_words(
+        self, engine: Engine
+    ) -> None:
+        if "embeddings" not in (await engine.load()).features:
+            with pytest.raises(EngineError, match="makes no embeddings: ask one that does") as refused:
+                await engine.embed_ids(["the sea"])
+            assert refused.value.code == "bad_request"
+            with pytest.raises(EngineError, match="makes no embeddings"):
+                async with engine.embed(EmbedRequest(texts=((1,),))):
+                    pass
+            return
+        texts = await engine.embed_ids(["the sea", "a ledger"])
+        vectors = await _embed(engine, texts)
+        assert [len(each) for each in vectors] == [len(vectors[0])] * 2
+        assert all(math.isfinite(number) for each in vectors for number in each)
+        assert vectors[0] != vectors[1]
+        assert await _embed(engine, texts[1:]) == vectors[1:]
+        assert engine.stats().active == 0
+        with pytest.raises(EngineError) as overflow:
+            await _embed(engine, (texts[0] * N_CTX,))
+        assert overflow.value.code == "context_overflow"
 
     async def test_events_come_in_order_and_done_counts_the_ids_delivered(self, engine: Engine) -> None:
         prompt = await question(engine)

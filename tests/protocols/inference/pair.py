@@ -46,6 +46,7 @@ from p2pnode.protocols.inference.embeddings import vector_bytes
 from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.host_turn import AHEAD_MAX, HostTurn
 from p2pnode.protocols.inference.messages import (
+    CHECKPOINT_EVERY,
     CODEC,
     VECTOR_CREDIT,
     VECTOR_MAX,
@@ -131,6 +132,8 @@ class Pair:
         self.turn = 0
         self.ids_of: dict[int, list[int]] = {}
         self.text_of: dict[int, str] = {}
+        self.restarted: set[int] = set()
+        """The turns whose engine died."""
         self.embeds: dict[int, Embed] = {}
         """The engine requests that embed, by their numbers."""
         self.vectors_of: dict[int, list[bytes]] = {}
@@ -252,12 +255,13 @@ class Pair:
         """A cancelled run that has not noticed yet reports once more."""
         return bool(self.old_runs) and self.engine(3, run=self.old_runs[-1])
 
-    def fail_engine(self, code: WireCode = "internal", detail: str = "boom") -> bool:
-        """The present engine request fails."""
+    def fail_engine(self, code: WireCode = "internal", detail: str = "boom", *, lost: bool = False) -> bool:
+        """The present engine request fails; ``lost``: the engine died with it."""
         run = self.run
         if run is not None:
             del self.live[run.order.run]
-            self._report(run, GenFailed(run.order.run, code, detail, 1.0))
+            self.restarted |= {run.turn} if lost else set()
+            self._report(run, GenFailed(run.order.run, code, detail, 1.0, lost))
         return run is not None
 
     def end_engine(self) -> bool:
@@ -290,6 +294,8 @@ class Pair:
                 self.engine(count, hold=hold)
             case "late":
                 self.late_engine()
+            case "lost":
+                self.fail_engine(lost=True)
             case _:
                 raise AssertionError(kind)
 
@@ -327,8 +333,9 @@ class Pair:
             if turn.embeds:
                 assert turn.queue.waiting <= VECTOR_CREDIT + VECTOR_MAX, "too many vectors wait"
                 continue
-            assert turn.queue.waiting <= AHEAD_MAX + self.chunk_max, "too much buffered"
-            if turn.queue.waiting > AHEAD_MAX:
+            ahead = AHEAD_MAX + (CHECKPOINT_EVERY if turn.number in self.restarted else 0)
+            assert turn.queue.waiting <= ahead + self.chunk_max, "too much buffered"
+            if turn.queue.waiting > ahead:
                 assert not [run for run in self.live.values() if run.turn == turn.number], "it runs on"
         for number, ids in self.ids_of.items():
             assert ids == [token(number, n) for n in range(len(ids))]

@@ -1,0 +1,122 @@
+"""``p2pnode embed``: the vectors of texts, one JSON line each."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from p2pnode.cli.ask import (
+    CloseOption,
+    DiscoveryOption,
+    MaxCostOption,
+    MaxSpendOption,
+    NeverOption,
+    OnlyOption,
+    PeerOption,
+    WaitOption,
+    make_filters,
+)
+from p2pnode.cli.client import make_client
+from p2pnode.cli.options import (
+    BootstrapOption,
+    ChainOption,
+    DataDirOption,
+    JsonOption,
+    LogOption,
+    MdnsOption,
+    ModelOption,
+    blaming,
+    check_target,
+    configure,
+)
+from p2pnode.cli.output import Output
+from p2pnode.cli.user_input import read_all
+from p2pnode.words import count_of
+
+
+def embed(
+    texts: Annotated[
+        list[str], typer.Argument(help="The texts; - reads them from standard input, one a line.")
+    ],
+    model: ModelOption = None,
+    peer: PeerOption = None,
+    no_discovery: DiscoveryOption = False,
+    bootstrap: BootstrapOption = None,
+    chain: ChainOption = None,
+    max_spend: MaxSpendOption = None,
+    max_cost: MaxCostOption = None,
+    only: OnlyOption = None,
+    never: NeverOption = None,
+    close: CloseOption = False,
+    wait: WaitOption = 0.0,
+    mdns: MdnsOption = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+    log_level: LogOption = "error",
+) -> None:
+    """Print the vector of each text as a line of JSON; everything else goes to stderr."""
+    from p2pnode.cli.runner import run_async
+
+    configure(log_level)
+    output = Output(as_json=as_json, data_dir=data_dir)
+
+    async def run() -> None:
+        check_target(model, peer, no_discovery=no_discovery)
+        client = make_client(
+            output,
+            data_dir,
+            bootstrap,
+            mdns=mdns,
+            discovery=not no_discovery and peer is None,
+            chain=chain,
+            spend_session_max=max_spend,
+            closes=close,
+            wait_s=wait,
+        )
+        given = await _given(texts)
+        filters = make_filters(max_cost, only, never)
+        async with client:
+            with blaming(""):
+                embedding = client.embed(given, model=model, peer=peer, filters=filters)
+            try:
+                async with embedding:
+                    await _print(output, embedding)
+            finally:
+                _finish(output, embedding, len(given))
+
+    run_async(run, on_error=output.failed)
+
+
+async def _given(texts: Sequence[str]) -> list[str]:
+    if list(texts) != ["-"]:
+        return [text.encode(errors="replace").decode() for text in texts]
+    return [line for line in (await read_all(sys.stdin)).splitlines() if line]
+
+
+async def _print(output: Output, embedding: Any) -> None:
+    index = 0
+    async for vector in embedding:
+        fields = {"index": index, "embedding": vector}
+        if output.as_json:
+            output.event("embedding", fields)
+        else:
+            output.result(json.dumps(fields))
+        index += 1
+
+
+def _finish(output: Output, embedding: Any, asked: int) -> None:
+    """Tell scripts the bill, and people what came and what it cost."""
+    from p2pnode.money import usdc_text
+
+    came = len(embedding.vectors)
+    items = [{**asdict(item), "session": item.session.hex()} for item in embedding.bill]
+    cost = f", {usdc_text(embedding.cost)}" if embedding.cost else ""
+    what = count_of(came, "vector") if came == asked else f"{came} of {count_of(asked, 'vector')}"
+    fields = {"vectors": came, "tokens_in": embedding.tokens_in, "cost": embedding.cost, "bill": items}
+    text = f"[{what}, {count_of(embedding.tokens_in, 'token')} in{cost}]" if items else ""
+    output.event("done" if came == asked else "cut_short", fields, text=text)

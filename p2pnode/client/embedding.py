@@ -1,0 +1,119 @@
+"""``Embedding``: the vectors of many texts, of as many turns as they take.
+
+A turn takes 256 texts and 8,192 tokens. How many tokens a text has is known to its host; a client knows that
+they are no more than its bytes. Each turn is an ``Answer`` underneath, so that hosts are found, paid, and
+followed by others as for a question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Self, TypeAlias
+
+from p2pnode.client.answer import Answer
+from p2pnode.client.bill import BillItem
+from p2pnode.errors import ConfigError
+from p2pnode.protocols.inference.embeddings import embed_tokens_max, vector_numbers
+from p2pnode.protocols.inference.messages import EMBED_MAX, EMBED_TOKENS_MAX
+
+MakeAnswer: TypeAlias = Callable[[tuple[str, ...], int], Answer]
+"""(texts of one turn, token units spent so far) -> the turn that embeds them."""
+
+
+class Embedding:
+    """``async for vector in embedding``: a tuple of numbers for each text, in the order of the texts.
+
+    Those of one turn come together, when its receipt was checked. After the end, and after an error,
+    ``vectors`` has what came and ``bill`` what it cost. Ask again for ``texts[len(vectors):]`` to go on.
+    """
+
+    def __init__(self, texts: Sequence[str], make: MakeAnswer) -> None:
+        self._turns = _turns_of(checked_texts(texts))
+        self._make = make
+        self._answer: Answer | None = None
+        self._billed: list[BillItem] = []
+        self._given = 0
+        self.vectors: list[tuple[float, ...]] = []
+        """Those that came so far."""
+
+    @property
+    def bill(self) -> tuple[BillItem, ...]:
+        """What each host was used for, in order."""
+        return (*self._billed, *(self._answer.bill if self._answer is not None else ()))
+
+    @property
+    def cost(self) -> int:
+        """Token units that it cost so far."""
+        return sum(item.cost for item in self.bill)
+
+    @property
+    def tokens_in(self) -> int:
+        """Tokens of the texts that were billed."""
+        return sum(item.tokens_in - item.reused for item in self.bill)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> tuple[float, ...]:
+        while self._given == len(self.vectors):
+            if self._answer is None:
+                texts = next(self._turns, None)
+                if texts is None:
+                    raise StopAsyncIteration
+                self._answer = self._make(texts, self.cost)
+            await self._finish(self._answer)
+        self._given += 1
+        return self.vectors[self._given - 1]
+
+    async def _finish(self, answer: Answer) -> None:
+        try:
+            async for _ in answer.events():
+                pass
+        finally:
+            # Those of a turn that was cut short are paid, too, and stay.
+            self.vectors += map(vector_numbers, answer.vectors[: answer.vectors_sure])
+            self._billed += answer.bill
+            self._answer = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Ask for no more."""
+        self._turns = iter(())
+        if self._answer is not None:
+            await self._answer.aclose()
+
+
+def checked_texts(texts: Sequence[str]) -> Sequence[str]:
+    """``texts``, if each can be embedded. Raises ``ConfigError``."""
+    if isinstance(texts, str) or not texts:
+        msg = "give a list of texts to embed, and at least one"
+        raise ConfigError(msg)
+    for place, text in enumerate(texts, 1):
+        if not isinstance(text, str) or not text:
+            msg = f"text {place} is empty: there is nothing to embed"
+            raise ConfigError(msg)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            msg = f"text {place} holds half of a character (a lone surrogate): decode it as UTF-8 first"
+            raise ConfigError(msg) from error
+    return texts
+
+
+def _turns_of(texts: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """The texts by turn. One that may be too long for any turn goes alone: its host counts it."""
+    turn: list[str] = []
+    for text in texts:
+        if turn and (len(turn) == EMBED_MAX or embed_tokens_max([*turn, text]) > EMBED_TOKENS_MAX):
+            yield tuple(turn)
+            turn = []
+        turn.append(text)
+    yield tuple(turn)
