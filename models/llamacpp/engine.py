@@ -64,6 +64,7 @@ _BACKOFF_MAX_S: Final = 30.0
 _WAIT_FOR_RESTART_S: Final = 1.0
 _RETRY_LEAST_S: Final = 0.5
 _BAD_REQUEST: Final = 400
+_RENDERS_CTX: Final = 64
 _ARITHMETIC_KEY: Final = b"arithmetic"
 """Of no session: their keys have 16 bytes and more."""
 
@@ -86,6 +87,8 @@ class LlamaCppConfig:
     runtime_dir: Path | None = None
     """Where the private directory of the socket is made; by default the system's temporary directory."""
     load_deadline_s: float = 300.0
+    renders_only: bool = False
+    """Whether it makes prompts and ids only, for any context of the model: then it takes little memory."""
     hang_s: float = 60.0
     """An active request that shows no progress for this long means that the child hangs."""
 
@@ -105,7 +108,8 @@ class LlamaCppEngine:
     def __init__(self, model: LocalModel, config: LlamaCppConfig | None = None) -> None:
         self._model = model
         self._config = config or LlamaCppConfig()
-        self._n_ctx = min(self._config.n_ctx, model.manifest.n_ctx)
+        trained = model.manifest.n_ctx
+        self._n_ctx = trained if self._config.renders_only else min(self._config.n_ctx, trained)
         self._queue = SlotQueue(self._config.slots, self._config.queue_max)
         self._vocabulary: Vocabulary | None = None
         self._template: ChatTemplate | None = None
@@ -299,7 +303,8 @@ class LlamaCppEngine:
         try:
             server = await LlamaCppProcess.start(
                 model=self._model.path,
-                n_ctx=allocated(self._n_ctx),
+                n_ctx=allocated(_RENDERS_CTX if config.renders_only else self._n_ctx),
+                renders_only=config.renders_only,
                 slots=config.slots,
                 threads=config.threads,
                 runtime_dir=config.runtime_dir,

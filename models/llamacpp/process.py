@@ -41,15 +41,27 @@ class LlamaCppProcess:
 
     @classmethod
     async def start(
-        cls, *, model: Path, n_ctx: int, slots: int, threads: int, runtime_dir: Path | None, deadline_s: float
+        cls,
+        *,
+        model: Path,
+        n_ctx: int,
+        slots: int,
+        threads: int,
+        runtime_dir: Path | None,
+        deadline_s: float,
+        renders_only: bool = False,
     ) -> Self:
-        """Start a child and wait until it serves. Raises ``EngineError`` that says why it doesn't."""
+        """Start a child and wait until it serves. Raises ``EngineError`` that says why it doesn't.
+
+        One that ``renders_only`` reads no weights: it makes ids of texts, and nothing else.
+        """
         directory = _private_directory(runtime_dir)
         config = {
             "model": str(model),
             "n_ctx": n_ctx,
             "slots": slots,
             "threads": threads,
+            "renders_only": renders_only,
             "socket": str(directory / "engine.sock"),
             "key": secrets.token_hex(32),
         }

@@ -68,7 +68,10 @@ def _serve(config: dict[str, Any]) -> object:
     params.endpoint_slots = True
     params.ui = False
     params.verbosity = 0
+    params.warmup = not config["renders_only"]
     server = xllamacpp.Server(params)
+    if config["renders_only"]:  # it ends by ``os._exit``, which destroys nothing
+        return server
     # Make one token first: destroying a server that never worked can hang; it also warms up the pages.
     server.handle_completions({"prompt": "a", "n_predict": 1, "cache_prompt": False})
     return server

@@ -155,7 +155,7 @@ class Answer:
         partial: PartialAnswer,
         *,
         search: Callable[[], Awaitable[HostSearch]],
-        make_ask: Callable[[PromptBody], Ask],
+        make_ask: Callable[[PromptBody], Awaitable[Ask]],
         answers: Answers,
         watcher: Watcher | None = None,
         trusted: bool = False,
@@ -461,7 +461,7 @@ class Answer:
             if self.trusted:
                 self._search.keep_to_trusted()
         failover, candidate = self._failover, self._candidate
-        ask = self._make_ask(self._partial.next_prompt())
+        ask = await self._make_ask(self._partial.next_prompt())
         self._asked, self._check = ask.body, None
         spent = sum(item.cost for item in self.bill)
         tokens_out = ask.body.tokens_out_max

@@ -89,6 +89,7 @@ class Client:
         self.pool.on_gone = self.searches.note_closed_early
         self.pool.closes, self.pool.wait_s = closes, wait_s
         self._questions = Questions(self.runtime, self.pool, self.searches)
+        self.renderers = self._questions.renderers
         self.conversations = Conversations(self.runtime, self.searches, self._questions, in_thread=in_thread)
         self.pool.on_taken = self.conversations.note_taken
 
@@ -115,6 +116,7 @@ class Client:
         try:
             with trio.CancelScope(shield=True):  # each answer has its own deadline
                 await self._questions.answers.finish()
+                await self.renderers.aclose()
             # Before the sessions are closed: hosts store for clients with an open session.
             await self.conversations.finish(leaves=not self.pool.closes)
             if self._remember and runtime.owns_node and not runtime.local and runtime.data.root.is_dir():

@@ -23,6 +23,7 @@ from p2pnode.client.history import without_oldest
 from p2pnode.client.host_rules import HostRules
 from p2pnode.client.hosts import HostSearch, Searches
 from p2pnode.client.pool import SessionPool
+from p2pnode.client.prompt_check import PromptRenderers
 from p2pnode.client.ranking import Candidate, CostBound, Filters, TurnBound, cost_bound, needs_of
 from p2pnode.client.runtime import Runtime
 from p2pnode.config import DEFAULT_MODEL
@@ -250,6 +251,7 @@ class Questions:
     def __init__(self, runtime: Runtime, pool: SessionPool, searches: Searches) -> None:
         self._runtime, self._pool, self._searches = runtime, pool, searches
         self.answers = Answers(runtime)
+        self.renderers = PromptRenderers(runtime.data.models)
         self._vocabularies: dict[ModelId, Vocabulary | None] = {}
 
     def answer(
@@ -287,8 +289,9 @@ class Questions:
                 return await self._searches.of_named_host(peer, known.model, allowed)
             return self._searches.with_idle_sessions(known.model, allowed)
 
-        def make_ask(body: PromptBody) -> Ask:
-            return Ask(body, known.input_max(body))
+        async def make_ask(body: PromptBody) -> Ask:
+            tokens, digest = await self.renderers.rendered(known.model, body) or (None, None)
+            return Ask(body, known.input_max(body), prompt_tokens=tokens, prompt_hash=digest)
 
         return Answer(
             self._runtime,
@@ -379,7 +382,7 @@ class Questions:
             now=int(self._runtime.now()) // _DAY_S * _DAY_S,
         )
         check_question(body)
-        if body.tools and known.manifest is None and known.model != scripted_model_id():
+        if uses_tools(body) and known.manifest is None and known.model != scripted_model_id():
             msg = (
                 "tools go only to models of the catalogue, for what a host may bill for them is unknown "
                 "otherwise: name one with --model"

@@ -313,7 +313,7 @@ class ClientTurn:
                 raise ProtocolError(msg)
 
     def _take_quote(self, quote: Quote, effects: Effects, now: float) -> None:
-        exact, rendered = self.ask.input_exact, self.ask.prompt_hash
+        exact, rendered = self.ask.input_exact or self.ask.prompt_tokens, self.ask.prompt_hash
         fault = ""
         if quote.tokens_in > self.ask.input_max:
             fault = f"quoted {quote.tokens_in} input tokens; at most {self.ask.input_max} are possible"

@@ -337,6 +337,8 @@ class Ask:
     input_max: int
     input_exact: int | None = None
     prompt_hash: bytes | None = None
+    prompt_tokens: int | None = None
+    """How many these ids are: another quote is refused. Unlike ``input_exact`` it pays nothing in advance."""
     key: int = 0
     spend_max: int | None = None
     """What the turn may add to what is spent, in token units: it ends when that is used up. None: any."""

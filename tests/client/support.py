@@ -9,14 +9,19 @@ from p2pnode.client.answer import Answer
 from p2pnode.client.client import Client
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.models.manifest import SCRIPTED, scripted_model_id
+from p2pnode.models.scripted import END, ROLE_IDS
 from p2pnode.net.stream import Stream
 from p2pnode.node.keys import PeerKey
 from p2pnode.protocols.adverts.messages import Address, Advert, Load, Offer
 from p2pnode.protocols.inference.messages import PROTOCOL, SamplingParams
+from p2pnode.protocols.inference.receipts import ids_hash
 from tests.net.memory_world import seed_of
 from tests.node.world import Member, identity_of
 
 MODEL = scripted_model_id()
+HELLO = (ROLE_IDS["user"], *b"hello", END, ROLE_IDS["assistant"])
+"""The ids of the prompt "hello" as the scripted model renders it."""
+HELLO_HASH = ids_hash(HELLO)
 NOW = 1_700_000_000.0
 
 

@@ -46,7 +46,7 @@ from tests.client.failing import (
     stage,
     unkilled,
 )
-from tests.client.support import Events, misbehave, whole
+from tests.client.support import HELLO_HASH, Events, misbehave, whole
 from tests.node.world import Member, World, scripted_host, world
 
 SESSION = SessionId(b"s" * 32)
@@ -354,7 +354,7 @@ async def test_what_a_faulty_host_showed_stays_and_what_nobody_saw_is_asked_for_
         shown = Tokens(turn=1, index=0, ids=tuple(ids[:6]), text=text[:6])
         unseen = Tokens(turn=1, index=6, ids=(1, 2, 3, 4))  # not what a model made
         answer = await after(
-            w, client, members, [Quote(turn=1, prompt_hash=bytes(32), tokens_in=8), shown, unseen, forged]
+            w, client, members, [Quote(turn=1, prompt_hash=HELLO_HASH, tokens_in=8), shown, unseen, forged]
         )
         first, second = answer.bill
         assert (first.tokens_out, first.reason) == (6, "fault")
@@ -366,7 +366,7 @@ async def test_ids_whose_text_a_dead_host_kept_are_told_by_the_next(autojump_clo
     async with stage(2) as (w, members, client):
         ids, text = await unkilled()
         messages = [
-            Quote(turn=1, prompt_hash=bytes(32), tokens_in=8),
+            Quote(turn=1, prompt_hash=HELLO_HASH, tokens_in=8),
             Tokens(turn=1, index=0, ids=tuple(ids[:6]), text=text[:6]),
             Tokens(turn=1, index=6, ids=tuple(ids[6:9])),
         ]

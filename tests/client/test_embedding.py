@@ -16,11 +16,11 @@ from p2pnode.client.ranking import Filters
 from p2pnode.errors import ConfigError, NoHostError, RefusedError
 from p2pnode.ids import SessionId
 from p2pnode.models.manifest import SCRIPTED
-from p2pnode.models.scripted import DIMENSIONS, Faults, ScriptedEngine
+from p2pnode.models.scripted import DIMENSIONS, END, Faults, ScriptedEngine
 from p2pnode.net.stream import Stream
 from p2pnode.node.driver import MessageChannel
 from p2pnode.protocols.adverts.messages import Capability
-from p2pnode.protocols.inference.embeddings import vector_bytes
+from p2pnode.protocols.inference.embeddings import texts_hash, vector_bytes
 from p2pnode.protocols.inference.messages import CODEC, Accept, Prompt, Quote, Vector
 from tests.client.failing import seeds, stage
 from tests.client.support import Events, misbehave
@@ -66,10 +66,12 @@ async def test_each_text_gets_a_vector_of_unit_length_and_texts_that_share_words
     assert close(wide, deep) > 2 * close(wide, ledger)
 
 
+@pytest.mark.long
 async def test_a_text_has_the_same_vector_whatever_stands_beside_it(autojump_clock: MockClock) -> None:
     assert (await honest(TEXTS))[1:] == await honest(TEXTS[1:])
 
 
+@pytest.mark.long
 async def test_more_texts_than_a_turn_takes_are_embedded_in_several(autojump_clock: MockClock) -> None:
     texts = [f"text number {n}" for n in range(600)] + ["x" * 2000, "y"]
     async with world() as w:
@@ -151,7 +153,9 @@ async def test_an_engine_without_embeddings_refuses_in_words_and_bills_nothing(
 # ---- what dies
 
 
-@pytest.mark.parametrize("made", [0, 1, 2])
+@pytest.mark.parametrize(
+    "made", [0, pytest.param(1, marks=pytest.mark.long), pytest.param(2, marks=pytest.mark.long)]
+)
 async def test_an_engine_that_dies_goes_on_with_the_next_text_once(
     made: int, autojump_clock: MockClock
 ) -> None:
@@ -177,6 +181,7 @@ async def test_a_host_that_fails_in_the_middle_is_replaced_for_the_texts_that_ar
         assert client.searches.measured[members[0].node.peer_id].failures_in_a_row == 1
 
 
+@pytest.mark.long
 async def test_a_host_whose_machine_is_gone_is_replaced(autojump_clock: MockClock) -> None:
     async with world() as w:
         members = [await w.add([scripted_host(prefill_tokens_per_s=20.0)]) for _ in range(2)]
@@ -194,6 +199,7 @@ async def test_a_host_whose_machine_is_gone_is_replaced(autojump_clock: MockCloc
             assert [item.peer for item in embedding.bill] == peers
 
 
+@pytest.mark.long
 async def test_when_nobody_is_left_the_vectors_that_came_stay(autojump_clock: MockClock) -> None:
     async with stage(1) as (_, members, client):
         engine_of(members[0]).faults = Faults(crash_after_tokens=1, crashes=9)
@@ -229,7 +235,8 @@ async def test_a_host_that_sends_a_malformed_vector_is_left_and_none_of_its_vect
     autojump_clock: MockClock,
 ) -> None:
     async with stage(2) as (_, members, client):
-        quote = Quote(turn=1, tokens_in=tokens_of(TEXTS), prompt_hash=bytes(32))
+        digest = texts_hash([(*text.encode(), END) for text in TEXTS])
+        quote = Quote(turn=1, tokens_in=tokens_of(TEXTS), prompt_hash=digest)
         fine = Vector(turn=1, index=0, data=vector_bytes([0.25]))
         wrong = Vector(turn=1, index=1, data=vector_bytes([math.nan]))
         misbehave(members[0], speaks([quote, fine, wrong]))  # type: ignore[arg-type]
@@ -241,6 +248,7 @@ async def test_a_host_that_sends_a_malformed_vector_is_left_and_none_of_its_vect
         assert client.searches.measured[members[0].node.peer_id].faults == 1
 
 
+@pytest.mark.long
 async def test_a_host_that_quotes_more_than_the_bytes_of_the_texts_is_left(autojump_clock: MockClock) -> None:
     async with stage(2) as (_, members, client):
         most = sum(len(text.encode()) + 4 for text in TEXTS)
@@ -281,6 +289,7 @@ async def test_texts_are_paid_as_input_to_the_unit_and_vectors_cost_nothing(
         assert w.chain.block == 2  # one open, one close
 
 
+@pytest.mark.long
 async def test_texts_that_could_cost_more_than_is_allowed_are_not_asked_for(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:

@@ -32,7 +32,7 @@ from p2pnode.protocols.inference.messages import (
     Voucher,
 )
 from p2pnode.protocols.typed_data import session_id
-from tests.client.support import misbehave
+from tests.client.support import HELLO_HASH, misbehave
 from tests.host.paid import FEE, PRICE_IN, PRICE_OUT, RICH, PaidWorld, paid_world
 from tests.host.thief import quoted
 
@@ -138,10 +138,10 @@ async def test_a_host_that_asks_for_more_than_it_sent_is_dropped_and_remembered(
         member, _ = await w.host()
 
         async def overcharge(stream: Stream) -> None:
-            channel = await quoted(stream, tokens_in=5)
+            channel = await quoted(stream)
             paid.append(await channel.receive())
             receipt = Checkpoint(
-                seq=1, tokens_in=5, tokens_out=20, token_hash=bytes(32), fingerprint_hash=bytes(32),
+                seq=1, tokens_in=8, tokens_out=20, token_hash=bytes(32), fingerprint_hash=bytes(32),
                 root=bytes(32), signature=bytes(65),
             )  # fmt: skip
             await channel.send([Tokens(turn=1, index=0, ids=tuple(range(10)), text="ten words"), receipt])
@@ -156,7 +156,7 @@ async def test_a_host_that_asks_for_more_than_it_sent_is_dropped_and_remembered(
                 await answer(client)
             assert isinstance(caught.value.__cause__, HostFault)
             vouchers = [each for each in paid if isinstance(each, Voucher)]
-            assert [(each.tokens_in, each.tokens_out) for each in vouchers] == [(5, 0)]  # not one for output
+            assert [(each.tokens_in, each.tokens_out) for each in vouchers] == [(8, 0)]  # not one for output
             (candidate,) = (await client.hosts("scripted")).excluded
             assert "broke the protocol" in candidate.excluded
             with pytest.raises(NoHostError):
@@ -184,7 +184,7 @@ async def test_a_session_is_resumed_only_where_its_host_says_that_it_keeps_it(
                 [Accept(session=session, nonce=bytes(32), epoch=1, n_ctx=2048, session_fee=FEE)]
             )
             await channel.receive()
-            await channel.send([Quote(turn=1, prompt_hash=bytes(32), tokens_in=5)])
+            await channel.send([Quote(turn=1, prompt_hash=HELLO_HASH, tokens_in=8)])
             await channel.receive()
             await channel.send([Error(code=code, detail="so there")])
 

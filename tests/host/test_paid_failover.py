@@ -346,7 +346,7 @@ async def test_a_host_that_lies_about_what_it_sent_is_paid_for_the_input_alone_a
         ids, text = await unkilled()
 
         async def overcharge(stream: Stream) -> None:
-            channel = await quoted(stream, tokens_in=8)
+            channel = await quoted(stream)
             await channel.receive()
             lie = Checkpoint(
                 seq=1, tokens_in=8, tokens_out=20, token_hash=bytes(32), fingerprint_hash=bytes(32),

@@ -44,6 +44,7 @@ from p2pnode.protocols.inference.messages import (
     SessionTerms,
 )
 from p2pnode.protocols.typed_data import authorisation_digest, session_id
+from tests.client.support import HELLO, HELLO_HASH
 from tests.host.paid import FEE, PRICE_IN, PRICE_OUT, domains, receipt_secret, wallet_address, wallet_secret
 from tests.net.memory_world import seed_of
 from tests.node.world import Member, World
@@ -208,8 +209,8 @@ def takes_and_refuses(money: HostMoney) -> Callable[[Stream], Awaitable[None]]:
     return serve
 
 
-async def quoted(stream: Stream, *, tokens_in: int) -> MessageChannel:
-    """A host's end of a paid session: it was accepted unseen, and its first prompt counted."""
+async def quoted(stream: Stream) -> MessageChannel:
+    """A host's end of a paid session: it was accepted unseen, and its first prompt, "hello", counted."""
     channel = MessageChannel(stream, CODEC)
     request = await channel.receive()
     assert isinstance(request, Open)
@@ -217,5 +218,5 @@ async def quoted(stream: Stream, *, tokens_in: int) -> MessageChannel:
     session = session_id(domains().market, request.terms)
     await channel.send([Accept(session=session, nonce=bytes(32), epoch=1, n_ctx=2048, session_fee=FEE)])
     await channel.receive()
-    await channel.send([Quote(turn=1, prompt_hash=bytes(32), tokens_in=tokens_in)])
+    await channel.send([Quote(turn=1, prompt_hash=HELLO_HASH, tokens_in=len(HELLO))])
     return channel

@@ -30,6 +30,7 @@ from p2pnode.protocols.inference.messages import ChatMessage, LogitBias, PromptB
 from tests.models.engine_conformance import (
     GREEDY,
     N_CTX,
+    QUESTION,
     QUEUE,
     SLOTS,
     EngineConformance,
@@ -391,3 +392,18 @@ async def test_another_process_with_other_slots_computes_the_same_numbers(
         assert await other.arithmetic() == await engine.arithmetic() != b""
     finally:
         await other.aclose()
+
+
+@pytest.mark.long
+async def test_an_engine_that_renders_only_makes_the_ids_of_any_prompt_in_a_small_context(
+    smollm: LocalModel, engine: LlamaCppEngine, run_dir: Path
+) -> None:
+    config = LlamaCppConfig(slots=1, threads=1, renders_only=True, runtime_dir=run_dir)
+    renders = LlamaCppEngine(smollm, config)
+    try:
+        assert (await renders.prompt(QUESTION)).ids == (await engine.prompt(QUESTION)).ids
+        long = body("sea " * 2000)  # more than any slot of it would hold
+        assert len((await renders.prompt(long)).ids) > 2000
+    finally:
+        await renders.aclose()
+    assert leftovers(run_dir) == []

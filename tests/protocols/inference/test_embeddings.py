@@ -504,7 +504,7 @@ _moves = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(_moves, st.booleans(), st.booleans()), min_size=1, max_size=4),
     st.lists(st.integers(0, 12), min_size=1, max_size=5),

@@ -180,7 +180,7 @@ _steps = st.lists(
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(_steps, st.integers(0, 200), st.sampled_from([0, 5, 20]), st.booleans(), st.booleans())
 def test_wherever_an_engine_dies_the_text_is_one_and_each_token_comes_and_is_paid_once(
     script: list[Step], answer: int, reused: int, unread: bool, breaks: bool

@@ -1,0 +1,116 @@
+"""A client that has a model's files renders the prompt itself, and pays for no other one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from p2pnode.client.prompt_check import PromptRenderers
+from p2pnode.client.question import KnownModel
+from p2pnode.errors import ConfigError, HostFault
+from p2pnode.ids import ModelId
+from p2pnode.models.manifest import model_id_text, scripted_model_id
+from p2pnode.models.scripted import ScriptedConfig, ScriptedEngine
+from p2pnode.net.stream import Stream
+from p2pnode.node.driver import MessageChannel
+from p2pnode.protocols.inference.embeddings import texts_hash
+from p2pnode.protocols.inference.messages import (
+    CODEC,
+    TEMPLATE_TOKENS_MAX,
+    TEMPLATE_TOKENS_PER_MESSAGE_MAX,
+    Accept,
+    ChatMessage,
+    Open,
+    PromptBody,
+    Quote,
+    Voucher,
+)
+from p2pnode.protocols.typed_data import session_id
+from tests.client.support import HELLO, HELLO_HASH, ask, misbehave, whole
+from tests.host.paid import FEE, RICH, domains, paid_world
+
+UNKNOWN = ModelId(b"u" * 32)
+BODY = PromptBody(messages=(ChatMessage.of("user", "hello"),), seed=bytes(16))
+
+
+@pytest.mark.parametrize(
+    ("quote", "words"),
+    [
+        (Quote(turn=1, tokens_in=8, prompt_hash=b"\1" * 32), "another prompt than the one that was rendered"),
+        (Quote(turn=1, tokens_in=8, prompt_hash=bytes(32)), "another prompt than the one that was rendered"),
+        (Quote(turn=1, tokens_in=9, prompt_hash=HELLO_HASH), "quoted 9 input tokens; there are 8"),
+        (Quote(turn=1, tokens_in=7, prompt_hash=HELLO_HASH), "quoted 7 input tokens; there are 8"),
+    ],
+    ids=["another prompt", "no hash", "one token more", "one token less"],
+)
+async def test_a_quote_for_another_prompt_than_the_clients_own_is_not_paid(
+    quote: Quote, words: str, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with paid_world(tmp_path) as w:
+        member, _ = await w.host()
+        heard: list[object] = []
+
+        async def quotes(stream: Stream) -> None:
+            channel = MessageChannel(stream, CODEC)
+            request = await channel.receive()
+            assert isinstance(request, Open)
+            assert request.terms is not None
+            session = session_id(domains().market, request.terms)
+            await channel.send(
+                [Accept(session=session, nonce=bytes(32), epoch=1, n_ctx=2048, session_fee=FEE)]
+            )
+            await channel.receive()
+            await channel.send([quote])
+            while (message := await channel.receive()) is not None:
+                heard.append(message)
+
+        misbehave(member, quotes)
+        async with w.client(member) as client:
+            with pytest.raises(HostFault, match=words):
+                await whole(ask(client))
+            assert client.searches.measured[member.node.peer_id].faults == 1
+        assert not [each for each in heard if isinstance(each, Voucher)]
+        assert w.balance("alice") == RICH
+
+
+async def test_an_honest_quote_is_the_clients_own_count_and_hash(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    renderers = PromptRenderers(tmp_path)
+    assert await renderers.rendered(scripted_model_id(), BODY) == (len(HELLO), HELLO_HASH)
+    texts = PromptBody(embed=("a", "bc"), seed=bytes(16))
+    assert await renderers.rendered(scripted_model_id(), texts) == (5, texts_hash([(97, 256), (98, 99, 256)]))
+    await renderers.aclose()
+
+
+async def test_without_the_models_files_a_quote_is_held_against_a_bound_of_bytes(tmp_path: Path) -> None:
+    assert await PromptRenderers(tmp_path / "none").rendered(UNKNOWN, BODY) is None
+    most = KnownModel(UNKNOWN).input_max(BODY)
+    assert most == len(b"hello") + TEMPLATE_TOKENS_MAX + TEMPLATE_TOKENS_PER_MESSAGE_MAX
+
+
+async def test_what_can_not_be_rendered_here_is_left_to_hosts(tmp_path: Path) -> None:
+    renderers = PromptRenderers(tmp_path)
+    renderers.use(UNKNOWN, ScriptedEngine(ScriptedConfig(embeddings=False)))
+    assert await renderers.rendered(UNKNOWN, PromptBody(embed=("a",), seed=bytes(16))) is None
+    assert await renderers.rendered(UNKNOWN, BODY) == (len(HELLO), HELLO_HASH)
+    await trio.lowlevel.checkpoint()
+
+
+async def test_tools_are_not_sent_where_what_they_may_cost_is_unknown(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with paid_world(tmp_path) as w:
+        member, _ = await w.host()
+        async with w.client(member) as client:
+            with pytest.raises(ConfigError, match="tools go only to models of the catalogue"):
+                client.chat("hi", model=model_id_text(UNKNOWN), tools=[{"name": "clock"}])
+            called = {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "clock"}}]}
+            answered = {"role": "tool", "tool_call_id": "1", "content": "noon"}
+            with pytest.raises(ConfigError, match="tools go only to models of the catalogue"):
+                client.chat(
+                    [{"role": "user", "content": "hi"}, called, answered], model=model_id_text(UNKNOWN)
+                )
