@@ -134,7 +134,7 @@ async def test_a_host_without_embeddings_is_left_out_with_the_reason(autojump_cl
             assert [item.peer for item in embedding.bill] == [able.node.peer_id]
             ranking = await client.hosts(SCRIPTED, Filters(caps=int(Capability.EMBEDDINGS)))
             assert [each.excluded for each in ranking.excluded] == ["lacks embeddings, which is needed"]
-            await able.node.aclose()
+        async with w.client(seeds([lacking]), ip="10.0.9.8") as client:
             with pytest.raises(NoHostError, match="lacks embeddings, which is needed"):
                 await read(client.embed(TEXTS, model=SCRIPTED))
 
