@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from p2pnode.protocols.events import Command, Emit, Fault, Received, Send, SetTimer, TimerFired
+from p2pnode.protocols.events import CancelTimer, Command, Emit, Fault, Received, Send, SetTimer, TimerFired
 from p2pnode.protocols.gossipsub.cache import OVERHEAD
 from p2pnode.protocols.gossipsub.commands import (
     ACCEPT,
@@ -201,6 +201,8 @@ def run(steps: list[tuple[int, int]]) -> None:
                         assert len(message.signature) == len(own(b""))
                 case SetTimer(key=key, at=at):
                     assert at > now if key == "heartbeat" else (key, at >= now) == ("forward", True)
+                case CancelTimer(key=key):
+                    assert key == "forward"
                 case Emit(value=Fault(peer=peer, name=name, weight=weight)):
                     assert isinstance(event, Received | TimerFired)
                     assert peer in connected
