@@ -216,7 +216,8 @@ async def host_dies(w: CrashWorld, forge: Forge, point: Point) -> None:
             await wait_settled(w, first, lost.session)
         (closed,) = await w.closed(lost.session)
         assert closed.amount == mine.amount
-    assert len(client.purchases()) == 2, "one fee a host"
+    # Where it died after the last answer, on a busy machine, nobody else was asked.
+    assert len(client.purchases()) == len({item.peer for item in items}), "one fee a host"
 
 
 # ---- what is run
