@@ -27,16 +27,30 @@ class TokenBucket:
 
     def wait_s(self, now: float) -> float:
         """Seconds until there is one token; 0 when there is one now."""
-        self._left = min(self._burst, self._left + max(0.0, now - self._at) * self._rate_per_s)
-        self._at = now
+        self._fill(now)
         return 0.0 if self._left >= 1 else (1 - self._left) / self._rate_per_s
 
     def take(self, now: float) -> bool:
         """Take one token; False when there is none."""
-        if self.wait_s(now):
+        self._fill(now)
+        if self._left < 1:
             return False
         self._left -= 1
         return True
+
+    def spend_now(self, amount: float, now: float) -> bool:
+        """Spend so many tokens at once, debt or not; whether there is one left."""
+        self._left -= amount
+        self._fill(now)
+        return self._left >= 1
+
+    def _fill(self, now: float) -> None:
+        # Compared, not by min and max: this runs for each message of gossip.
+        passed_s = now - self._at
+        self._at = now
+        if passed_s > 0:
+            left = self._left + passed_s * self._rate_per_s
+            self._left = left if left < self._burst else self._burst  # noqa: FURB136
 
     def spend(self, amount: float) -> None:
         """Take so many tokens. It may run into debt, which is paid before the next token is there."""

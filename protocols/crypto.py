@@ -45,6 +45,7 @@ def abi_encode(*values: int | bytes) -> bytes:
     return b"".join(word(value) for value in values)
 
 
+@lru_cache(maxsize=1024)
 def peer_id_of(public_key: bytes) -> PeerId:
     """The peer id of a 32-byte Ed25519 public key."""
     return PeerId(base58.b58encode(_PEER_ID_PREFIX + public_key).decode())

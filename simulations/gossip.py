@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from p2pnode.ids import PeerId
 from p2pnode.protocols.crypto import Signer
@@ -27,6 +27,7 @@ from p2pnode.protocols.gossipsub.commands import (
     Validator,
     Verdict,
 )
+from p2pnode.protocols.gossipsub.messages import ENTRIES_MAX, RPC, Control, Message, Published, Rpc
 from p2pnode.protocols.gossipsub.parameters import Parameters
 from p2pnode.protocols.gossipsub.router import Check, GossipRouter
 from p2pnode.shares import origin_of
@@ -37,6 +38,8 @@ from p2pnode.simulations.world import Link, Node, World
 
 PROTOCOL: Final = "gossip"
 _NUMBER_BYTES: Final = 8
+_DECODED_MAX: Final = 8192
+_EMPTY: Final = RPC.make()
 Version: TypeAlias = Literal["p2pnode", "v1_0"]
 
 
@@ -52,7 +55,8 @@ class Gossip:
     """Nodes that publish test messages, in turns."""
     messages_per_s: float = 1.0
     """Of all publishers together."""
-    message_bytes: int = 1024
+    message_bytes: int = 512
+    """About what an advert has; from 1024 on, neighbours say which ones they do not want any more."""
 
     def __post_init__(self) -> None:
         require_not_negative(self, "publishers")
@@ -94,6 +98,115 @@ def _charged(queue: CpuQueue, cpu: Cpu, sign: Signer) -> tuple[Signer, Check]:
     return sign_for, check_for
 
 
+class _SharedMessage(Message):
+    """A message whose bytes are put together once."""
+
+    __slots__ = ("_encoded", "_signed")
+    _encoded: bytes
+    _signed: bytes
+
+    def signed(self) -> bytes:
+        try:
+            return self._signed
+        except AttributeError:
+            self._signed = super().signed()
+            return self._signed
+
+    def encode(self) -> bytes:
+        try:
+            return self._encoded
+        except AttributeError:
+            self._encoded = super().encode()
+            return self._encoded
+
+
+class _SharedEntry(Published):
+    """An entry of ``publish`` that is looked at once."""
+
+    __slots__ = ("_message",)
+    _message: Message
+
+    def message(self) -> Message:
+        try:
+            return self._message
+        except AttributeError:
+            found = super().message()
+            self._message = _SharedMessage(
+                author=found.author, seqno=found.seqno, topic=found.topic, data=found.data,
+                signature=found.signature, key=found.key,
+            )  # fmt: skip
+            return self._message
+
+
+@dataclass(slots=True)
+class _Listed:
+    """An entry of a control message, in plain objects: reading it again costs nothing."""
+
+    topic: bytes
+    ids: tuple[bytes, ...] = ()
+    backoff: int = 0
+
+
+class _SharedControl:
+    __slots__ = ("graft", "idontwant", "ihave", "iwant", "prune")
+
+    def __init__(self, control: Any) -> None:
+        self.graft = tuple(_Listed(each.topic) for each in control.graft)
+        self.prune = tuple(_Listed(each.topic, backoff=each.backoff) for each in control.prune)
+        self.ihave = tuple(_Listed(each.topic, tuple(each.ids)) for each in control.ihave)
+        self.iwant = tuple(_Listed(b"", tuple(each.ids)) for each in control.iwant)
+        self.idontwant = tuple(_Listed(b"", tuple(each.ids)) for each in control.idontwant)
+
+
+def _listed(control: Control) -> tuple[_SharedControl, int]:
+    """What a machine tells, as another one reads it, and the number of its fields."""
+    shared = _SharedControl.__new__(_SharedControl)
+    shared.graft = tuple(_Listed(topic) for topic in control.graft)
+    shared.prune = tuple(_Listed(topic, backoff=backoff) for topic, backoff in control.prune.items())
+    shared.ihave = tuple(_Listed(topic, tuple(ids)) for topic, ids in control.ihave.items())
+    shared.iwant = (_Listed(b"", tuple(control.iwant)),) if control.iwant else ()
+    shared.idontwant = (_Listed(b"", tuple(control.idontwant)),) if control.idontwant else ()
+    entries = 1 + 2 * len(shared.graft) + 3 * len(shared.prune) + 2 * len(shared.ihave)
+    entries += len(shared.iwant) + len(shared.idontwant)
+    entries += sum(len(each.ids) for each in (*shared.ihave, *shared.iwant, *shared.idontwant))
+    return shared, entries
+
+
+class SharedCodec:
+    """``decode_rpc`` for many machines: what one has read is not read again by the others."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, Rpc] = {}
+
+    def encode(self, control: Control) -> bytes:
+        """The bytes of a control message; who gets them need not parse them."""
+        payload = control.encode()
+        if payload not in self._known:
+            shared, entries = _listed(control)
+            found = Rpc(_EMPTY, entries, ())
+            found.control = shared
+            self._keep(payload, found)
+        return payload
+
+    def decode(self, payload: bytes) -> Rpc:
+        """Raises ``ProtocolError``."""
+        found = self._known.get(payload)
+        if found is None:
+            entries = RPC.count(payload, entries_max=ENTRIES_MAX)
+            body = RPC.parse(payload)
+            found = Rpc(body, entries, [_SharedEntry(sent) for sent in body.publish])
+            found.subscriptions = tuple(found.subscriptions)
+            if found.control is not None:
+                found.control = _SharedControl(found.control)
+            self._keep(payload, found)
+        return found
+
+    def _keep(self, payload: bytes, found: Rpc) -> None:
+        self._known[payload] = found
+        if len(self._known) > _DECODED_MAX:
+            del self._known[next(iter(self._known))]
+
+
 class GossipService:
     """Gossip of a world; a :class:`Service`. A node that starts is on no topic.
 
@@ -115,6 +228,7 @@ class GossipService:
         self._world, self._parameters = world, parameters or Parameters()
         self._on_delivered, self._on_fault = on_delivered, on_fault
         self._with_groups, self._carry, self._speaks = with_groups, carry, speaks
+        self._codec = SharedCodec()
         self.routers: dict[PeerId, GossipRouter] = {}
         """Of the nodes that are up."""
         self._before: dict[PeerId, Counter[str]] = {}
@@ -151,6 +265,8 @@ class GossipService:
             peer=node.peer,
             sign=sign,
             check=checked,
+            decode=self._codec.decode,
+            encode=self._codec.encode,
             draw=self._world.draws("gossip", self._starts).random,
             seqno=self._starts << 32,
             parameters=self._parameters,

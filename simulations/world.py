@@ -369,32 +369,40 @@ class World:
         if self._counts_bytes:
             size = SIZE_BYTES if shell.size is None else shell.size(message)
             link.sender.bytes_sent += size
-        if not model.is_plain:
-            at = model.departs(link.sender.place, size, at) + model.retransmission_s(size, link.latency_s)
-        at = max(link.last_at, at + model.travel_s(link.latency_s))
+            if not model.is_plain:
+                at = model.departs(link.sender.place, size, at)
+                at += model.retransmission_s(size, link.latency_s)
+        at += model.travel_s(link.latency_s)
+        if at < link.last_at:  # noqa: PLR1730  this runs for each message
+            at = link.last_at
         link.last_at = at
         if shell.carry is not None:
             message = shell.carry(message)
-        loop.at(at, self._reached, link, shell, stream, message, size)
+        if model.is_plain:
+            loop.at(at, self._arrived, link, shell, stream, message)
+        else:
+            loop.at(at, self._reached, link, shell, stream, message, size)
 
     def _reached(self, link: Link, sender: Shell, stream: Stream | None, message: Any, size: int) -> None:
-        """A message is at its receiver's line; ``size`` 0 is one that has come in already."""
-        node = link.receiver
-        if size and not self.links.is_plain:
-            at = self.links.lands(node.place, size, self.loop.now)
-            if at > self.loop.now:
-                self.loop.at(at, self._reached, link, sender, stream, message, 0)
-                return
+        """A message is at its receiver's line."""
+        at = self.links.lands(link.receiver.place, size, self.loop.now)
+        if at > self.loop.now:
+            self.loop.at(at, self._arrived, link, sender, stream, message)
+        else:
+            self._arrived(link, sender, stream, message)
+
+    def _arrived(self, link: Link, sender: Shell, stream: Stream | None, message: Any) -> None:
         if not link.is_open or link.sender.is_silent:
             return
+        node = link.receiver
         shell = node.shells.get(sender.protocol) if stream is None else stream.target
         if shell is None:
             return
         event = Received(link.sender.peer, 0 if stream is None else stream.ref, message)
-        if (cpu := node.cpu) is None:
+        if node.cpu is None:
             shell.give(event)
         else:
-            cpu.run(self._message_s, shell.give, event)
+            node.cpu.run(self._message_s, shell.give, event)
 
     # ---- connections
 
@@ -553,7 +561,6 @@ class _Question:
 @contextmanager
 def _gc_at_rest() -> Iterator[None]:
     was_on = gc.isenabled()
-    gc.collect()
     gc.freeze()
     gc.disable()
     try:

@@ -14,7 +14,18 @@ from statistics import median
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 SuiteName: TypeAlias = Literal[
-    "stream", "dial", "gossip", "attacks", "cli", "idle", "gas", "paid", "economy", "failover", "storage"
+    "stream",
+    "dial",
+    "gossip",
+    "attacks",
+    "cli",
+    "idle",
+    "gas",
+    "paid",
+    "economy",
+    "failover",
+    "storage",
+    "simulate",
 ]
 
 
@@ -358,6 +369,22 @@ GOALS: Final = (
         target=1.05,
         meaning="bytes a turn writes to a replica, turns 193 to 256 of a conversation against 65 to 128",
         baseline="1: a turn costs the same however long the conversation is",
+    ),
+    Goal(
+        name="simulate.gossip_1k",
+        unit="events/s",
+        bound="at least",
+        target=0.10,
+        meaning="1,000 simulated nodes that gossip with the machines of the node",
+        baseline="as many events that do nothing, through a bare heapq loop",
+    ),
+    Goal(
+        name="simulate.gossip_10k",
+        unit="events/s",
+        bound="at least",
+        target=0.06,
+        meaning="the same of 10,000 nodes",
+        baseline="the same",
     ),
 )
 SUITES: Final[tuple[SuiteName, ...]] = get_args(SuiteName)

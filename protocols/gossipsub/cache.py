@@ -6,7 +6,8 @@ machine's clock.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
+from itertools import islice
 from typing import Final, Generic, TypeVar
 
 from p2pnode.ids import PeerId
@@ -46,6 +47,11 @@ class SeenIds(Generic[K]):
         """Whether it was seen within the time."""
         until = self._until.get(key)
         return until is not None and until > now
+
+    def missing(self, keys: Iterable[K], now: float) -> list[K]:
+        """Those that were not seen within the time."""
+        until = self._until.get
+        return [key for key in keys if until(key, now) <= now]
 
     def sweep(self, now: float) -> None:
         """Forget what is over. All keys live equally long: the oldest are in front."""
@@ -99,9 +105,23 @@ class MessageCache:
         if kept is not None and len(kept.have) < HAVE_MAX:
             kept.have.add(peer)
 
-    def lacks(self, message_id: bytes, peer: PeerId) -> bool:
-        """Whether a peer may not have a message that is offered."""
-        return peer not in self._kept[message_id].have
+    def note_offers(self, message_ids: Iterable[bytes], peer: PeerId) -> None:
+        """A peer says that it has these messages."""
+        kept_of = self._kept.get
+        for message_id in message_ids:
+            if (kept := kept_of(message_id)) is not None and len(kept.have) < HAVE_MAX:
+                kept.have.add(peer)
+
+    def note_all(self, message_id: bytes, peers: Iterable[PeerId]) -> None:
+        """The same of several peers."""
+        kept = self._kept.get(message_id)
+        if kept is not None:
+            kept.have.update(islice(peers, max(0, HAVE_MAX - len(kept.have))))
+
+    def lacking(self, message_ids: Iterable[bytes], peer: PeerId) -> list[bytes]:
+        """Those of the messages that are offered which a peer may not have."""
+        kept = self._kept
+        return [each for each in message_ids if peer not in kept[each].have]
 
     def offered(self, now: float) -> dict[bytes, list[bytes]]:
         """By topic, the ids that are offered now; the newest last."""

@@ -81,6 +81,10 @@ class Message:
         self.id = author + seqno
         """As stock peers compute it."""
 
+    def signed(self) -> bytes:
+        """What its author signed."""
+        return signed_bytes(self.author, self.data, self.seqno, self.topic)
+
     def encode(self) -> bytes:
         """The bytes of an RPC that publishes this message and does nothing else."""
         parts = [signed_fields(self.author, self.data, self.seqno, self.topic), b"\x2a"]
@@ -105,6 +109,48 @@ def message_of(sent: Any) -> Message:
     return Message(
         author=author, seqno=seqno, topic=topics[0], data=data, signature=sent.signature, key=sent.key
     )
+
+
+class Published:
+    """An entry of ``publish`` that nothing is checked of yet."""
+
+    __slots__ = ("_sent", "id", "topics")
+
+    def __init__(self, sent: Any) -> None:
+        self._sent = sent
+        self.topics: Sequence[bytes] = sent.topics
+        author, seqno = sent.author, sent.seqno
+        self.id: bytes | None = author + seqno if len(author) + len(seqno) <= ID_MAX else None
+        """None where it is longer than any that is remembered."""
+
+    def message(self) -> Message:
+        """The message. Raises ``ProtocolError`` for a form that nobody sends."""
+        return message_of(self._sent)
+
+
+class Rpc:
+    """What the bytes of an RPC say. ``control`` is None where it has none."""
+
+    __slots__ = ("control", "entries", "publish", "subscriptions")
+
+    def __init__(self, body: Any, entries: int, publish: Sequence[Published]) -> None:
+        self.entries = entries
+        """Its fields, nested ones included."""
+        self.subscriptions: Sequence[Any] = body.subscriptions
+        self.publish = publish
+        self.control: Any | None = body.control if body.HasField("control") else None
+
+    @property
+    def is_one_message(self) -> bool:
+        """Whether it publishes one message and does nothing else."""
+        return len(self.publish) == 1 and self.control is None and not self.subscriptions
+
+
+def decode_rpc(payload: bytes) -> Rpc:
+    """Count the fields of an RPC, then parse it. Raises ``ProtocolError``."""
+    entries = RPC.count(payload, entries_max=ENTRIES_MAX)
+    body = RPC.parse(payload)
+    return Rpc(body, entries, [Published(sent) for sent in body.publish])
 
 
 def signed_fields(author: bytes, data: bytes, seqno: bytes, topic: bytes) -> bytes:
@@ -152,15 +198,18 @@ class Control:
 
     def encode(self) -> bytes:
         """The bytes of an RPC."""
-        control = CONTROL.make(
-            graft=[GRAFT.make(topic=topic) for topic in self.graft],
-            prune=[PRUNE.make(topic=topic, backoff=backoff) for topic, backoff in self.prune.items()],
-            ihave=[IHAVE.make(topic=topic, ids=ids) for topic, ids in self.ihave.items()],
-            iwant=[IWANT.make(ids=self.iwant)] if self.iwant else [],
-            idontwant=[IDONTWANT.make(ids=self.idontwant)] if self.idontwant else [],
-        )
-        encoded: bytes = RPC.make(control=control).SerializeToString()
-        return encoded
+        parts: list[bytes] = []  # in the order of their numbers, as protocol buffers write them
+        for topic, ids in self.ihave.items():
+            parts.append(_field(b"\x0a", _field(b"\x0a", topic) + _each(ids, b"\x12")))
+        if self.iwant:
+            parts.append(_field(b"\x12", _each(self.iwant, b"\x0a")))
+        parts += [_field(b"\x1a", _field(b"\x0a", topic)) for topic in self.graft]
+        for topic, backoff in self.prune.items():
+            # A number that is said is said where it is 0, too.
+            parts.append(_field(b"\x22", _field(b"\x0a", topic) + b"\x18" + _length(backoff)))
+        if self.idontwant:
+            parts.append(_field(b"\x2a", _each(self.idontwant, b"\x0a")))
+        return _field(b"\x1a", b"".join(parts))
 
 
 def encode_subscriptions(changes: Mapping[bytes, bool]) -> bytes:
@@ -177,10 +226,21 @@ def encode_publish(messages: Iterable[Message]) -> bytes:
 
 def _length(length: int) -> bytes:
     if length < 0x80:  # noqa: PLR2004  one byte
-        return bytes((length,))
+        return _SHORT[length]
     out = bytearray()
     while length >= 0x80:  # noqa: PLR2004
         out.append(length & 0x7F | 0x80)
         length >>= 7
     out.append(length)
     return bytes(out)
+
+
+def _field(tag: bytes, value: bytes) -> bytes:
+    return tag + _length(len(value)) + value
+
+
+def _each(values: Iterable[bytes], tag: bytes) -> bytes:
+    return b"".join([tag + _length(len(value)) + value for value in values])
+
+
+_SHORT: Final = tuple(bytes((length,)) for length in range(0x80))

@@ -31,11 +31,6 @@ class Decaying:
         self._value = min(most, self.value(now) + amount)
         self._at = now
 
-    @property
-    def is_zero(self) -> bool:
-        """Whether nothing was ever counted."""
-        return not self._value
-
     def value(self, now: float) -> float:
         """What is left of it."""
         if not self._value:
@@ -51,13 +46,15 @@ class Record:
     push out those of others, and whoever forgets a back-off that was asked of it is at fault.
     """
 
-    __slots__ = ("backoffs", "behaviour", "invalid")
+    __slots__ = ("backoffs", "behaviour", "invalid", "is_blameless")
 
     def __init__(self, parameters: Parameters) -> None:
         half_life_s = parameters.score.half_life_s
         self.invalid, self.behaviour = Decaying(half_life_s), Decaying(half_life_s)
         self.backoffs: BoundedMap[bytes, float] = BoundedMap(parameters.backoffs_max)
         """Until when it isn't grafted, by topic."""
+        self.is_blameless = True
+        """Whether it never did anything wrong, so that its score is not below 0."""
 
     def sweep(self, now: float) -> None:
         """Forget the back-offs that are over."""
@@ -79,11 +76,6 @@ class Standing:
         self.entries = TokenBucket(parameters.entries_per_s, parameters.entries_burst)
         self.checks = TokenBucket(parameters.checks_per_s, parameters.checks_burst)
         self._refused, self._refused_since = 0, 0.0
-
-    @property
-    def is_blameless(self) -> bool:
-        """Whether it never did anything wrong, so that its score is not below 0."""
-        return self.record.invalid.is_zero and self.record.behaviour.is_zero
 
     def score(self, now: float) -> float:
         """Its score: above 0 for who serves us well, below for who misbehaves."""
@@ -112,6 +104,7 @@ class Standing:
 
     def invalid(self, now: float) -> None:
         """It brought a message that every node refuses (P4)."""
+        self.record.is_blameless = False
         self.record.invalid.add(1.0, now)
         if not 0 <= now - self._refused_since < self._parameters.forgery_window_s:
             self._refused, self._refused_since = 0, now
@@ -119,6 +112,7 @@ class Standing:
 
     def misbehaved(self, now: float) -> None:
         """It broke a promise, grafted in its back-off, or flooded (P7)."""
+        self.record.is_blameless = False
         self.record.behaviour.add(1.0, now)
 
     def muted(self, now: float) -> bool:

@@ -48,6 +48,8 @@ PROMISED = {
     "storage.checkpoint",
     "storage.recover_200_turns",
     "storage.bytes_per_turn",
+    "simulate.gossip_1k",
+    "simulate.gossip_10k",
 }
 
 

@@ -80,6 +80,7 @@ def churned(count: int, *, rounds: int, share: float = 0.3) -> None:
     for turn in range(rounds):
         for peer in mesh.rng.sample(sorted(mesh.routers), int(share * count)):
             mesh.crash(peer)
+        mesh.world.run_for(0.1)  # its neighbours notice
         for peer in sorted(mesh.routers):  # a node replaces the connections that it lost
             mesh.connect_at_random(peer, max(0, 4 - len(mesh.neighbours(peer))))
         for _ in range(count - len(mesh.routers)):

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import given
+from hypothesis import strategies as st
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.peer.id import ID
 from libp2p.pubsub.pb import rpc_pb2
@@ -61,6 +63,37 @@ def theirs(data: bytes = b"data", **changes: Any) -> rpc_pb2.Message:
 
 def parsed(message: rpc_pb2.Message) -> Message:
     return message_of(RPC.parse(rpc_pb2.RPC(publish=[message]).SerializeToString()).publish[0])
+
+
+TOPICS = st.binary(min_size=1, max_size=200)
+IDS = st.lists(st.binary(max_size=200), min_size=1, max_size=4)
+
+
+@given(
+    graft=st.dictionaries(TOPICS, st.none(), max_size=3),
+    prune=st.dictionaries(TOPICS, st.integers(0, 2**63), max_size=3),
+    ihave=st.dictionaries(TOPICS, IDS, max_size=3),
+    iwant=IDS | st.just([]),
+    idontwant=IDS | st.just([]),
+)
+def test_control_messages_are_the_bytes_that_protocol_buffers_write(
+    graft: dict[bytes, None],
+    prune: dict[bytes, int],
+    ihave: dict[bytes, list[bytes]],
+    iwant: list[bytes],
+    idontwant: list[bytes],
+) -> None:
+    ours = Control(graft=graft, prune=prune, ihave=dict(ihave), iwant=iwant, idontwant=idontwant)
+    theirs = RPC.make(
+        control={
+            "graft": [{"topic": topic} for topic in graft],
+            "prune": [{"topic": topic, "backoff": backoff} for topic, backoff in prune.items()],
+            "ihave": [{"topic": topic, "ids": ids} for topic, ids in ihave.items()],
+            "iwant": [{"ids": iwant}] if iwant else [],
+            "idontwant": [{"ids": idontwant}] if idontwant else [],
+        }
+    )
+    assert ours.encode() == theirs.SerializeToString()
 
 
 @pytest.mark.parametrize("data", [b"", b"x", b"y" * 127, b"z" * 128, b"w" * 20_000])

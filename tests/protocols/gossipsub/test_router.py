@@ -1074,10 +1074,13 @@ def test_no_timer_is_ever_set_in_the_past() -> None:
 
 def test_version_1_0_sends_to_the_mesh_only_and_beats_each_second() -> None:
     subject, peers = joined(20, parameters=Parameters.v1_0())
+    assert subject.router.mesh(TOPIC) == ()  # it fills at the heartbeat, not before
+    subject.beat()
     mesh = set(subject.router.mesh(TOPIC))
+    assert len(mesh) == 6
     assert receivers(subject.command(Publish(TOPIC, b"mine")), b"mine") == mesh
     subject.rest(60)
-    assert subject.router.counts["heartbeats"] == 60
+    assert subject.router.counts["heartbeats"] == 61
     subject.hear(peers[0], prune(backoff=0))
     assert subject.router.held()["backoffs"] == 0
     refuse(subject, peers[0], 5)
