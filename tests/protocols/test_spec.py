@@ -39,6 +39,7 @@ from p2pnode.protocols.identify import identifier
 from p2pnode.protocols.identify import messages as identify
 from p2pnode.protocols.inference import channel as payment
 from p2pnode.protocols.inference import messages as inference
+from p2pnode.protocols.inference import turn_memory
 from p2pnode.protocols.inference.channel import HostTerms
 from p2pnode.protocols.inference.client_turn import ClientTimes
 from p2pnode.protocols.inference.embeddings import texts_hash, vector_numbers
@@ -245,7 +246,9 @@ def test_the_score_of_the_spec_is_that_of_the_code() -> None:
         f"below {score.opportunistic_graft_threshold} grafts up to {MESH.opportunistic_peers}",
         f"While fewer than {MESH.degree_low} others",
         f"keeps its {MESH.degree_score} best peers by score, others at random, and {MESH.degree_out} that",
-        f"is offered ({MESH.gossip_window} heartbeats) or served ({MESH.promise_heartbeats} more)",
+        f"while a message is offered ({MESH.gossip_window} heartbeats)",
+        f"the last message is no longer served ({MESH.promise_heartbeats} more)",
+        f"What was offered is served for {MESH.promise_heartbeats} heartbeats",
         f"a random wait of at most {MESH.forward_delay_s} s",
         f"more than {MESH.degree_high}, and is cut to {MESH.degree} ",
     ):
@@ -431,6 +434,7 @@ NUMBERS: dict[tuple[str, str], dict[str, list[float]]] = {
         "texts to embed": [inference.EMBED_MAX, inference.EMBED_TOKENS_MAX],
         "vectors that wait at the host": [inference.VECTOR_CREDIT, inference.VECTOR_MAX],
         "ids that wait at the host": [AHEAD_MAX],
+        "memory of turns, by the host's reckoning": [turn_memory.MEMORY_BYTES, turn_memory.SESSION_BYTES],
         "prompts not confirmed": [inference.UNCONFIRMED_MAX],
         "a prompt": [
             inference.PROMPT_BYTES_PER_CTX,
