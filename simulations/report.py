@@ -28,6 +28,7 @@ _OVER_A_PARAMETER: Final = (
     "lookup_hops_mean",
     "lookup_success",
     "hosts_known_p50_s",
+    "first_token_within_2s",
     "session_success",
     "first_token_p50_s",
     "first_token_p95_s",

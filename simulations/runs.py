@@ -18,24 +18,37 @@ from typing import Any, Final
 
 from p2pnode.errors import LocalError
 from p2pnode.simulations.experiment import Experiment
+from p2pnode.simulations.invariants import InvariantError
 from p2pnode.simulations.metrics import measures_of
 from p2pnode.simulations.recorder import CHECKPOINT_EVENTS, Recorder
 from p2pnode.simulations.records import as_mapping
 from p2pnode.simulations.result import Result
-from p2pnode.simulations.scenario import Scenario, scenario_from
+from p2pnode.simulations.scenario import Scenario, replay_command, scenario_from
 
 Progress = Callable[[float], None]
 """Is told the simulated time, in seconds, about once a simulated second."""
 _HASH_SEEDS: Final = ("1", "2")
 
 
-def run(scenario: Scenario, seed: int = 1, *, progress: Progress | None = None) -> Result:
-    """Run a scenario. Everything that is drawn comes of ``seed``."""
+class BrokenRunError(LocalError):
+    """Something happened in a run that must not in any. The message has the command that makes it again."""
+
+
+def run(scenario: Scenario, seed: int = 1, *, progress: Progress | None = None, source: str = "") -> Result:
+    """Run a scenario. Everything that is drawn comes of ``seed``.
+
+    Raises ``BrokenRunError``. ``source`` is the name or the file in the command that it tells; without one,
+    the library's name or a file with the scenario's.
+    """
     recorder = Recorder()
     began = time.perf_counter()
-    experiment = Experiment(scenario, seed, recorder)
-    experiment.run(progress)
-    experiment.finish()
+    try:
+        experiment = Experiment(scenario, seed, recorder)
+        experiment.run(progress)
+        experiment.finish()
+    except InvariantError as error:
+        again = replay_command(scenario, seed, source)
+        raise BrokenRunError(f"{scenario.name}, seed {seed}: {error}. `{again}` shows it again") from error
     took = time.perf_counter() - began
     return Result(
         scenario=scenario,

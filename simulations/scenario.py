@@ -68,6 +68,10 @@ class Scenario:
             msg = f"{spans} and duration_s {self.duration_s:g}: nothing would be measured"
             raise ValueError(msg)
         self._check_against_nodes()
+        for place, fault in enumerate(self.faults):
+            if fault.at_s >= self.duration_s:
+                msg = f"faults.{place}.at_s is {fault.at_s:g}: the run ends before, at {self.duration_s:g} s"
+                raise ValueError(msg)
 
     def _check_against_nodes(self) -> None:
         """What has to be fewer than the nodes."""
@@ -83,6 +87,9 @@ class Scenario:
             hosts, clients = self.market.hosts.count, self.market.clients.count
             msg = f"nodes is {self.nodes}: the market has {hosts} hosts and {clients} clients"
             raise ValueError(msg)
+        if self.market is not None and self.gossip is not None:
+            msg = "gossip and market are both there: a market's hosts gossip by themselves, take gossip out"
+            raise ValueError(msg)
         if self.gossip is not None and self.gossip.publishers > self.nodes:
             msg = f"gossip.publishers is {self.gossip.publishers}: there are only {self.nodes} nodes"
             raise ValueError(msg)
@@ -96,15 +103,25 @@ def scenario_from(values: Mapping[str, Any]) -> Scenario:
 def changed(scenario: Scenario, values: Mapping[str, Any]) -> Scenario:
     """A scenario with other values, by their paths (``"links.jitter_share"``); text is read as TOML.
 
+    Another number of ``nodes`` changes a market's hosts and clients with it, as :func:`with_size` does.
     Raises ``ConfigError`` that names the parameter.
     """
-    return with_values(scenario, values)
+    given = dict(values)
+    if (
+        scenario.market is not None
+        and "nodes" in given
+        and not any(each.startswith("market") for each in given)
+    ):
+        wanted = with_values(replace(scenario, market=None), {"nodes": given.pop("nodes")})
+        scenario = with_size(scenario, nodes=wanted.nodes)
+    return with_values(scenario, given)
 
 
 def with_size(scenario: Scenario, *, nodes: int | None = None, duration_s: float | None = None) -> Scenario:
     """A scenario with another number of nodes, or of simulated seconds. Raises ``ConfigError``."""
     try:
-        sized = scenario if nodes is None else replace(scenario, nodes=nodes)
+        market = scenario.market.scaled(nodes) if nodes is not None and scenario.market is not None else None
+        sized = scenario if nodes is None else replace(scenario, nodes=nodes, market=market)
         return sized if duration_s is None else replace(sized, duration_s=duration_s)
     except ValueError as error:
         raise ConfigError(str(error)) from error

@@ -284,7 +284,7 @@ def _shown(value: object) -> str:
 
 def make(task: Task, *, with_tables: bool, progress: Progress | None = None) -> Files:
     """Make one run, in whatever process; the files of its folder."""
-    result = run(task.scenario, task.seed, progress=progress)
+    result = run(task.scenario, task.seed, progress=progress, source=task.source)
     return result.files() if with_tables else Run.files(result)
 
 

@@ -107,7 +107,7 @@ def simulate_run(
             raise UsageError(msg)
         else:
             unchanged = wanted == given and first == held_seed
-            _one(output, wanted, first, out, held_hash if unchanged else "")
+            _one(output, wanted, first, out, scenario, held_hash if unchanged else "")
 
     run_plain(work, on_error=output.failed)
 
@@ -233,7 +233,9 @@ def _listed(text: str) -> list[Any]:
 # ---- what is done
 
 
-def _one(output: Output, scenario: Scenario, seed: int, out: Path | None, held_hash: str) -> None:
+def _one(
+    output: Output, scenario: Scenario, seed: int, out: Path | None, source: str, held_hash: str
+) -> None:
     from p2pnode.errors import LocalError
     from p2pnode.files import refuse_folder
     from p2pnode.simulations.result import ANALYSIS, REPORT
@@ -241,8 +243,21 @@ def _one(output: Output, scenario: Scenario, seed: int, out: Path | None, held_h
 
     folder = out or _free(f"{scenario.name}-{seed}")
     refuse_folder(folder)
-    with _bar(output, f"{scenario.name}, seed {seed}") as advance:
-        result = run(scenario, seed, progress=lambda now: advance(now / scenario.duration_s))
+    reached_s = 0.0
+
+    def tell(now: float) -> None:
+        nonlocal reached_s
+        reached_s = now
+        advance(now / scenario.duration_s)
+
+    try:
+        with _bar(output, f"{scenario.name}, seed {seed}") as advance:
+            result = run(scenario, seed, progress=tell, source=source)
+    except KeyboardInterrupt:
+        output.end_echo()
+        reached = f"{reached_s:g} of {scenario.duration_s:g} simulated seconds"
+        output.note(f"interrupted at {reached}: nothing is kept of a run that did not end")
+        raise
     result.save(folder)
     told = {"trace_hash": result.trace_hash, "figures": dict(result.figures)}
     if output.as_json:

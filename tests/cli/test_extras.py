@@ -51,6 +51,10 @@ def test_a_missing_extra_is_named_at_every_door_before_anything_is_made(tmp_path
         ("pay", ["chain", "deploy", *deploy, place]),
         ("host,dev-chain", ["demo"]),
         ("host,dev-chain", ["bench", "gas"]),
+        ("sim", ["simulate", "steady", f"--out={tmp_path / 'run'}"]),
+        ("sim", ["simulate", "steady", "--repeat=2", f"--out={tmp_path / 'sweep'}"]),
+        ("sim", ["simulate", "show", "steady"]),
+        ("cluster", ["simulate", "steady", "--cluster=local", f"--out={tmp_path / 'sweep'}"]),
     ]
     told = _without([arguments for _, arguments in doors])["commands"]
     for (extra, arguments), found in zip(doors, told, strict=True):

@@ -77,6 +77,7 @@ def test_sessions_tell_of_success_failover_and_fraud() -> None:
     assert found.figures["session_success"] == 0.5
     assert (found.figures["sessions_no_host"], found.figures["sessions_cut"]) == (1, 1)
     assert found.figures["first_token_p50_s"] == 2.0
+    assert found.figures["first_token_within_2s"] == 0.5  # of all who asked, also who got none
     assert (found.figures["failovers"], found.figures["failover_gap_max_s"]) == (1, 0.5)
     assert (found.figures["tokens_out"], found.figures["cost"]) == (30, 16)
     assert (found.figures["fraud"], found.figures["fraud_found"]) == (1, 1)

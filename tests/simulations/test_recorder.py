@@ -70,7 +70,7 @@ def test_each_column_gives_back_what_it_took() -> None:
     assert set(table.columns) == set(TABLES["sessions"])
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(st.lists(EVENT, max_size=6), st.lists(EVENT, max_size=6))
 def test_two_traces_have_one_hash_exactly_where_the_events_are_the_same(one: Any, other: Any) -> None:
     def exact(events: Any) -> str:  # 0 is not 0.0, "" not b"", but True is 1

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from p2pnode.errors import LocalError
+from p2pnode.simulations.experiment import Experiment
+from p2pnode.simulations.invariants import InvariantError
 from p2pnode.simulations.links import Links
 from p2pnode.simulations.recorder import CHECKPOINT_EVENTS
-from p2pnode.simulations.runs import check_all, check_determinism, difference, run
-from p2pnode.simulations.scenario import load, names
+from p2pnode.simulations.runs import BrokenRunError, check_all, check_determinism, difference, run
+from p2pnode.simulations.scenario import as_toml, changed, load, names
 from tests.simulations.small import SMALL, small
 
 
@@ -85,3 +89,22 @@ def test_a_process_that_fails_is_told_by_its_last_words() -> None:
     object.__setattr__(broken, "nodes", 1)  # such a scenario can't be made: the process refuses it
     with pytest.raises(LocalError, match=r"a run for the check failed \(.*nodes is 1"):
         check_determinism(broken, 1)
+
+
+def test_a_run_that_breaks_a_rule_tells_the_command_that_makes_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "small.toml"
+    file.write_text(as_toml(SMALL))
+
+    def broken(_self: Experiment, _progress: object = None) -> None:
+        raise InvariantError("a coin is missing", 3.25)
+
+    monkeypatch.setattr(Experiment, "run", broken)
+    wanted = changed(SMALL, {"links.jitter_share": 0.5})
+    with pytest.raises(BrokenRunError) as raised:
+        run(wanted, 7, source=str(file))
+    command = f"p2pnode simulate {file} --seed 7 --set links.jitter_share=0.5"
+    assert str(raised.value) == f"small, seed 7: at 3.250000 s: a coin is missing. `{command}` shows it again"
+    again = pickle.loads(pickle.dumps(raised.value))  # a worker of another process raises it, too
+    assert str(again) == str(raised.value)

@@ -16,6 +16,7 @@ from p2pnode.simulations.scenario import (
     as_toml,
     changed,
     load,
+    names,
     replay_command,
     scenario_from,
     with_size,
@@ -116,3 +117,24 @@ def test_the_command_that_runs_it_again_makes_the_same_scenario(
     assert words[:5] == ["p2pnode", "simulate", str(file), "--seed", "7"]
     assert words[5::2] == ["--set"] * len(words[5::2])
     assert changed(load(words[2]), dict(each.split("=", 1) for each in words[6::2])) == wanted
+
+
+def test_a_market_keeps_its_shares_at_another_size() -> None:
+    churn = load("churn")
+    for smaller in (with_size(churn, nodes=25), changed(churn, {"nodes": "25"})):
+        assert smaller.market is not None
+        assert (smaller.nodes, smaller.market.hosts.count, smaller.market.clients.count) == (25, 5, 20)
+    with pytest.raises(ConfigError, match="nodes is 1: "):
+        with_size(churn, nodes=1)
+    with pytest.raises(ConfigError, match="nodes is 50: the market has 3 hosts and 40 clients"):
+        changed(churn, {"market.hosts.count": "3"})
+
+
+def test_a_fault_after_the_end_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"faults\.0\.at_s is 200: the run ends before, at 120 s"):
+        changed(SMALL, {"duration_s": "120", "faults": "[{kind = 'crash', who = 'all', at_s = 200}]"})
+
+
+@pytest.mark.parametrize("name", names())
+def test_each_scenario_of_the_library_says_in_a_line_what_it_shows(name: str) -> None:
+    assert 20 < len(load(name).description) <= 130
