@@ -20,6 +20,8 @@ Figure: TypeAlias = int | float | None
 CurveKind: TypeAlias = Literal["cdf", "line", "bars", "lorenz"]
 _SHARES: Final = 100
 _TIME_BINS: Final = 60
+OUTCOMES: Final = ("done", "failed", "refused", "no_host", "cut")
+"""Of a question. Each has a figure, so that a run in which none was cut counts as one with 0."""
 _SOON_S: Final = 2.0
 """A first token within so many seconds is soon; who gets none at all counts as not."""
 
@@ -173,7 +175,7 @@ def _sessions(tables: Tables, span: _Span, figures: Figures, curves: Curves) -> 
     done = [each == "done" for each in outcomes]
     figures["sessions"] = len(rows)
     figures["session_success"] = sum(done) / len(rows) if rows else None
-    for name in sorted({str(each) for each in outcomes}):
+    for name in sorted({*OUTCOMES, *map(str, outcomes)}):
         figures[f"sessions_{name}"] = outcomes.count(name)
     firsts = sorted(row[1] for row in rows if not math.isnan(row[1]))
     gaps = sorted(row[4] for row in rows if not math.isnan(row[4]))

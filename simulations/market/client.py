@@ -47,6 +47,7 @@ from p2pnode.protocols.inference.messages import (
 from p2pnode.protocols.typed_data import authorisation_digest
 from p2pnode.simulations.market.engines import (
     BYTES_PER_TOKEN,
+    named_by,
     seed_of_length,
 )
 from p2pnode.simulations.market.ledger import EPOCH_S
@@ -478,10 +479,12 @@ class Conversation:
         mean, sigma = parameters.answer_tokens_mean, parameters.answer_sigma
         length = max(1, round(random.lognormvariate(math.log(mean) - sigma * sigma / 2, sigma)))
         most = max(1, client.market.parameters.engines.n_ctx // 4)
+        seed = seed_of_length(min(length, most), random.randbytes(12))
         body = PromptBody(
             messages=self.messages,
             sampling=SamplingParams(tokens_max=min(most, 2 * round(mean) + length)),
-            seed=seed_of_length(min(length, most), random.randbytes(12)),
+            seed=seed,
+            now=named_by(seed),
         )
         question = Question(client, self.model, body, lambda over: self._answered(number, over))
         client.market.note_asked(question)

@@ -32,6 +32,8 @@ VOCABULARY: Final = 49_152
 BYTES_PER_TOKEN: Final = 4
 _TEXT: Final = " tok"
 _LENGTH_BYTES: Final = 4
+_NAME_BYTES: Final = 8
+"""Of a seed: how long the answer is, and which one."""
 _PROGRESS_S: Final = 2.0
 """Between two reports of how much of a prompt was read."""
 _OTHER_MODEL: Final = 7
@@ -67,6 +69,20 @@ class Engines:
 def seed_of_length(tokens: int, rest: bytes) -> bytes:
     """The seed of a prompt whose answer is to have so many tokens; 12 more bytes tell it from others."""
     return tokens.to_bytes(_LENGTH_BYTES, "big") + rest[: 16 - _LENGTH_BYTES].ljust(16 - _LENGTH_BYTES, b"\0")
+
+
+def named_by(seed: bytes) -> int:
+    """What tells hosts which answer is wanted, for ``PromptBody.now``.
+
+    The seed can't: a client asks the next host with a fresh one after a host has failed. No template here
+    asks for the date.
+    """
+    return int.from_bytes(seed[:_NAME_BYTES], "big")
+
+
+def first_seed(body: PromptBody) -> bytes:
+    """Of the seed that a question had at first: what its answer follows from."""
+    return body.seed if body.now is None else body.now.to_bytes(_NAME_BYTES, "big")
 
 
 def answer_length(seed: bytes) -> int:
@@ -110,7 +126,7 @@ class Run:
         self.order, self.ids, self.report = order, ids, report
         self.out: list[int] = []
         """What it made itself."""
-        self.seed = order.body.seed
+        self.seed = first_seed(order.body)
         self.made = len(order.body.prefix) + len(order.answer_ids)
         """The place of the next id in the whole answer."""
         self.left = 0.0

@@ -14,7 +14,7 @@ from p2pnode.protocols.adverts.messages import Advert
 from p2pnode.protocols.adverts.signatures import CLOCK_SKEW_S
 from p2pnode.protocols.inference.messages import Voucher
 from p2pnode.protocols.typed_data import amount_due
-from p2pnode.simulations.market.engines import answer_ids
+from p2pnode.simulations.market.engines import answer_ids, first_seed
 from p2pnode.simulations.market.ledger import EPOCH_S, SimulatedChain
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class MarketWatch:
         """Output of an answer arrived, from a host that is ``honest`` or not. Returns whether it is what the
         model says."""
         at = len(question.partial.ids)
-        right = ids == answer_ids(question.partial.body.seed, at, len(ids))
+        right = ids == answer_ids(first_seed(question.partial.body), at, len(ids))
         if honest:
             self._watch.require(
                 right, f"answer of client {question.client.node.number} has a wrong token near place {at}"
