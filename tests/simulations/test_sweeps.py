@@ -17,7 +17,7 @@ import pytest
 from p2pnode.errors import ConfigError, UsageError
 from p2pnode.simulations.report import Group
 from p2pnode.simulations.result import load_run
-from p2pnode.simulations.scenario import as_toml, scenario_from
+from p2pnode.simulations.scenario import as_toml, load, scenario_from
 from p2pnode.simulations.sweeps import Sweep, execute, load_sweep, sweep
 from tests.simulations.small import SMALL
 
@@ -187,3 +187,15 @@ def test_ctrl_c_keeps_what_is_done_and_leaves_no_process(tmp_path: Path) -> None
     assert b"Traceback" not in said
     assert len(list((out / "runs").iterdir())) >= 2
     assert psutil.wait_procs(workers, timeout=30)[1] == []
+
+
+@pytest.mark.long
+def test_the_study_of_churn_finds_the_median_users_two_seconds_where_its_document_says() -> None:
+    """The two ends of it: with hosts that stay for 20 s most wait longer, with 640 s most do not."""
+    text = (Path(__file__).parents[2] / "docs" / "simulations.md").read_text()
+    assert "p2pnode simulate churn --sweep churn.session_mean_s=20,40,80,160,320,640 --repeat 4" in text
+    found = sweep(load("churn"), {"churn.session_mean_s": [20.0, 640.0]}, seeds=range(1, 5), jobs=2)
+    shares = found.groupby("churn.session_mean_s")["first_token_within_2s"].mean()
+    assert f"| 20 s | {100 * shares[20.0]:.0f} ± " in text
+    assert f"| 640 s | {100 * shares[640.0]:.0f} ± " in text
+    assert shares[20.0] < 0.5 < shares[640.0]
