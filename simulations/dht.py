@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from p2pnode.ids import PeerId
 from p2pnode.protocols.events import Command, Emit, Received, Send
-from p2pnode.protocols.kademlia.lookup import ANSWER_S, Ask
+from p2pnode.protocols.kademlia.lookup import ANSWER_S, Ask, Parameters
 from p2pnode.protocols.kademlia.messages import Message, bytes_of, record_key
 from p2pnode.protocols.kademlia.node import (
     Answered,
@@ -130,7 +130,9 @@ class DhtService:
         mode_of: Callable[[Node], Mode] = lambda _node: "server",
         on_fault: Callable[[Node, Any], None] = lambda _node, _fault: None,
         carry: Callable[[Message], Message] = lambda message: message,
+        parameters: Parameters | None = None,
     ) -> None:
+        self._parameters = parameters
         self._world, self._mode_of, self._on_fault, self._carry = world, mode_of, on_fault, carry
         self.machines: dict[PeerId, KademliaNode] = {}
         """Of the nodes that are up."""
@@ -170,6 +172,7 @@ class DhtService:
             dialable=_dialable,
             reached=_never,
             own_addresses=lambda: own,
+            parameters=self._parameters,
         )
         self.machines[node.peer] = machine
         self._at[node.ip] = node

@@ -249,8 +249,12 @@ class GossipService:
 
     def tell(self, node: Node, command: GossipCommand) -> None:
         """A command to a node's machine; nothing happens where it is down."""
-        if (shell := node.shells.get(PROTOCOL)) is not None:
+        if (shell := node.shells.get(PROTOCOL)) is None:
+            return
+        if node.cpu is None:
             shell.give(Command(command))
+        else:
+            node.cpu.run(0.0, shell.give, Command(command))
 
     def started(self, node: Node) -> None:
         """Make its machine."""

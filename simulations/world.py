@@ -39,6 +39,8 @@ from p2pnode.simulations.recorder import Recorder
 
 SIZE_BYTES: Final = 200
 """Of a message whose shell was given no ``size``."""
+_RELAY_DETOUR: Final = 2.0
+"""How much longer the way through a relay is than the direct one."""
 _STEP_S: Final = 1.0
 """Simulated seconds between two reports of progress."""
 
@@ -237,6 +239,7 @@ class World:
         self.draws = Draws(seed)
         self.links = LinkModel(links or Links(), self.draws)
         self.nat = NatModel(nat, self.draws) if nat is not None else None
+        self._punches = self.nat or NatModel(Nat(), self.draws)
         self.cpu = cpu
         self._message_s = cpu.seconds(cpu.message_s) if cpu is not None else 0.0
         self.recorder = recorder
@@ -435,13 +438,25 @@ class World:
         if other is not None and (known := node.links.get(other.peer)) is not None:
             then(known)
             return
-        if other is None or not other.is_up or not self.is_reachable(node, other):
-            self.loop.after(self.links.links.dial_deadline_s, then, None)
+        links = self.links.links
+        attempts = self._attempts(node, other) if other is not None and other.is_up else None
+        if other is None or attempts is None:
+            self.loop.after(links.dial_deadline_s, then, None)
             return
         round_trip_s = 2.0 * self.links.latency_s(node.place, other.place)
-        self.loop.after(
-            self.links.links.handshake_round_trips * round_trip_s, self._dialled, node, other, then
-        )
+        wait_s = links.handshake_round_trips * round_trip_s
+        # Through a relay first: its way is twice as long, and each attempt takes a round trip and a half.
+        wait_s += attempts * 1.5 * _RELAY_DETOUR * round_trip_s
+        self.loop.after(wait_s, self._dialled, node, other, then)
+
+    def _attempts(self, node: Node, other: Node) -> int | None:
+        """How often a hole is punched until one is there; 0 where none is needed, None where none will be."""
+        if not self.is_reachable(node, other):
+            return None
+        if is_dialable(other.nat):
+            return 0
+        direct_s = self.links.latency_s(node.place, other.place)
+        return self._punches.punch(node.nat, other.nat, direct_s, _RELAY_DETOUR * direct_s, self.links)
 
     def is_reachable(self, node: Node, other: Node) -> bool:
         """Whether a dial gets through, a punched hole included."""

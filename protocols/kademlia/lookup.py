@@ -46,6 +46,17 @@ PROVIDERS_MAX: Final = 1024
 Goal: TypeAlias = Literal["find_node", "get_providers"]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameters:
+    """What a node's table and lookups turn on. Simulations compare others with published results."""
+
+    k: int = K
+    """Places of a bucket, and closer peers in an answer."""
+    paths: int = PATHS
+    alpha: int = ALPHA
+    width: int = WIDTH
+
+
 @dataclass(frozen=True, slots=True)
 class Ask:
     """Put this question to a peer, dialled at these addresses where it isn't connected."""
@@ -106,8 +117,8 @@ class _Named:
 class _Path:
     """The candidates of one path by peer, and the shortlist of them."""
 
-    def __init__(self, point: int) -> None:
-        self._point = point
+    def __init__(self, point: int, width: int) -> None:
+        self._point, self._width = point, width
         self.candidates: dict[PeerId, Candidate] = {}
         self._answered: Counter[str] = Counter()
         """By teller: of the peers that it named, how many answered."""
@@ -159,7 +170,7 @@ class _Path:
             alive.sort(key=_distance)
             self._shortlist = spread(
                 alive,
-                WIDTH,
+                self._width,
                 lambda each: each.origin.wide,
                 tellers=lambda each: each.tellers,
                 charged=told,
@@ -190,13 +201,16 @@ class Lookup:
         origin: Callable[[PeerId, Sequence[bytes]], Origin],
         dialable: Callable[[Sequence[bytes]], tuple[bytes, ...]],
         draw: Draw,
+        parameters: Parameters | None = None,
     ) -> None:
+        self._parameters = parameters or Parameters()
+        paths = self._parameters.paths
         self._question = Message(kind=goal, key=key)
         self._own, self._origin, self._dialable, self._draw = own, origin, dialable, draw
         self._point = point_of_key(key)
-        self._paths = [_Path(self._point) for _ in range(PATHS)]
+        self._paths = [_Path(self._point, self._parameters.width) for _ in range(paths)]
         for index, each in enumerate(known):
-            self._paths[index % PATHS].add(each)
+            self._paths[index % paths].add(each)
         self._asked: dict[PeerId, _Path] = {}
         self._out: dict[PeerId, float] = {}
         """Peers that have not answered yet, and when they were asked."""
@@ -266,7 +280,7 @@ class Lookup:
                 if len(self._asked) >= ASKED_MAX or len(self._out) >= OUT_MAX:
                     return asks
                 quick = sum(self._asked[peer] is path for peer in self._out if peer not in self._slow)
-                if quick >= ALPHA:
+                if quick >= self._parameters.alpha:
                     continue
                 # Looked for anew each time: what was asked on one path may stand on the shortlists of others.
                 following = next((each for each in path.shortlist if each.peer not in self._asked), None)
@@ -281,7 +295,7 @@ class Lookup:
     def result(self, limit: int) -> Result:
         """What was found so far, with up to ``limit`` providers."""
         answered = sorted(self._answered, key=lambda peer: point_of(peer) ^ self._point)
-        closest = spread(answered, WIDTH, lambda peer: self._answered[peer].wide)
+        closest = spread(answered, self._parameters.width, lambda peer: self._answered[peer].wide)
         providers = shuffled(self._named.items(), self._draw)  # of those with as many tellers, in any order
         providers.sort(key=lambda each: -len({by.wide for by in each[1].tellers}))
         return Result(

@@ -24,7 +24,7 @@ from p2pnode.protocols.events import (
     SetTimer,
     TimerFired,
 )
-from p2pnode.protocols.kademlia.lookup import WIDTH, Ask, Candidate, FoundProvider, Goal, Lookup
+from p2pnode.protocols.kademlia.lookup import WIDTH, Ask, Candidate, FoundProvider, Goal, Lookup, Parameters
 from p2pnode.protocols.kademlia.messages import K, KadPeer, Message, bytes_of, fit, point_of_key
 from p2pnode.protocols.kademlia.records import LIFETIME_S, ProviderRecords
 from p2pnode.protocols.kademlia.server import Server
@@ -159,14 +159,21 @@ class KademliaNode:
         dialable: Callable[[Sequence[bytes]], tuple[bytes, ...]],
         reached: Callable[[PeerId], bool],
         own_addresses: Callable[[], Sequence[bytes]],
+        parameters: Parameters | None = None,
     ) -> None:
+        self._parameters = parameters or Parameters()
         self._own, self.mode, self._draw = own, mode, draw
         self._origin_of, self._origin_at, self._dialable = origin_of, origin_at, dialable
         self._own_addresses = own_addresses
-        self.table = RoutingTable(own)
+        self.table = RoutingTable(own, self._parameters.k)
         self.records = ProviderRecords(draw)
         self._server = Server(
-            self.table, self.records, origin_of=origin_of, reached=reached, own=self._own_record
+            self.table,
+            self.records,
+            origin_of=origin_of,
+            reached=reached,
+            own=self._own_record,
+            k=self._parameters.k,
         )
         self._running: dict[int, _Running] = {}
         self._provided: BoundedMap[bytes, float] = BoundedMap(PROVIDED_MAX)
@@ -258,7 +265,7 @@ class KademliaNode:
     # ---- lookups
 
     def _lookup(self, goal: Goal, key: bytes) -> Lookup:
-        known = self.table.closest(point_of_key(key), WIDTH, silent_too=True)
+        known = self.table.closest(point_of_key(key), self._parameters.width, silent_too=True)
         return Lookup(
             goal,
             key,
@@ -267,6 +274,7 @@ class KademliaNode:
             origin=self._origin_at,
             dialable=self._dialable,
             draw=self._draw,
+            parameters=self._parameters,
         )
 
     def _begin(self, number: int, running: _Running, now: float) -> Sequence[Effect]:

@@ -41,7 +41,9 @@ class Server:
         origin_of: Callable[[PeerId], Origin],
         reached: Callable[[PeerId], bool],
         own: Callable[[bytes], Collection[KadPeer]],
+        k: int = K,
     ) -> None:
+        self._k = k
         self._table, self._records = table, records
         self._origin_of, self._reached, self._own = origin_of, reached, own
         self._peers: BoundedMap[PeerId, TokenBucket] = BoundedMap(ASKERS_MAX)
@@ -83,10 +85,10 @@ class Server:
         found = self._table.get(wanted) if wanted is not None and wanted != asker else None
         if found is not None and all(each.peer != wanted for each in closer):
             closer = (KadPeer(peer=found.peer, addresses=found.addresses, connected=found.connected), *closer)
-        return Message(kind="find_node", key=key, closer=closer[:K])
+        return Message(kind="find_node", key=key, closer=closer[: self._k])
 
     def _closer(self, asker: PeerId, key: bytes) -> tuple[KadPeer, ...]:
-        found = self._table.closest(point_of_key(key), K, without=(asker,))
+        found = self._table.closest(point_of_key(key), self._k, without=(asker,))
         return tuple(
             KadPeer(peer=each.peer, addresses=each.addresses, connected=each.connected) for each in found
         )

@@ -39,18 +39,18 @@ class Entry:
 class _Bucket:
     __slots__ = ("entries", "shares", "waiting")
 
-    def __init__(self) -> None:
-        self.shares: FairShares[PeerId] = FairShares(K)
+    def __init__(self, places: int) -> None:
+        self.shares: FairShares[PeerId] = FairShares(places)
         self.entries: dict[PeerId, Entry] = {}
         """The longest known first."""
         self.waiting: BoundedMap[PeerId, Entry] = BoundedMap(WAITING_MAX)
 
 
 class RoutingTable:
-    """Of one node, which is not in it. At most ``K`` peers a bucket, and 256 buckets."""
+    """Of one node, which is not in it. At most ``places`` peers a bucket, and 256 buckets."""
 
-    def __init__(self, own: PeerId) -> None:
-        self._own = own
+    def __init__(self, own: PeerId, places: int = K) -> None:
+        self._own, self._places = own, places
         self._point = point_of(own)
         self._buckets: dict[int, _Bucket] = {}
 
@@ -71,7 +71,7 @@ class RoutingTable:
         if peer == self._own:
             return False
         entry = Entry(peer, point_of(peer), fit(addresses), origin)
-        bucket = self._buckets.setdefault(self._index(entry.point), _Bucket())
+        bucket = self._buckets.setdefault(self._index(entry.point), _Bucket(self._places))
         held = bucket.entries.get(peer)
         if held is not None and held.origin == origin:
             held.addresses, held.connected, held.failures = entry.addresses, True, 0
