@@ -7,11 +7,12 @@ that comes for a question, asks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
 from p2pnode.chain.ledger import Domains
+from p2pnode.errors import ProtocolError
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.limits import DEFAULT_LIMITS
 from p2pnode.node.advert_exchange import AdvertExchange
@@ -90,7 +91,7 @@ class NodeAdverts:
         checks: AdvertChecks,
         *,
         gossip: GossipService | None,
-        on_believed: Callable[[Node, Advert], None],
+        on_believed: Callable[[Node, Advert | None, Advert], None],
         book_max: int = DEFAULT_LIMITS.book_max,
         start: int = 0,
     ) -> None:
@@ -154,16 +155,31 @@ class NodeAdverts:
         self._shell.command(Withdraw())
 
     def _judge(self, data: bytes, author: PeerId, model: ModelId) -> Any:
+        before = self._held([data])
         verdict = self.exchange.judge(data, author, model)
         if verdict.kind == "accept":
-            self._note(self.book.checks.parse(self.book.checks.decode(data)).peer)
+            self._note(before)
         return verdict
 
-    def _note(self, peer: PeerId) -> None:
-        """The book may hold another advert of this peer now."""
-        entry = self.book.get(peer, self.wall())
-        if entry is not None:
-            self._on_believed(self._node, entry.advert)
+    def _held(self, told: Iterable[SignedAdvert | bytes]) -> dict[PeerId, Advert | None]:
+        """What the book holds of the peers whose adverts these are said to be."""
+        checks, wall = self.book.checks, self.wall()
+        held: dict[PeerId, Advert | None] = {}
+        for each in told:
+            try:
+                peer = checks.parse(checks.decode(each) if isinstance(each, bytes) else each).peer
+            except ProtocolError:
+                continue
+            entry = self.book.get(peer, wall)
+            held[peer] = entry.advert if entry is not None else None
+        return held
+
+    def _note(self, before: Mapping[PeerId, Advert | None]) -> None:
+        """The book may hold other adverts of these peers now."""
+        for peer, held in before.items():
+            entry = self.book.get(peer, self.wall())
+            if entry is not None and entry.advert is not held:
+                self._on_believed(self._node, held, entry.advert)
 
     def _emitted(self, value: object) -> None:
         if isinstance(value, Publish) and self._gossip is not None:
@@ -190,9 +206,12 @@ class NodeAdverts:
 
         def answered(answer: Any | None) -> None:
             if isinstance(answer, Adverts):
-                found = self.exchange.sampled(answer.adverts, other.peer)
-                for advert in found:
-                    self._note(advert.peer)
+                found: list[Advert] = []
+                # One by one: a place that one of them takes may be that of another one's peer.
+                for signed in answer.adverts:
+                    before = self._held([signed])
+                    found += self.exchange.sampled([signed], other.peer)
+                    self._note(before)
                 then(found)
             else:
                 then(())
@@ -208,8 +227,9 @@ class NodeAdverts:
         def answered(answer: Any | None) -> None:
             found = None
             if isinstance(answer, Adverts):
+                before = self._held(answer.adverts)
                 found = self.exchange.fetched(answer.adverts, peer, peer)
-            self._note(peer)
+                self._note(before)
             then(found)
 
         self._world.ask(self._node, other, PROTOCOL, GetAdvert(peer=peer), answered, deadline_s=deadline_s)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _OVERBILLED: Final = 5
 _FORGED_EVERY_S: Final = 5.0
-_REPLAYED_AFTER_S: Final = 150.0
+_REPLAYED_AFTER_S: Final = 250.0
 _SAMPLE: Final = 16
 
 

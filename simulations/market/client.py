@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from p2pnode.bounded import BoundedMap
 from p2pnode.client.ranking import Candidate, Filters, Measured, is_priced
 from p2pnode.client.reuse import PrefixMemory
 from p2pnode.errors import P2PNodeError, UnreachableError
@@ -61,6 +62,8 @@ if TYPE_CHECKING:
 
 _EXPIRY_S: Final = 48 * 3600
 _VALID_S: Final = 450
+_SAVED_MAX: Final = 64
+_SAVED_TRIED: Final = 8
 _REDELIVER_S: Final = 60.0
 _REDELIVERIES_AT_ONCE: Final = 4
 
@@ -119,6 +122,8 @@ class ClientDisk:
     open: dict[SessionId, None] = field(default_factory=dict)
     """Those that are not settled."""
     measured: dict[PeerId, Measured] = field(default_factory=dict)
+    met: BoundedMap[PeerId, None] = field(default_factory=lambda: BoundedMap(_SAVED_MAX))
+    """Peers that answered before."""
     starts: int = 0
 
 
@@ -189,13 +194,16 @@ class Client:
     # ---- peers and streams
 
     def first_peers(self) -> list[Node]:
-        """Whom a search asks first: the first peers that this client knows, and those it is connected to."""
-        known = {node.number: node for node in self.profile.bootstrap}
-        limits = self.market.limits
-        for peer in list(self.node.links)[: limits.dials_at_once]:
-            other = self.world.by_peer[peer]
-            known.setdefault(other.number, other)
-        return list(known.values())
+        """Whom a search asks first: the first peers that this client knows, those it is connected to, and
+        some that it met before."""
+        connected = list(self.node.links)[: self.market.limits.dials_at_once]
+        saved = self._random.sample(list(self.disk.met), min(_SAVED_TRIED, len(self.disk.met)))
+        peers = dict.fromkeys([*(node.peer for node in self.profile.bootstrap), *connected, *saved])
+        return [self.world.by_peer[peer] for peer in peers]
+
+    def met(self, peer: PeerId) -> None:
+        """A peer answered."""
+        self.disk.met.put(peer, None)
 
     def join(self, machine: Any, on_emit: Callable[[Any], None], host: Any, link: Link) -> Shell:
         """Run a machine on a new stream to a host."""

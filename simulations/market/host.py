@@ -9,8 +9,9 @@ What is decided is the node's own: ``HostSession``, ``Admission``, ``Exposure``,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from p2pnode.bounded import BoundedMap
@@ -22,11 +23,12 @@ from p2pnode.host.sheet import Grants, capabilities_of
 from p2pnode.ids import ModelId, PeerId, SessionId
 from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.models.engine import ANYBODY, EngineInfo
+from p2pnode.node.peer_selection import PeerSelection
 from p2pnode.payments import settlement_policy as policy
 from p2pnode.payments.exposure import Exposure
 from p2pnode.payments.journal.records import HostedSession
 from p2pnode.protocols.adverts.exchange import Announcement
-from p2pnode.protocols.adverts.messages import Address, Load, Offer
+from p2pnode.protocols.adverts.messages import Address, Advert, Load, Offer
 from p2pnode.protocols.events import Emit, TimerFired
 from p2pnode.protocols.inference.channel import HostPayment, HostTerms, check_open
 from p2pnode.protocols.inference.commands import (
@@ -274,7 +276,11 @@ class Host:
         self.adverts = market.adverts_of(node, gossips=True)
         self.adverts.follow(profile.model)
         self.announce()
+        self._company = PeerSelection(
+            node.peer, self.limits, [(peer, f"/ip4/{self.world.by_peer[peer].ip}") for peer in profile.peers]
+        )
         self._watch_load()
+        self._keep_company()
         self.look_at_settlements()
 
     @property
@@ -325,6 +331,40 @@ class Host:
     def _watch_load(self) -> None:
         self.announce()
         self.after(_LOAD_INTERVAL_S * (1 + 0.1 * self._random.random()), self._watch_load)
+
+    def _keep_company(self) -> None:
+        """Stay connected to enough others of those that gossip, and ask them for the adverts they hold."""
+        connected = [peer for peer in self.node.links if self.market.gossips(peer)]
+        chosen = self._company.to_dial(
+            connected,
+            saved=(),
+            adverts=(entry.advert for entry in self.adverts.book.live(self.wall(), self.profile.model)),
+            dialable=tuple,
+        )
+        for candidate in chosen:
+            other = self.world.by_peer.get(candidate.peer)
+            self.world.dial(self.node, other, partial(self._unless_over_dialled, candidate.peer))
+        for peer in self._company.to_ask(connected):
+            self._company.asked(peer)
+            self.adverts.sample(
+                self.world.by_peer[peer],
+                self.profile.model,
+                self.limits.exchange_deadline_s,
+                partial(self._sampled, peer),
+            )
+        self.after(self._company.wait_s(len(connected)), self._keep_company)
+
+    def _unless_over_dialled(self, peer: PeerId, link: Link | None) -> None:
+        if self.is_over:
+            return
+        if link is None:
+            self._company.failed(peer)
+        else:
+            self._company.dialled(peer)
+
+    def _sampled(self, peer: PeerId, found: Sequence[Advert]) -> None:
+        if found:
+            self._company.answered(peer)
 
     def busy_share(self) -> float:
         """The share of its slots that was used since this was asked last."""
@@ -635,6 +675,8 @@ class Host:
 
     def _finished(self, stream: HostStream, finished: Finished) -> None:
         stream.finished = finished
+        if finished.fault:
+            self.market.note_client_fault(self, stream, finished.reason)
         self.later(self.world.close, stream.shell)
         self.later(self._put_down, stream)
 
@@ -664,6 +706,7 @@ class Host:
         del self.records[session]
         self._stop_work(session)
         if not record.channel.free:
+            self.market.note_unpaid(self, record)
             self._over(session, record.unpaid, linger_s=0.0)
 
     def _lingered(self, session: SessionId) -> None:
@@ -677,13 +720,12 @@ class Host:
         if record is not None:
             record.abandon("given up")
             self._stop_work(session)
+            self.market.note_unpaid(self, record)
             self._lost(session, record.unpaid)
 
     def _lost(self, session: SessionId, units: int) -> None:
         self.exposure.lost(session, units, self.wall())
         self.exposure.release(session)
-        if units:
-            self.market.note_unpaid(self, session, units)
 
     def _over(self, session: SessionId, units: int, *, linger_s: float) -> None:
         if not linger_s:

@@ -19,6 +19,7 @@ from p2pnode.protocols.inference.client import ClientSession
 from p2pnode.protocols.inference.client_turn import ClientTimes
 from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.messages import Checkpoint, Prompt, Tokens, Voucher
+from p2pnode.protocols.inference.open_session import OpenSession
 from p2pnode.simulations.faults import Fault, Undo
 from p2pnode.simulations.gossip import GossipService
 from p2pnode.simulations.invariants import Watch
@@ -34,7 +35,7 @@ from p2pnode.simulations.market.client import (
 )
 from p2pnode.simulations.market.economy import Economy, Owner, first_prices, reprice
 from p2pnode.simulations.market.engines import Engines, SimulatedEngine, prompt_ids
-from p2pnode.simulations.market.host import Host, HostProfile, Hosts
+from p2pnode.simulations.market.host import Host, HostProfile, Hosts, HostStream
 from p2pnode.simulations.market.ledger import Chain, SimulatedChain
 from p2pnode.simulations.market.question import Question
 from p2pnode.simulations.market.session import Session, SessionTurn
@@ -183,6 +184,10 @@ class MarketService:
         self._plain.add(node.number)
         return node
 
+    def gossips(self, peer: PeerId) -> bool:
+        """Whether a peer takes part in gossip."""
+        return self._gossips(self.world.by_peer[peer])
+
     def _gossips(self, node: Node) -> bool:
         number = node.number
         return self._new in ("host", "plain") or number in self.host_profiles or number in self._plain
@@ -209,11 +214,6 @@ class MarketService:
             host.engine.model = self.other_model.get(node.peer, 0)
             if (answer := self.answers.get(node.peer)) is not None:
                 node.answers[ADVERTS] = answer
-            if profile.peers:
-                for peer in profile.peers:
-                    other = self.world.by_peer[peer]
-                    if other.is_up:
-                        self.world.dial(node, other, lambda _link: None)
         elif (known := self.client_profiles.get(node.number)) is not None:
             self.clients[node.peer] = Client(self, node, known)
 
@@ -297,9 +297,10 @@ class MarketService:
         known = self.client_profiles.get(node.number)
         start = profile.disk.starts if profile is not None else known.disk.starts if known is not None else 0
 
-        def believed(at: Node, advert: Advert) -> None:
+        def believed(at: Node, before: Advert | None, advert: Advert) -> None:
             self._watch.now = self.world.now
-            self.watch.believed(at.number, start, advert, self.world.now)
+            self._event(at.number, "advert", advert.peer, advert.seq)
+            self.watch.believed(at.number, before, advert)
 
         adverts = self.adverts[node.peer] = NodeAdverts(
             self.world,
@@ -392,11 +393,18 @@ class MarketService:
         self._event(host.node.number, "paid", voucher.amount)
         self.watch.taken(session, voucher)
 
-    def note_unpaid(self, host: Host, session: SessionId, units: int) -> None:
+    def note_unpaid(self, host: Host, record: OpenSession) -> None:
         """A host gave up what a session owes."""
-        self._event(host.node.number, "unpaid", units)
-        self._count("unpaid units", units)
-        self.watch.unpaid(host, session, units)
+        self._event(host.node.number, "unpaid", record.unpaid)
+        self._count("unpaid units", record.unpaid)
+        best = record.channel.best
+        paid = best.tokens_out if best is not None else 0
+        self.watch.unpaid(record.session, record.meter.tokens_out - paid, record.granted.window)
+
+    def note_client_fault(self, host: Host, stream: HostStream, reason: str) -> None:
+        """A host says that a client broke the protocol. All clients are honest."""
+        if host.node.peer not in self.dishonest:
+            self.watch.fault(f"client {stream.client.number}", reason)
 
     def note_resumed(self, session: Session) -> None:
         """A session goes on on another stream."""
@@ -413,7 +421,9 @@ class MarketService:
         self._event(question.client.node.number, "host failed", peer, type(error).__name__)
         self._count(f"failed: {type(error).__name__}")
         if isinstance(error, HostFault):
-            question.fraud = question.fraud or self.dishonest.get(peer, "")
+            if peer not in self.dishonest:
+                self.watch.fault(f"host {self.world.by_peer[peer].number}", str(error))
+            question.fraud = question.fraud or self.dishonest[peer]
 
     def note_lookup(self, client: Client, seconds: float, asked: int, found: int, failed: int) -> None:
         """A lookup is over."""

@@ -450,6 +450,7 @@ class Lookup:
 
                 def answered(advert: Advert | None) -> None:
                     if advert is not None:
+                        client.met(peer)
                         took_s = client.now - began
                         client.measure(peer, partial(Measured.connected, seconds=took_s))
                     why = "" if advert is not None else f"no answer within {limits.dial_deadline_s:g} s"

@@ -9,7 +9,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
 from p2pnode.chain.ledger import LedgerEvent, SessionClosed, SessionOpened
-from p2pnode.ids import PeerId, SessionId
+from p2pnode.ids import SessionId
 from p2pnode.protocols.adverts.messages import Advert
 from p2pnode.protocols.adverts.signatures import CLOCK_SKEW_S
 from p2pnode.protocols.inference.messages import Voucher
@@ -20,7 +20,6 @@ from p2pnode.simulations.market.ledger import EPOCH_S, SimulatedChain
 if TYPE_CHECKING:
     from p2pnode.simulations.invariants import Watch
     from p2pnode.simulations.market.adverts import NodeAdverts
-    from p2pnode.simulations.market.host import Host
     from p2pnode.simulations.market.question import Question
     from p2pnode.simulations.market.session import Bought, Session
 
@@ -43,8 +42,6 @@ class MarketWatch:
         self._fees: dict[SessionId, int] = {}
         self._taken: dict[SessionId, Voucher] = {}
         """The best voucher that each session's host took."""
-        self._seqs: dict[tuple[int, int, PeerId], tuple[int, int]] = {}
-        """By node, its start and the advert's peer: the newest that it believed."""
 
     # ---- what is delivered and paid
 
@@ -99,15 +96,16 @@ class MarketWatch:
         if before is None or voucher.amount > before.amount:
             self._taken[session] = voucher
 
-    def unpaid(self, host: Host, session: SessionId, units: int) -> None:
-        """A host gave up a session that owes it something: a window at most."""
-        terms = host.disk.sessions[session].terms
-        window = 32 * (host.grants.turns_max + 1)
-        most = amount_due(terms, 0, window) - terms.session_fee
+    def unpaid(self, session: SessionId, tokens: int, window: int) -> None:
+        """A host gave up a session that owes it so many output tokens: a window at most."""
+        name = session.hex()[:16]
         self._watch.require(
-            units <= most,
-            f"session {session.hex()[:16]}: {units} token units are unpaid, a window costs {most}",
+            tokens <= window, f"session {name}: {tokens} tokens are unpaid, and its window is {window}"
         )
+
+    def fault(self, who: str, what: str) -> None:
+        """Somebody honest is said to have broken the protocol."""
+        self._watch.fail(f"{who}, which is honest, is said to have broken the protocol: {what}")
 
     # ---- the chain
 
@@ -146,19 +144,17 @@ class MarketWatch:
 
     # ---- adverts
 
-    def believed(self, node: int, start: int, advert: Advert, now: float) -> None:
-        """A node believed an advert."""
-        wall, name = EPOCH_S + now, advert.peer[-8:]
+    def believed(self, node: int, before: Advert | None, advert: Advert) -> None:
+        """A node's book holds an advert, in place of the one that it held ``before``."""
+        wall, name = EPOCH_S + self._watch.now, advert.peer[-8:]
         self._watch.require(
-            advert.withdrawn or advert.expires_at + CLOCK_SKEW_S >= wall,
+            advert.expires_at + CLOCK_SKEW_S >= wall,
             f"node {node} believed an advert of {name} that was over for {wall - advert.expires_at:.0f} s",
         )
-        key, rank = (node, start, advert.peer), (advert.binding.seq, advert.seq)
         self._watch.require(
-            rank >= self._seqs.get(key, rank),
-            f"node {node} believed a stale advert of {name}: {rank} after {self._seqs.get(key)}",
+            before is None or _rank(advert) >= _rank(before),
+            f"node {node} believed an advert of {name} that is older than the one it held",
         )
-        self._seqs[key] = rank
 
     def book(self, adverts: NodeAdverts, node: int) -> None:
         """A node's book is within its bound."""
@@ -185,3 +181,7 @@ class MarketWatch:
         self._watch.require(
             billed == signed, f"the bills of client {client} are {billed}, and it signed for {signed}"
         )
+
+
+def _rank(advert: Advert) -> tuple[int, int]:
+    return advert.binding.seq, advert.seq
