@@ -55,11 +55,12 @@ _OPENING_MAX: Final = 512
 _FED_AT_ONCE: Final = 4096
 """Characters: each step copies what waits."""
 _NAMED: Final = re.compile(
-    r"([A-Za-z0-9_.-]{1,64})\s*(?:\[CALL_ID\][A-Za-z0-9]{0,64})?(?:\[ARGS\])?\s*(?=\{)"
+    r"([A-Za-z0-9_.-]{1,64})[ \t\r\n]*(?:\[CALL_ID\][A-Za-z0-9]{0,64})?(?:\[ARGS\])?[ \t\r\n]*(?=\{)"
 )
 _NAMED_MAX: Final = 256
-_CALLS: Final = re.compile(r'\s*\{\s*"tool_calls"\s*:\s*\[')
-_RESPONSE: Final = re.compile(r'\s*\{\s*"response"\s*:\s*"')
+_BLANKS: Final = re.compile(f"[{_BLANK}]+")
+_CALLS: Final = re.compile(r'_*\{_*"tool_calls"_*:_*\['.replace("_*", f"[{_BLANK}]*"))
+_RESPONSE: Final = re.compile(r'_*\{_*"response"_*:_*"'.replace("_*", f"[{_BLANK}]*"))
 _LETTERS: Final = re.compile(
     r'[^"\\]+|\\["\\/bfnrt]|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}'
     r"|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\u[0-9a-fA-F]{4}"
@@ -225,7 +226,7 @@ class AnswerReader:
                     return self._go("call", found.end())
                 self._begins = ""
                 return self._go("response", found.end())
-        tight = re.sub(r"\s", "", self._waiting[:_OPENING_MAX])
+        tight = _BLANKS.sub("", self._waiting[:_OPENING_MAX])
         if len(self._waiting) < _OPENING_MAX and any(
             begin.startswith(tight) for begin in ('{"tool_calls":[', '{"response":"')
         ):
@@ -535,7 +536,7 @@ class _Call:
                 self._arguments = (self._arguments[0], None if self._named_before and self._depth else at + 1)
         elif self._depth == 1 and letter in ":,":
             self._is_value = letter == ":"
-        if not self._depth or at >= CALL_MAX or self._depth > DEPTH_MAX:
+        if not self._depth or at + 1 >= CALL_MAX or self._depth > DEPTH_MAX:
             del self._raw[at + 1 :]
             judged = "no call" if self._depth else self._judge()
         elif judged == "no call":
@@ -549,9 +550,10 @@ class _Call:
         except ValueError:
             return "no call"
         if self._is_value:
-            if self._key == "name":
+            if self._key == "name" and not self.name:  # of two names the first counts: it may be told already
+                if text not in self._tools:
+                    return "no call"
                 self.name = text
-                return "more" if text in self._tools else "no call"
         else:
             self._key = text
             self._keys += 1
@@ -569,18 +571,24 @@ class _Call:
         # Arguments that are left out are none; as a string that holds an object, they are that object.
         given = next((value[key] for key in sorted(_ARGUMENTS) if key in value), None) if value else None
         text = "{}" if given is None else given
-        if not isinstance(value, dict) or not isinstance(text, str) or not isinstance(_loads(text), dict):
+        if not isinstance(value, dict) or not isinstance(text, str) or not self._is_object(text):
             return "no call"
+        text = text.encode("utf-8", "replace").decode()  # half of a letter alone can't be sent
         self._arguments = (len(self._raw), None)
         self._raw.extend(text)
         return "whole"
 
+    def _is_object(self, text: str) -> bool:
+        """Whether a string holds an object, within the bounds of a call."""
+        text = text.strip(_BLANK)
+        return _Call((self.name,), self.name).take(text) == (len(text), "whole")
+
 
 def _loads(text: str) -> Any:
-    """The value of JSON; None for what is none."""
+    """The value of JSON; None for what is none. Numbers may be of any length."""
     try:
-        return json.loads(text, parse_constant=_refuse)
-    except (ValueError, RecursionError):
+        return json.loads(text, parse_constant=_refuse, parse_int=float)
+    except ValueError:
         return None
 
 

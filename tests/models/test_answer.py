@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pnode.models.answer import (
+    CALL_MAX,
     CALLS_MAX,
     AnswerPieces,
     AnswerReader,
@@ -87,7 +88,7 @@ def content(text: str) -> list[Part]:
 @pytest.mark.parametrize("vector", ANSWERS, ids=lambda each: str(each["name"]))
 def test_an_answer_is_read_as_its_vector_says_however_it_comes(vector: dict[str, Any]) -> None:
     text = vector["text"]
-    for cuts in ([], [1, 5, 6], range(len(text))):
+    for cuts in ([], [1, 5, 6], range(len(text)), *([cut] for cut in range(1, len(text)))):
         said, calls = pieces(vector, cuts)
         assert flat(said) == flat([Said(*each) for each in vector["said"]])
         assert calls == vector["calls"]
@@ -102,6 +103,20 @@ def test_what_a_client_has_is_left_out_to_the_letter(vector: dict[str, Any]) -> 
         assert flat(said) == whole[first:]
         if first < len(whole):
             at += len(whole[first][-1].encode())
+
+
+@pytest.mark.parametrize("vector", ANSWERS, ids=lambda each: str(each["name"]))
+def test_each_letter_makes_certain_what_its_vector_says(vector: dict[str, Any]) -> None:
+    reader = reader_of(
+        vector["format"], vector["tools"], reasons=vector["reasons"], thinking=vector["thinking"]
+    )
+    made, told = AnswerPieces(reader), list[int]()
+    for letter in vector["text"]:
+        made.feed(letter)
+        told.append(made.bytes)
+    assert told == [int(each) for each in vector["told"].split()]
+    made.finish(whole=False)
+    assert made.bytes == told[-1] or not reader.has_marks
 
 
 @pytest.mark.parametrize("form", ["hermes/0", "hermes", "unknown/1", "/1"])
@@ -252,6 +267,14 @@ def test_a_call_that_is_nested_too_deep_or_too_long_is_content_or_broken() -> No
     assert isinstance(read("llama3", [deep])[-2], CallEnded)
     long = '{"type": "' + "x" * 300_000
     assert read("llama3", [long]) == content(long)
+
+
+@pytest.mark.parametrize("longer", [0, 1])
+def test_a_call_has_a_bounded_number_of_letters(longer: int) -> None:
+    head, tail = '{"name": "add", "arguments": {"a": "', '"}}'
+    text = head + "x" * (CALL_MAX - len(head) - len(tail) + longer) + tail
+    ended = read("llama3", [text])[2]
+    assert ended == CallEnded(0, whole=not longer)
 
 
 def test_a_long_call_that_comes_letter_by_letter_costs_a_like_effort_for_each_letter() -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
+import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
 from p2pnode.errors import ConfigError
-from p2pnode.models import gguf
+from p2pnode.models import answer, gguf, scripted
+from p2pnode.models.engine import GenerateRequest, Tokens
 from p2pnode.models.generic_form import generic_messages
 from p2pnode.models.manifest import (
     Manifest,
@@ -20,7 +24,9 @@ from p2pnode.models.manifest import (
     parse_model_id,
     scripted_model_id,
 )
-from p2pnode.protocols.inference.messages import ChatMessage, PromptBody, Tool
+from p2pnode.models.scripted import ScriptedEngine
+from p2pnode.protocols.inference.messages import ChatMessage, PromptBody, SamplingParams, Tool
+from p2pnode.protocols.wire import decode_record
 
 FOLDER: Final = Path(__file__).parents[2] / "models"
 VECTORS: Final[dict[str, Any]] = json.loads((FOLDER / "vectors.json").read_text(encoding="utf-8"))
@@ -86,6 +92,61 @@ def test_the_kinds_of_weights_are_those_of_the_code(tmp_path: Path) -> None:
         if kind != f"ftype{number}":
             found[number] = kind
     assert found == stated
+
+
+@pytest.mark.parametrize("told", VECTORS["scripted"]["prompts"])
+async def test_the_scripted_engine_renders_prompts_as_its_vectors_say(told: dict[str, Any]) -> None:
+    prompt = await ScriptedEngine().prompt(decode_record(PromptBody, bytes.fromhex(told["body"])))
+    assert list(prompt.ids) == told["ids"]
+
+
+@pytest.mark.parametrize("told", VECTORS["scripted"]["answers"])
+async def test_the_scripted_engine_says_what_its_vectors_say(told: dict[str, Any]) -> None:
+    request = GenerateRequest(
+        prompt_ids=tuple(told["ids"]),
+        sampling=SamplingParams(temperature=1.0, tokens_max=len(told["text"])),
+        seed=told["seed"],
+        cache_key=b"",
+    )
+    async with ScriptedEngine().generate(request) as events:
+        said = [event.text async for event in events if isinstance(event, Tokens)]
+    assert "".join(said) == told["text"]
+
+
+@pytest.mark.parametrize("told", VECTORS["scripted"]["answers"])
+def test_the_scripted_engine_says_what_the_spec_says(told: dict[str, Any]) -> None:
+    text = "".join(itertools.islice(words_of_the_spec(told["ids"], told["seed"]), len(told["text"])))
+    assert text == told["text"]
+
+
+def words_of_the_spec(ids: Iterable[int], seed: int) -> Iterator[str]:
+    """The scripted engine's answer, in the words of the SPEC."""
+    state, last = zlib.crc32(seed.to_bytes(8, "big")), 0
+    for last in ids:
+        state = zlib.crc32(last.to_bytes(2, "little"), state)
+    while True:
+        draw = state * 2654435761 % 2**32 // 256
+        if chr(last) in "bdfgklmnprstvz":
+            last = b"aeiou"[draw % 5]
+        elif chr(last) in "aeiou" and draw % 3 == 0:
+            last = ord(" ")
+        else:
+            last = b"bdfgklmnprstvz"[draw % 14]
+        yield chr(last)
+        state = zlib.crc32(last.to_bytes(2, "little"), state)
+
+
+def test_the_template_of_the_scripted_engine_is_that_of_the_spec() -> None:
+    block = SPEC.split("by the template\n\n```\n")[1].split("\n```")[0]
+    assert block.replace("\n", "") == scripted.TEMPLATE.source
+
+
+def test_the_limits_of_an_answer_are_those_of_the_code() -> None:
+    for row in (
+        f"| a call | {answer.CALL_MAX:,} letters, {answer.DEPTH_MAX} levels |",
+        f"| calls of an answer | {answer.CALLS_MAX} |",
+    ):
+        assert row in SPEC
 
 
 def test_the_words_that_tell_of_tools_are_those_of_the_spec() -> None:

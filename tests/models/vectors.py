@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
-from p2pnode.models.answer import VERSION, AnswerPieces, reader_of
+import trio
+
+from p2pnode.models.answer import VERSION, AnswerPieces, Said, reader_of
 from p2pnode.models.catalogue import Catalogue
+from p2pnode.models.engine import GenerateRequest, Tokens
 from p2pnode.models.gguf import describe, read_header, template_overhead
 from p2pnode.models.manifest import (
     Manifest,
@@ -19,6 +22,8 @@ from p2pnode.models.manifest import (
     scripted_model_id,
 )
 from p2pnode.models.renderer import Renderer
+from p2pnode.models.scripted import ScriptedEngine
+from p2pnode.protocols.inference.messages import PromptBody, SamplingParams
 from p2pnode.protocols.wire import encode
 from tests.models import chat_templates
 from tests.models.gguf_files import PAIRS, gguf
@@ -34,7 +39,11 @@ SMALL: Final = Manifest(
     template_overhead=TemplateOverhead(fixed=10, per_message=5),
 )
 TOOLS: Final = ("weather", "add")
+SCRIPTED_LETTERS: Final = 40
 _CALL: Final = '{"name": "weather", "arguments": {"city": "Zürich", "days": [1, 2]}}'
+_ADD: Final = '{"name": "add", "arguments": {"a": 1}}'
+_OPEN: Final = "<tool_call>"
+_SHUT: Final = "</tool_call>"
 ANSWERS: Final = (
     ("words", "", "", "Hello, <tool_call> is a word."),
     ("thoughts and words", "", "reasons", "<think>hm\n</think>\nHello."),
@@ -54,6 +63,83 @@ ANSWERS: Final = (
     ("a name and arguments", "mistral/1", "", 'Sure. [TOOL_CALLS]add{"a": 1}'),
     ("calls in the generic form", "generic/1", "", f'{{"tool_calls": [{_CALL}, {_CALL}]}}'),
     ("words in the generic form", "generic/1", "", '{"response": "Gr\\u00fc\\u00dfe \\ud83d\\ude42\\n"}'),
+    ("marks within thoughts", "hermes/1", "reasons", f"<think>a<tool_call>{_ADD}</thin</think>b"),
+    ("thoughts twice", "hermes/1", "reasons", "<think>a</think>b<think>c</think>d"),
+    ("thoughts, then a whole answer that is a call", "llama3/1", "thinking", f"a</think> {_ADD}"),
+    ("thoughts that do not end", "", "reasons", "<think>a</thi"),
+    ("what may become a mark", "hermes/1", "reasons", "a<<tool_<thin"),
+    ("blanks at the beginning", "hermes/1", "", " \n a"),
+    (
+        "arguments before the name",
+        "hermes/1",
+        "",
+        f'{_OPEN}{{"arguments": {{"a": 1}}, "name": "add"}}{_SHUT}',
+    ),
+    ("arguments before a name that is not offered", "llama3/1", "", '{"arguments": {"a": 1}, "name": "rm"}'),
+    ("two names", "llama3/1", "", '{"name": "add", "parameters": {"a": 1}, "name": "rm"}'),
+    ("arguments twice", "llama3/1", "", '{"name": "add", "parameters": {"a": 1}, "arguments": {"b": 2}}'),
+    ("another first member", "hermes/1", "", f'{_OPEN}{{"id": 1, "name": "add", "arguments": {{}}}}{_SHUT}'),
+    ("a member beside", "hermes/1", "", f'{_OPEN}{{"name": "add", "id": 1, "arguments": {{}}}}{_SHUT}'),
+    ("a key with an escape", "hermes/1", "", f'{_OPEN}{{"n\\u0061me": "add", "arguments": {{}}}}{_SHUT}'),
+    ("no arguments", "hermes/1", "", f'{_OPEN}{{"name": "add"}}{_SHUT}'),
+    ("arguments that are null", "hermes/1", "", f'{_OPEN}{{"name": "add", "arguments": null}}{_SHUT}'),
+    ("arguments that are a number", "hermes/1", "", f'{_OPEN}{{"name": "add", "arguments": 7}}{_SHUT}'),
+    ("arguments in a text", "llama3/1", "", '{"name": "add", "parameters": " {\\"a\\": \\"\\ud83d\\"} "}'),
+    ("arguments in a text that is none", "llama3/1", "", '{"name": "add", "parameters": "{\\"a\\": }"}'),
+    ("arguments in an array", "llama3/1", "", '{"name": "add", "parameters": [{"a": 1}]}'),
+    ("a function within", "llama3/1", "", '{"type": "function", "function": {"name": "add"}}'),
+    (
+        "a number of many digits",
+        "hermes/1",
+        "",
+        f'{_OPEN}{{"name": "add", "arguments": {{"a": {"1" * 60}}}}}',
+    ),
+    ("broken arguments", "hermes/1", "", f'{_OPEN}{{"name": "add", "arguments": {{"a": }}}}{_SHUT}b'),
+    (
+        "brackets that don't match",
+        "hermes/1",
+        "",
+        f'{_OPEN}{{"name": "add", "arguments": {{"a": [1}}}}{_SHUT}b',
+    ),
+    (
+        "a call that is broken after its arguments",
+        "llama3/1",
+        "",
+        '{"name": "add", "parameters": {}, "a\n": 1}',
+    ),
+    ("arguments of 65 levels", "llama3/1", "", f'{{"name": "add", "parameters": {"[" * 64}'),
+    ("open arguments of 65 levels", "llama3/1", "", f'{{"name": "add", "parameters": {{"a": {"[" * 63}1'),
+    ("a call without its mark's end", "hermes/1", "", f"{_OPEN}{_ADD} b{_OPEN}{_ADD} </tool_c"),
+    ("blanks around a call's end", "hermes/1", "", f"{_OPEN} {_ADD}\n{_SHUT}\n{_OPEN}{_ADD}{_SHUT}"),
+    ("a mark in a call", "hermes/1", "", f'{_OPEN}{{"x{_OPEN}{_ADD}{_SHUT}'),
+    ("too many blanks after a mark", "hermes/1", "", f"{_OPEN}{' ' * 256}{_ADD}"),
+    ("as many blanks as may be", "hermes/1", "", f"{_OPEN}{' ' * 255}{_ADD}"),
+    ("a call after its mark", "llama3/1", "", f"Well. <|python_tag|>{_ADD}; {_ADD} {_ADD}."),
+    ("a call, then no call", "llama3/1", "", f'{_ADD} ; {{"a": 1}} <|python_tag|>{_ADD}'),
+    ("words between calls", "llama3/1", "", f"{_ADD} and <|python_tag|>{_ADD}"),
+    ("a call alone", "mistral/1", "", f"[TOOL_CALLS] {_ADD};{_ADD} a"),
+    ("an array that ends with no call", "mistral/1", "", f"[TOOL_CALLS] [ {_ADD} , 7] a"),
+    ("an array without an end", "mistral/1", "", f"[TOOL_CALLS][{_ADD} a"),
+    ("an empty array", "mistral/1", "", "[TOOL_CALLS][] a"),
+    (
+        "a name, an id and arguments",
+        "mistral/1",
+        "",
+        '[TOOL_CALLS]add[CALL_ID]abc123def[ARGS] {"a": {"b": 1}} b',
+    ),
+    ("two names with arguments", "mistral/1", "", '[TOOL_CALLS]add{"a": 1}[TOOL_CALLS]weather[ARGS]{}'),
+    ("a name with broken arguments", "mistral/1", "", '[TOOL_CALLS]add{"a": ]}'),
+    ("a name that is not offered", "mistral/1", "", '[TOOL_CALLS]rm{"a": 1} [TOOL_CALLS]add{}'),
+    ("a name with a blank of another kind", "mistral/1", "", '[TOOL_CALLS]add\u00a0{"a": 1}'),
+    ("no name", "mistral/1", "", "[TOOL_CALLS] is a mark"),
+    ("generic calls and no call", "generic/1", "", f'{{"tool_calls": [{_ADD}, {{"a": 1}}]}} b'),
+    ("generic calls and words", "generic/1", "", f'{{"tool_calls": [{_ADD}]}} b'),
+    ("no generic calls", "generic/1", "", '{"tool_calls": []}'),
+    ("generic words and more", "generic/1", "", ' { "response" : "a\\q\\"b" } ] c'),
+    ("halves of letters", "generic/1", "", '{"response": "\\ud83d \\ude42 \\ud83d'),
+    ("an escape that is cut", "generic/1", "", '{"response": "a\\u00e'),
+    ("an object of another kind", "generic/1", "", '{"tool": 1}'),
+    ("words in no form", "generic/1", "", "a {"),
 )
 CONTROL: Final = ("<s>", "<s>more")
 TEMPLATES: Final = (
@@ -81,7 +167,7 @@ def models_vectors() -> dict[str, Any]:
             {"name": "a capital", "text": text[:2] + text[2].upper() + text[3:]},
             {"name": "the spare bit", "text": text[:-1] + "b"},
         ],
-        "scripted": {"id": scripted_model_id().hex(), "text": model_id_text(scripted_model_id())},
+        "scripted": _scripted(),
         "files": [_file(gguf(PAIRS))],
         "templates": [
             {
@@ -103,7 +189,11 @@ def models_vectors() -> dict[str, Any]:
 def _answer(name: str, form: str, how: str, text: str) -> dict[str, Any]:
     reader = reader_of(form, TOOLS, reasons=bool(how), thinking=how == "thinking")
     pieces = AnswerPieces(reader)
-    said = [*pieces.feed(text), *pieces.finish(whole=True)]
+    said, told = list[Said](), list[int]()
+    for letter in text:
+        said += pieces.feed(letter)
+        told.append(pieces.bytes)
+    said += pieces.finish(whole=True)
     return {
         "name": name,
         "format": form,
@@ -111,8 +201,57 @@ def _answer(name: str, form: str, how: str, text: str) -> dict[str, Any]:
         "reasons": bool(how),
         "thinking": how == "thinking",
         "text": text,
-        "said": [[each.channel, each.text, each.call, each.name] for each in said],
+        "said": [[each.channel, each.text, each.call, each.name] for each in _joined(said)],
         "calls": pieces.calls,
+        "told": " ".join(map(str, told)),
+    }
+
+
+def _joined(said: list[Said]) -> list[Said]:
+    """Neighbours of one channel and call as one."""
+    joined: list[Said] = []
+    for each in said:
+        last = joined[-1] if joined else None
+        if last is not None and not each.name and (last.channel, last.call) == (each.channel, each.call):
+            joined[-1] = replace(last, text=last.text + each.text)
+        else:
+            joined.append(each)
+    return joined
+
+
+async def _scripted_answer(ids: tuple[int, ...], seed: int) -> str:
+    engine = ScriptedEngine()
+    sampling = SamplingParams(temperature=1.0)
+    request = GenerateRequest(prompt_ids=ids, sampling=sampling, seed=seed, cache_key=b"")
+    text = ""
+    async with engine.generate(request) as events:
+        async for event in events:
+            text += event.text if isinstance(event, Tokens) else ""
+            if len(text) >= SCRIPTED_LETTERS:
+                break
+    return text[:SCRIPTED_LETTERS]
+
+
+def _scripted() -> dict[str, Any]:
+    """What the scripted engine makes of prompts."""
+
+    async def ids_of(body: PromptBody) -> tuple[int, ...]:
+        return (await ScriptedEngine().prompt(body)).ids
+
+    prompts = [
+        {"body": encode(body).hex(), "ids": list(trio.run(ids_of, body))}
+        for body in chat_templates.PROMPTS.values()
+        if body.seed
+    ]
+    return {
+        "id": scripted_model_id().hex(),
+        "text": model_id_text(scripted_model_id()),
+        "prompts": prompts,
+        "answers": [
+            {"ids": list(ids), "seed": seed, "text": trio.run(_scripted_answer, ids, seed)}
+            for ids in ((259,), (258, 104, 105, 256, 259), (258, 104, 105, 256, 259, 98, 97))
+            for seed in (0, 7)
+        ],
     }
 
 
