@@ -680,7 +680,7 @@ class GossipRouter:
 
     def _heed_offers(self, peer: _Peer, offers: Sequence[Any], now: float) -> None:
         limits = self._parameters
-        if not offers or peer.standing.score(now) < limits.score.gossip_threshold:
+        if not offers or not self._may_gossip(peer, now):
             return
         peer.count_in(int(now / limits.heartbeat_s))
         peer.offers += 1
@@ -712,7 +712,7 @@ class GossipRouter:
 
     def _heed_wants(self, peer: _Peer, wants: Sequence[Any], now: float) -> None:
         limits = self._parameters
-        if not wants or not peer.sends or peer.standing.score(now) < limits.score.gossip_threshold:
+        if not wants or not peer.sends or not self._may_gossip(peer, now):
             return
         peer.count_in(int(now / limits.heartbeat_s))
         ids = (each for want in islice(wants, limits.entries_per_list) for each in want.ids)
@@ -760,6 +760,11 @@ class GossipRouter:
         if peer.standing.record.is_blameless:
             return True
         return peer.standing.score(now) >= least or self._is_small(topic, peer)
+
+    def _may_gossip(self, peer: _Peer, now: float) -> bool:
+        if peer.standing.record.is_blameless and self._parameters.score.gossip_threshold <= 0:
+            return True
+        return peer.standing.score(now) >= self._parameters.score.gossip_threshold
 
     def _is_graylisted(self, peer: _Peer, now: float) -> bool:
         if peer.standing.score(now) >= self._parameters.score.graylist_threshold:
@@ -810,12 +815,18 @@ class GossipRouter:
             return among
         places = Counter(peer.group for peer in beside if peer.group is not None)
         chosen: list[_Peer] = []
-        for _ in range(count):
-            best = min(among, key=lambda peer: 0 if peer.group is None else places[peer.group])
-            among.remove(best)
-            chosen.append(best)
-            if best.group is not None:
-                places[best.group] += 1
+        left = among
+        while len(chosen) < count:
+            least = min(0 if peer.group is None else places[peer.group] for peer in left)
+            passed: list[_Peer] = []
+            for peer in left:
+                if len(chosen) == count or (peer.group is not None and places[peer.group] > least):
+                    passed.append(peer)
+                    continue
+                chosen.append(peer)
+                if peer.group is not None:
+                    places[peer.group] += 1
+            left = passed
         return chosen
 
     def _shuffle(self, items: list[Any]) -> None:
@@ -906,9 +917,7 @@ class GossipRouter:
             if joined is None:
                 continue
             others = [
-                peer
-                for peer in self._on(topic)
-                if peer.id not in joined.mesh and peer.standing.score(now) >= limits.score.gossip_threshold
+                peer for peer in self._on(topic) if peer.id not in joined.mesh and self._may_gossip(peer, now)
             ]
             count = max(limits.degree_lazy, int(limits.gossip_factor * len(others)))
             newest = ids[-limits.wants_per_rpc :]
