@@ -440,6 +440,8 @@ class MarketService:
         cost, tokens_out = question.cost, len(question.partial.ids)
         self._event(client, "answer", question.outcome, tokens_out, cost)
         self._count(question.outcome)
+        if question.outcome == "done":
+            self.watch.whole(question)
         self._questions[client] += cost
         host = self.world.by_peer[question.hosts[-1]].number if question.hosts else -1
         first_s = question.first_at - question.asked_at if question.first_at is not None else math.nan

@@ -14,7 +14,7 @@ from p2pnode.protocols.adverts.messages import Advert
 from p2pnode.protocols.adverts.signatures import CLOCK_SKEW_S
 from p2pnode.protocols.inference.messages import Voucher
 from p2pnode.protocols.typed_data import amount_due
-from p2pnode.simulations.market.engines import answer_ids, first_seed
+from p2pnode.simulations.market.engines import answer_ids, answer_length, first_seed
 from p2pnode.simulations.market.ledger import EPOCH_S, SimulatedChain
 
 if TYPE_CHECKING:
@@ -65,6 +65,15 @@ class MarketWatch:
                 right, f"answer of client {question.client.node.number} has a wrong token near place {at}"
             )
         return right
+
+    def whole(self, question: Question) -> None:
+        """An answer is said to be whole: nothing that the model says is missing, whatever failed."""
+        body, count = question.partial.body, len(question.partial.ids)
+        most = min(answer_length(first_seed(body)), body.sampling.tokens_max)
+        self._watch.require(
+            count == most,
+            f"an answer of client {question.client.node.number} ended as whole with {count} of {most} tokens",
+        )
 
     def signed(self, bought: Bought, voucher: Voucher) -> None:
         """A client signed."""

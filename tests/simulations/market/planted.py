@@ -73,6 +73,13 @@ MUTANTS: Final = {
         "            prefix=tuple(self.ids[:-1]),\n",
         "host-failover",
     ),
+    "half an answer taken for a whole one": Mutant(
+        "p2pnode.client.failover",
+        "    if situation.cancelled or (situation.held and not situation.room):\n"
+        '        return "finish"\n    if is_final',
+        '    if situation.cancelled or situation.held:\n        return "finish"\n    if is_final',
+        "host-failover",
+    ),
     "a settlement without its voucher": Mutant(
         "p2pnode.payments.settlement_policy",
         "return Release(record.terms) if record.voucher is None else Close(record.terms, record.voucher)",
