@@ -63,7 +63,7 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
     simulate    run.ended{done, total}: of a sweep; result{out, seed, trace_hash, figures} of a run,
                 result{out, runs} of a sweep; deterministic{trace_hash, events};
                 list: scenario{scenario, nodes, duration_s, description};
-                compare: figure{figure, a, b}
+                compare: figure{figure, a, b}; calibrate: cpu{message_s, decode_s, sign_s, check_s, speed}
     all         failed{error, message, exit_code, code?} is the last line of a command that fails
 """
 

@@ -150,6 +150,29 @@ def simulate_show(scenario: ScenarioArgument, set_: SetOption = None) -> None:
     run_plain(work, on_error=output.failed)
 
 
+@simulate_app.command("calibrate")
+def simulate_calibrate(as_json: JsonOption = False) -> None:
+    """Measure what work costs on this machine, as the [cpu] of a scenario: a scenario without it has none."""
+    from p2pnode.cli.runner import run_plain
+
+    output = Output(as_json=as_json)
+
+    def work() -> None:
+        from p2pnode.simulations.calibration import calibrate
+        from p2pnode.simulations.records import as_mapping
+
+        output.note("five seconds, on one core …")
+        costs = as_mapping(calibrate())
+        if as_json:
+            output.event("cpu", costs)
+            return
+        output.result("[cpu]")
+        for name, value in costs.items():
+            output.result(f"{name} = {value:.3g}")
+
+    run_plain(work, on_error=output.failed)
+
+
 @simulate_app.command("compare")
 def simulate_compare(
     one: Annotated[Path, typer.Argument(metavar="A", help="The folder of a run or of a sweep.")],

@@ -6,6 +6,7 @@ import json
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -79,14 +80,12 @@ def test_a_sweep_is_kept_and_compared(here: Path) -> None:
     assert "is a sweep over gossip.dials" in over.err
 
 
-def test_the_library_is_listed_and_each_of_it_is_shown_as_a_file_of_ones_own(here: Path) -> None:
+def test_the_library_is_listed_and_one_of_it_is_shown_as_a_file_of_ones_own(here: Path) -> None:
     listed = simulate("list")
     assert all(name in listed.out for name in names())
-    for name in names():
-        shown = simulate("show", name, "--set", "nodes=77")
-        (here / "mine.toml").write_text(shown.out)
-        assert load(here / "mine.toml").nodes == 77
-        assert load(name).description
+    shown = simulate("show", "host-failover", "--set", "duration_s=777")
+    (here / "mine.toml").write_text(shown.out)
+    assert load(here / "mine.toml") == replace(load("host-failover"), duration_s=777.0)
 
 
 @pytest.mark.parametrize(
@@ -150,3 +149,13 @@ def test_the_check_of_determinism_keeps_nothing(here: Path) -> None:
     assert ran.code == 0
     assert "the same: " in ran.err
     assert [each.name for each in here.iterdir()] == ["small.toml"]
+
+
+@pytest.mark.long
+def test_what_is_measured_of_this_machine_is_a_part_of_a_scenario(here: Path) -> None:
+    ran = simulate("calibrate")
+    assert ran.code == 0
+    (here / "mine.toml").write_text(f"nodes = 20\n{ran.out}")
+    cpu = load(here / "mine.toml").cpu
+    assert cpu is not None
+    assert all(1e-6 < each < 0.01 for each in (cpu.message_s, cpu.decode_s, cpu.sign_s, cpu.check_s))

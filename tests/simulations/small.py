@@ -22,7 +22,7 @@ SMALL = Scenario(
 
 def small(scenario: Scenario) -> Scenario:
     """A scenario of the library among few nodes, for a short time in which a market is busy."""
-    shorter = 14.0 / scenario.duration_s
+    shorter = 10.0 / scenario.duration_s
     faults = tuple(
         replace(each, at_s=each.at_s * shorter, duration_s=each.duration_s * shorter)
         for each in scenario.faults
@@ -33,4 +33,4 @@ def small(scenario: Scenario) -> Scenario:
             market, clients=replace(market.clients, conversations_per_hour=240.0, turns_mean=1.0)
         )
     brief = replace(scenario, warmup_s=0.0, cooldown_s=0.0, faults=faults, market=market)
-    return with_size(replace(brief, duration_s=14.0), nodes=16)
+    return with_size(replace(brief, duration_s=10.0), nodes=12)
