@@ -1,9 +1,10 @@
-"""``ByteShares``: whose bytes are read later while the node is behind.
+"""``ByteShares``: whose bytes are read later, and whose streams begin later, while the node is behind.
 
 While the event loop keeps up, everybody's bytes are read as they come. When it lags, an origin that sent more
 than an equal share of the last second's bytes waits a little before more of it is read, and its transport
 holds it back. The node itself counts as one more origin, so that a single flooder leaves time for the node's
-own work. Pure but for :func:`watch_lag`, which measures.
+own work. A stream that a peer opens counts as many bytes: to negotiate and serve one takes a host some
+milliseconds, however little is sent on it. Pure but for :func:`watch_lag`, which measures.
 """
 
 from __future__ import annotations
@@ -15,10 +16,18 @@ import trio
 LAG_S: Final = 0.1
 """The loop is behind when a task runs so much later than it asked to."""
 PAUSE_S: Final = 0.1
+STREAM_PAUSE_S: Final = 1.0
+"""Before the next stream of one connection begins. Longer than ``PAUSE_S``: what a peer sent during a shorter
+one would be read and begun together after it, and the node would have as much to do as before."""
+STREAM_PAUSE_MAX_S: Final = 8.0
+"""For an origin that has many connections, each of which begins streams."""
 WINDOW_S: Final = 1.0
 BEAT_S: Final = 0.1
 BUSY_BYTES: Final = 64 * 1024
 """Of all peers since the last beat; with fewer nothing is measured, so that an idle node sleeps."""
+STREAM_BYTES: Final = BUSY_BYTES
+"""What an opened stream counts: a session that asks one short question takes a host 2 to 3 ms, about what it
+takes to read so much. So each one that is opened has the lag measured."""
 
 
 class ByteShares:
@@ -28,7 +37,7 @@ class ByteShares:
         self.lag_s = 0.0
         """How late the loop was at the last beat."""
         self.paused = 0
-        """How often a read was put off, since the start."""
+        """How often a read or a stream was put off, since the start."""
         self._now: dict[str, int] = {}
         self._before: dict[str, int] = {}
         self._began = 0.0
@@ -37,6 +46,16 @@ class ByteShares:
 
     def read(self, origin: str, count: int, now: float) -> float:
         """Note ``count`` bytes of an origin, by its name. The seconds to wait before more of its are read."""
+        return PAUSE_S if self._has_to_wait(origin, count, now) else 0.0
+
+    def opened(self, origin: str, connections: int, now: float) -> float:
+        """Note a stream that an origin with so many connections opened. The seconds to wait before the next
+        one of the same connection."""
+        if not self._has_to_wait(origin, STREAM_BYTES, now):
+            return 0.0
+        return min(STREAM_PAUSE_S * connections, STREAM_PAUSE_MAX_S)
+
+    def _has_to_wait(self, origin: str, count: int, now: float) -> bool:
         if now >= self._began + WINDOW_S:
             self._before = self._now if now < self._began + 2 * WINDOW_S else {}
             self._now, self._began = {}, now
@@ -45,14 +64,14 @@ class ByteShares:
         if self._since_beat >= BUSY_BYTES:
             self._busy.set()
         if self.lag_s < LAG_S:
-            return 0.0
+            return False
         everybody = self._now.keys() | self._before.keys()
         total = sum(self._now.values()) + sum(self._before.values())
         own = self._now[origin] + self._before.get(origin, 0)
         if own * (len(everybody) + 1) <= total:
-            return 0.0
+            return False
         self.paused += 1
-        return PAUSE_S
+        return True
 
     async def watch_lag(self) -> None:
         """Measure while many bytes come in, and sleep otherwise. Runs until cancelled."""

@@ -332,6 +332,13 @@ class Swarm:
             self.start_task(victim.close)
         connection.muxed.pace = lambda count: self.bytes.read(origin.near, count, trio.current_time())
 
+    def paced(self, connection: Connection, now: float) -> float:
+        """Note a stream that a peer opened; the seconds until its next one is served."""
+        if connection not in self.places:
+            return 0.0
+        origin = self.places.origin(connection)
+        return self.bytes.opened(origin.near, self.places.held_by(origin), now)
+
     async def close_idle(self) -> None:
         """Close inbound connections that nobody has used for long, again and again. Runs until cancelled."""
         while True:
@@ -458,7 +465,8 @@ class Connection:
         """Serve the streams that the peer opens; close when the muxer has ended."""
         async for stream in self.muxed.opened_by_peer:
             self._swarm.start_task(self._serve, stream)
-            if wait_s := self._streams.wait_s(trio.current_time()):
+            now = trio.current_time()
+            if wait_s := max(self._streams.wait_s(now), self._swarm.paced(self, now)):
                 await trio.sleep(wait_s)
             self._streams.spend(1)
         await self.close()

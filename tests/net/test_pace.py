@@ -1,14 +1,26 @@
-"""Whose bytes wait while a node is behind: those of who sent more than its share."""
+"""Whose bytes and streams wait while a node is behind: those of who sent more than its share."""
 
 from __future__ import annotations
 
 import time
 
+import pytest
 import trio
 from trio.testing import MockClock
 
-from p2pnode.net.pace import BUSY_BYTES, LAG_S, PAUSE_S, WINDOW_S, ByteShares
+from p2pnode.net.pace import (
+    BUSY_BYTES,
+    LAG_S,
+    PAUSE_S,
+    STREAM_BYTES,
+    STREAM_PAUSE_MAX_S,
+    STREAM_PAUSE_S,
+    WINDOW_S,
+    ByteShares,
+)
+from p2pnode.net.stream import Stream
 from tests.net.support import eventually
+from tests.net.test_hostile_shares import ONE_ADDRESS, scene
 
 FLOOD, HONEST, THIRD = "flood", "honest", "third"
 
@@ -67,3 +79,49 @@ async def test_few_bytes_start_no_measurement(autojump_clock: MockClock) -> None
         await trio.testing.wait_all_tasks_blocked()
         assert trio.lowlevel.current_statistics().seconds_to_next_deadline == before
         nursery.cancel_scope.cancel()
+
+
+def test_a_stream_that_is_opened_counts_though_nothing_is_sent_on_it() -> None:
+    shares = behind()
+    waits = [(shares.opened(FLOOD, 1, n / 100), shares.read(HONEST, 500, n / 100)) for n in range(1, 50)]
+    assert all(flood == STREAM_PAUSE_S for flood, _ in waits)
+    assert all(honest == 0 for _, honest in waits)
+    assert shares.opened(HONEST, 1, 0.5) == 0
+    assert shares.opened(FLOOD, 3, 0.5) == 3 * STREAM_PAUSE_S
+    assert shares.opened(FLOOD, 256, 0.5) == STREAM_PAUSE_MAX_S
+    shares.lag_s = 0.0
+    assert shares.opened(FLOOD, 1, 0.5) == 0
+
+
+async def test_streams_that_are_opened_start_a_measurement(autojump_clock: MockClock) -> None:
+    shares = ByteShares()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(shares.watch_lag)
+        await trio.testing.wait_all_tasks_blocked()
+        before = trio.lowlevel.current_statistics().seconds_to_next_deadline
+        for _ in range(BUSY_BYTES // STREAM_BYTES):
+            shares.opened(FLOOD, 1, trio.current_time())
+        await trio.testing.wait_all_tasks_blocked()
+        assert trio.lowlevel.current_statistics().seconds_to_next_deadline < before
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.long  # on the real clock: what holds up the loop takes time
+async def test_streams_that_hold_up_the_loop_begin_later_and_those_of_others_do_not() -> None:
+    served = 0
+
+    async def costly(_stream: Stream) -> None:
+        nonlocal served
+        served += 1
+        time.sleep(0.15)  # noqa: ASYNC251  what a stream costs on which next to nothing is said
+
+    async with scene() as s:
+        s.host.serve("/p2pnode/costly/1", costly)
+        (attacker,) = s.attackers(1, ONE_ADDRESS)
+        connection = await attacker.connect()
+        with trio.move_on_after(6):
+            for _ in range(100):
+                (await attacker.open(connection, "/p2pnode/costly/1")).close_write()
+            await trio.sleep_forever()
+        assert BUSY_BYTES // STREAM_BYTES <= served <= 20  # else forty: all that there is time for
+        assert await s.is_served()
