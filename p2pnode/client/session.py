@@ -560,13 +560,16 @@ class Session:
 
     async def _outcome(self, turn: SessionTurn | None, value: ClientEmission) -> None:
         """A turn is over; None where it was given up before. What it did not use it no longer holds."""
-        if not self.is_busy:
-            await self._lease.rest()
-        elif turn is not None:
-            await self._lease.release(turn.ask, turn.tokens_in, turn.tokens_out)
-        if turn is not None:
-            turn.hand_on(value)
-        self._note_change()
+        try:
+            if not self.is_busy:
+                await self._lease.rest()
+            elif turn is not None:
+                await self._lease.release(turn.ask, turn.tokens_in, turn.tokens_out)
+        finally:
+            # Also where that can't be written down: nothing else ends its reader's wait.
+            if turn is not None:
+                turn.hand_on(value)
+            self._note_change()
 
     def _turn_emitted(self, value: ClientEmission) -> None:
         """Give what concerns turns to whoever reads them; nobody waits for one that was given up."""

@@ -14,14 +14,14 @@ import trio
 from trio.testing import MockClock
 
 from p2pnode.client.client import Client
-from p2pnode.errors import ConfigError, NoHostError, P2PNodeError, RefusedError
+from p2pnode.errors import ConfigError, LocalError, NoHostError, P2PNodeError, RefusedError
 from p2pnode.net.virtual_time import wall_clock
 from p2pnode.payments import settlement_policy as policy
 from p2pnode.payments.books import open_journal
 from p2pnode.payments.escrow import HostMoney
 from p2pnode.payments.exposure import ExposureLimits
 from p2pnode.payments.journal.journal import BoughtSession, HostedSession, Journal
-from p2pnode.payments.payer import Payer
+from p2pnode.payments.payer import Payer, Purchase
 from p2pnode.payments.redelivery import close_at_host, redeliver_all
 from p2pnode.payments.spending import SpendingLimits
 from p2pnode.protocols.inference.messages import SamplingParams
@@ -488,6 +488,24 @@ async def test_a_command_that_is_killed_at_any_write_loses_no_session_and_pays_n
             break
         commits += 1
     assert commits > 3
+
+
+async def test_a_disk_that_fails_at_the_end_of_an_answer_keeps_nobody_waiting_for_it(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(_purchase: Purchase) -> None:
+        msg = "the disk is full"
+        raise LocalError(msg)
+
+    monkeypatch.setattr(Purchase, "release_all", full)
+    async with paid_world(tmp_path) as w:
+        member, money = await w.host(keep_s=KEEP_S)
+        alice = user(w, member)
+        with trio.fail_after(600):
+            assert (await alice.ask(40))[1] == 40
+        record = hosted(money)
+        assert record.voucher is not None
+        assert alice.due - PARALLEL_WINDOW <= record.voucher.amount <= alice.due
 
 
 # ---- closed by hand
