@@ -45,6 +45,10 @@ CONNECTIONS_PER_PEER: Final = 4
 STREAMS_PER_S: Final = 64.0
 STREAMS_BURST: Final = 256.0
 """A connection's streams are served as fast as this after a burst: who opens more of them waits."""
+FEW_PER_S: Final = 0.5
+FEW_BURST: Final = 8.0
+"""Streams of a connection that are never put off because the node is behind: a peer that begins to talk opens
+a few at once, and may have a flooder for a neighbour."""
 REACHED_MAX: Final = 1024
 NAMES_AT_ONCE: Final = 8
 """Names of strangers that are looked up at the same time. A look-up takes one of the 40 threads that the
@@ -445,6 +449,7 @@ class Connection:
         self.is_closed = False
         self._swarm = swarm
         self._streams = TokenBucket(STREAMS_PER_S, STREAMS_BURST)
+        self._few = TokenBucket(FEW_PER_S, FEW_BURST)
 
     @property
     def peer(self) -> PeerId:
@@ -466,7 +471,8 @@ class Connection:
         async for stream in self.muxed.opened_by_peer:
             self._swarm.start_task(self._serve, stream)
             now = trio.current_time()
-            if wait_s := max(self._streams.wait_s(now), self._swarm.paced(self, now)):
+            paced_s = self._swarm.paced(self, now)
+            if wait_s := max(self._streams.wait_s(now), 0.0 if self._few.take(now) else paced_s):
                 await trio.sleep(wait_s)
             self._streams.spend(1)
         await self.close()
