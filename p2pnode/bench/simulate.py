@@ -27,10 +27,10 @@ _FILL_S: Final = 5.0
 
 async def measure_simulate(options: BenchOptions, take: Take) -> None:
     """All figures of the suite. Nothing else of this process runs meanwhile."""
-    for name, nodes, seconds in (("gossip_1k", 1000, 20.0), ("gossip_10k", 10_000, 4.0)):
+    for name, nodes, seconds in (("simulate.gossip_1k", 1000, 20.0), ("simulate.gossip_10k", 10_000, 4.0)):
         await trio.lowlevel.checkpoint()
         scale = 10 if options.quick else 1
-        take(f"simulate.{name}", gossip(nodes // scale, seconds / (2 if options.quick else 1)))
+        take(name, gossip(nodes // scale, seconds / (2 if options.quick else 1)))
 
 
 def gossip(count: int, seconds: float) -> Measurement:

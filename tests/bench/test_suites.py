@@ -115,7 +115,8 @@ def test_all_means_every_suite_in_order() -> None:
 def test_an_unknown_suite_is_refused_with_the_known_ones() -> None:
     with pytest.raises(
         UsageError,
-        match="choose stream, dial, gossip, attacks, cli, idle, gas, paid, economy, failover, storage or all",
+        match="choose stream, dial, gossip, attacks, cli, idle, gas, paid, economy, failover, storage, "
+        "simulate or all",
     ):
         suites_named("streams")
 

@@ -90,8 +90,8 @@ def test_hosts_lists_who_may_be_asked(
     assert head.split() == ["model", "peer", "USDC/M", "in/out", "fee", "context", "load", "score"]
     assert sorted(row.split()[2] for row in rows) == ["0.000005/0.000007", "free"]
     why = _hosts(data_dir, "--why", hosts=(host,))
-    can = "tools, schema, logprobs, parallel-turns, keep-time (scripted); keeps a session for 1 day"
-    able = f"  {shorten(host.ready['peer_id'])}  can: {can} after you left"
+    can = "tools, schema, logprobs, embeddings, parallel-turns, keep-time (scripted); keeps a session"
+    able = f"  {shorten(host.ready['peer_id'])}  can: {can} for 1 day after you left"
     assert able in why.out.splitlines()
     assert all(len(line) <= 80 for line in ran.out.splitlines())
     assert ran.err == ""

@@ -167,7 +167,7 @@ def test_the_least_pace_follows_from_what_hosts_gave(usual: tuple[float, ...], l
 
 
 def test_the_first_host_is_asked_what_was_asked() -> None:
-    assert PartialAnswer(BODY).next_prompt() is BODY
+    assert PartialAnswer(BODY).next_prompt() == BODY
 
 
 def test_the_next_is_asked_for_the_rest_from_exactly_what_is_held() -> None:

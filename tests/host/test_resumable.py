@@ -41,7 +41,7 @@ def record() -> Any:
     channel = SimpleNamespace(best=None, terms=SimpleNamespace(session_fee=0, expiry=0), cost=0, free=False)
     granted = SimpleNamespace(keep_s=0, settle_above=0)
     return SimpleNamespace(
-        session=SESSION, channel=channel, epoch=1, granted=granted, abandon=lambda _reason: None
+        session=SESSION, channel=channel, epoch=1, granted=granted, unpaid=0, abandon=lambda _reason: None
     )
 
 
