@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
+from p2pnode.ids import PeerId
 from p2pnode.protocols.adverts.exchange import Announcement
 from p2pnode.protocols.adverts.messages import (
     Address,
@@ -22,20 +23,53 @@ from p2pnode.protocols.adverts.messages import (
     SignedAdvert,
     topic_of,
 )
+from p2pnode.protocols.adverts.signatures import AdvertChecks
 from p2pnode.protocols.events import Effect, Event, Send
 from p2pnode.protocols.inference.messages import Checkpoint
 from p2pnode.protocols.wire import encode
 from p2pnode.simulations.faults import Fault, Undo
+from p2pnode.simulations.gossip import GossipService
 from p2pnode.simulations.market.adverts import PROTOCOL, NodeAdverts, bound
-from p2pnode.simulations.world import Node
-
-if TYPE_CHECKING:
-    from p2pnode.simulations.market.market import MarketService
+from p2pnode.simulations.market.client import ClientProfile
+from p2pnode.simulations.market.host import Host, HostParameters, HostProfile
+from p2pnode.simulations.market.surroundings import Surroundings
+from p2pnode.simulations.world import Answerer, Node
 
 _OVERBILLED: Final = 5
 _FORGED_EVERY_S: Final = 5.0
 _REPLAYED_AFTER_S: Final = 250.0
 _SAMPLE: Final = 16
+
+
+class StruckMarket(Surroundings, Protocol):
+    """What hosts that do wrong need of their market."""
+
+    hosts: dict[PeerId, Host]
+    """Those that are up."""
+    host_profiles: dict[int, HostProfile]
+    client_profiles: dict[int, ClientProfile]
+    adverts: dict[PeerId, NodeAdverts]
+    checks: AdvertChecks
+    gossip: GossipService
+    dishonest: dict[PeerId, str]
+    """Hosts that do wrong, and what."""
+    tamper: dict[PeerId, Callable[[Any], Any]]
+    """What is made of the machine of a session at these hosts."""
+    answers: dict[PeerId, Answerer]
+    """What these hosts answer questions for adverts with, in place of their machine."""
+    slow: dict[PeerId, float]
+    """Hosts that take so many times as long."""
+    other_model: dict[PeerId, int]
+    """Hosts that run another model than they say."""
+
+    @property
+    def parameters(self) -> HostParameters:
+        """How it is set up."""
+        ...
+
+    def add_plain(self, ip: str) -> Node:
+        """A node that gossips and is no host, at this address."""
+        ...
 
 
 class Tampering:
@@ -63,7 +97,7 @@ def overbilled(message: Any) -> Any:
     return message
 
 
-def strike(market: MarketService, fault: Fault, nodes: Sequence[Node]) -> Undo:
+def strike(market: StruckMarket, fault: Fault, nodes: Sequence[Node]) -> Undo:
     """Let these hosts do wrong from now on; what is returned ends it."""
     for node in nodes:
         if fault.kind != "slow":
@@ -99,7 +133,7 @@ def _all(*actions: Callable[[], None]) -> Undo:
     return undo
 
 
-def _set_speed(market: MarketService, nodes: Sequence[Node], factor: float) -> None:
+def _set_speed(market: StruckMarket, nodes: Sequence[Node], factor: float) -> None:
     for node in nodes:
         market.slow[node.peer] = factor
         node.think_s = 0.05 * (factor - 1)
@@ -107,14 +141,14 @@ def _set_speed(market: MarketService, nodes: Sequence[Node], factor: float) -> N
             host.engine.slow = factor
 
 
-def _set_model(market: MarketService, nodes: Sequence[Node], model: int) -> None:
+def _set_model(market: StruckMarket, nodes: Sequence[Node], model: int) -> None:
     for node in nodes:
         market.other_model[node.peer] = model
         if (host := market.hosts.get(node.peer)) is not None:
             host.engine.model = model
 
 
-def _forgive(market: MarketService, nodes: Sequence[Node]) -> None:
+def _forgive(market: StruckMarket, nodes: Sequence[Node]) -> None:
     for node in nodes:
         market.dishonest.pop(node.peer, None)
         market.tamper.pop(node.peer, None)
@@ -126,7 +160,7 @@ def _forgive(market: MarketService, nodes: Sequence[Node]) -> None:
 class Liar:
     """Hosts that spread adverts of others: some that those did not sign, or that they signed long ago."""
 
-    def __init__(self, market: MarketService, nodes: Sequence[Node], *, forges: bool) -> None:
+    def __init__(self, market: StruckMarket, nodes: Sequence[Node], *, forges: bool) -> None:
         self._market, self._nodes, self._forges = market, nodes, forges
         self._random = market.world.draws("liar", nodes[0].number if nodes else 0)
         self._old: list[tuple[float, SignedAdvert]] = []
@@ -187,7 +221,7 @@ class Liar:
                 return None
 
 
-def _sybil(market: MarketService, maker: Node, number: int) -> Node:
+def _sybil(market: StruckMarket, maker: Node, number: int) -> Node:
     """An id of somebody who has one already: it advertises a low price, and serves nothing."""
     prefix = maker.ip.rpartition(".")[0]
     node = market.add_plain(f"{prefix}.{10 + number % 240}")
@@ -210,7 +244,7 @@ def _sybil(market: MarketService, maker: Node, number: int) -> Node:
     return node
 
 
-def _eclipse(market: MarketService, nodes: Sequence[Node]) -> None:
+def _eclipse(market: StruckMarket, nodes: Sequence[Node]) -> None:
     """All clients know these first, and these tell of themselves only."""
     theirs = frozenset(node.peer for node in nodes)
     for profile in market.client_profiles.values():

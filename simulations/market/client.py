@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from p2pnode.bounded import BoundedMap
 from p2pnode.client.ranking import Candidate, Filters, Measured, is_priced
@@ -22,6 +22,7 @@ from p2pnode.payments.journal.records import Spending
 from p2pnode.payments.spending import (
     FundsError,
     SpendingLimitError,
+    SpendingLimits,
     WalletRule,
     why_unpayable,
 )
@@ -30,6 +31,7 @@ from p2pnode.payments.spending import (
 )
 from p2pnode.protocols.adverts.messages import Advert, Offer
 from p2pnode.protocols.inference.channel import ClientPayment
+from p2pnode.protocols.inference.client import ClientSession
 from p2pnode.protocols.inference.client_turn import held_from_journal
 from p2pnode.protocols.inference.commands import (
     Accepted,
@@ -48,17 +50,15 @@ from p2pnode.protocols.inference.messages import (
 from p2pnode.protocols.typed_data import authorisation_digest
 from p2pnode.simulations.market.engines import (
     BYTES_PER_TOKEN,
+    Engines,
     named_by,
     seed_of_length,
 )
 from p2pnode.simulations.market.ledger import EPOCH_S
-from p2pnode.simulations.market.question import Question
-from p2pnode.simulations.market.session import PROTOCOL, Bought, Session, Then
+from p2pnode.simulations.market.question import Question, QuestionMarket
+from p2pnode.simulations.market.session import PROTOCOL, Bought, OpenHost, Session, Then
 from p2pnode.simulations.parameters import require_not_negative, require_positive, require_shares
 from p2pnode.simulations.world import Link, Node, Shell
-
-if TYPE_CHECKING:
-    from p2pnode.simulations.market.market import MarketService
 
 _EXPIRY_S: Final = 48 * 3600
 _VALID_S: Final = 450
@@ -127,10 +127,46 @@ class ClientDisk:
     starts: int = 0
 
 
+class ClientParameters(Protocol):
+    """What a client needs of the parameters of its market."""
+
+    @property
+    def clients(self) -> Clients:
+        """Of all clients."""
+        ...
+
+    @property
+    def engines(self) -> Engines:
+        """Of what answers them."""
+        ...
+
+
+class ClientMarket(QuestionMarket, Protocol):
+    """What a client needs of its market."""
+
+    models: list[ModelId]
+    spending_limits: SpendingLimits
+    is_closing: bool
+    """Whether nobody asks anything any more."""
+
+    @property
+    def parameters(self) -> ClientParameters:
+        """How it is set up."""
+        ...
+
+    def note_asked(self, question: Question) -> None:
+        """Somebody asks."""
+        ...
+
+    def note_turn(self, conversation: Conversation, question: Question) -> None:
+        """A turn of a conversation is over."""
+        ...
+
+
 class Client:
     """One client from a start to its end."""
 
-    def __init__(self, market: MarketService, node: Node, profile: ClientProfile) -> None:
+    def __init__(self, market: ClientMarket, node: Node, profile: ClientProfile) -> None:
         self.market, self.node, self.profile = market, node, profile
         self.world, self.parameters, self.disk = market.world, market.parameters.clients, profile.disk
         self.disk.starts += 1
@@ -154,6 +190,16 @@ class Client:
     def now(self) -> float:
         """Seconds since the start of the run."""
         return self.world.now
+
+    @property
+    def measured(self) -> dict[PeerId, Measured]:
+        """What it measured of hosts, in this start and before."""
+        return self.disk.measured
+
+    @property
+    def patience_s(self) -> float:
+        """How long people wait for the first token."""
+        return self.parameters.patience_s
 
     def wall(self) -> float:
         """Epoch seconds."""
@@ -188,7 +234,7 @@ class Client:
 
     def measure(self, peer: PeerId, change: Callable[[Measured], Measured]) -> None:
         """Note what was measured of a host."""
-        measured = self.disk.measured
+        measured = self.measured
         measured[peer] = change(measured.get(peer, Measured()))
 
     # ---- peers and streams
@@ -205,7 +251,9 @@ class Client:
         """A peer answered."""
         self.disk.met.put(peer, None)
 
-    def join(self, machine: Any, on_emit: Callable[[Any], None], host: Any, link: Link) -> Shell:
+    def join(
+        self, machine: ClientSession, on_emit: Callable[[Any], None], host: OpenHost, link: Link
+    ) -> Shell:
         """Run a machine on a new stream to a host."""
         shell = self.world.shell(self.node, PROTOCOL, machine, on_emit=on_emit, size=self.market.size_of)
         stream = host.open_stream(self.node, link.back)

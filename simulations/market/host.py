@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from p2pnode.bounded import BoundedMap
 from p2pnode.chain.ledger import Close, CloseMany, LedgerEvent, Refund, Release, SessionClosed
@@ -25,7 +25,7 @@ from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.models.engine import ANYBODY, EngineInfo
 from p2pnode.node.peer_selection import PeerSelection
 from p2pnode.payments import settlement_policy as policy
-from p2pnode.payments.exposure import Exposure
+from p2pnode.payments.exposure import Exposure, ExposureLimits
 from p2pnode.payments.journal.records import HostedSession
 from p2pnode.protocols.adverts.exchange import Announcement
 from p2pnode.protocols.adverts.messages import Address, Advert, Load, Offer
@@ -74,14 +74,12 @@ from p2pnode.protocols.typed_data import amount_due, session_id
 from p2pnode.shares import Origin
 from p2pnode.simulations.market.adverts import seen_from
 from p2pnode.simulations.market.economy import Owner, Prices
-from p2pnode.simulations.market.engines import Run, SimulatedEngine, prompt_ids
+from p2pnode.simulations.market.engines import Engines, Run, SimulatedEngine, prompt_ids
 from p2pnode.simulations.market.ledger import EPOCH_S
+from p2pnode.simulations.market.surroundings import Surroundings
 from p2pnode.simulations.parameters import require_not_negative, require_positive
 from p2pnode.simulations.signatures import sign_with
 from p2pnode.simulations.world import Link, Node, Shell
-
-if TYPE_CHECKING:
-    from p2pnode.simulations.market.market import MarketService
 
 PROTOCOL: Final = "inference"
 _PAYERS_MAX: Final = 1024
@@ -231,10 +229,59 @@ class HostStream:
                 self.host.later(self.shell.give, TimerFired(key))
 
 
+class HostParameters(Protocol):
+    """What a host needs of the parameters of its market."""
+
+    @property
+    def hosts(self) -> Hosts:
+        """Of all hosts."""
+        ...
+
+    @property
+    def engines(self) -> Engines:
+        """Of what they answer with."""
+        ...
+
+
+class HostMarket(Surroundings, Protocol):
+    """What a host needs of its market."""
+
+    exposure_limits: ExposureLimits
+
+    @property
+    def parameters(self) -> HostParameters:
+        """How it is set up."""
+        ...
+
+    def gossips(self, peer: PeerId) -> bool:
+        """Whether a peer takes part in gossip."""
+        ...
+
+    def model_name(self, model: ModelId) -> str:
+        """What people call a model."""
+        ...
+
+    def new_host_session(self, host: Host, **arguments: Any) -> HostSession:
+        """The machine of a stream at a host."""
+        ...
+
+    def note_paid(self, host: Host, session: SessionId, voucher: Voucher) -> None:
+        """A host took a voucher."""
+        ...
+
+    def note_unpaid(self, host: Host, record: OpenSession) -> None:
+        """A host gave up what a session owes."""
+        ...
+
+    def note_client_fault(self, host: Host, stream: HostStream, reason: str) -> None:
+        """A host says that a client broke the protocol."""
+        ...
+
+
 class Host:
     """One host from a start to its end."""
 
-    def __init__(self, market: MarketService, node: Node, profile: HostProfile) -> None:
+    def __init__(self, market: HostMarket, node: Node, profile: HostProfile) -> None:
         self.market, self.node, self.profile = market, node, profile
         self.world, self.limits = market.world, market.limits
         disk = self.disk = profile.disk

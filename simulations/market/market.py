@@ -37,7 +37,7 @@ from p2pnode.simulations.market.economy import Economy, Owner, first_prices, rep
 from p2pnode.simulations.market.engines import Engines, SimulatedEngine, prompt_ids
 from p2pnode.simulations.market.host import Host, HostProfile, Hosts, HostStream
 from p2pnode.simulations.market.ledger import Chain, SimulatedChain
-from p2pnode.simulations.market.question import Question
+from p2pnode.simulations.market.question import Asker, Question
 from p2pnode.simulations.market.session import Session, SessionTurn
 from p2pnode.simulations.market.watch import MarketWatch
 from p2pnode.simulations.recorder import Recorder
@@ -325,7 +325,7 @@ class MarketService:
         tamper = self.tamper.get(host.node.peer)
         return machine if tamper is None else tamper(machine)
 
-    def new_client_session(self, _owner: object, **arguments: Any) -> ClientSession:
+    def new_client_session(self, _owner: object, /, **arguments: Any) -> ClientSession:
         """The machine of a stream at a client."""
         return ClientSession(**arguments)
 
@@ -425,7 +425,7 @@ class MarketService:
                 self.watch.fault(f"host {self.world.by_peer[peer].number}", str(error))
             question.fraud = question.fraud or self.dishonest[peer]
 
-    def note_lookup(self, client: Client, seconds: float, asked: int, found: int, failed: int) -> None:
+    def note_lookup(self, client: Asker, seconds: float, asked: int, found: int, failed: int) -> None:
         """A lookup is over."""
         self._event(client.node.number, "lookup", found)
         self.recorder.row(

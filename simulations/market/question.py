@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from p2pnode.client.failover import (
     Attempt,
@@ -17,11 +17,12 @@ from p2pnode.client.failover import (
     session_error,
     turn_error,
 )
-from p2pnode.client.ranking import Candidate, HostChoice, Measured, TurnBound
+from p2pnode.client.ranking import Candidate, Filters, HostChoice, Measured, TurnBound
+from p2pnode.client.reuse import PrefixMemory
 from p2pnode.errors import HostFault, P2PNodeError, RefusedError, RemoteError, UnreachableError
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.models.answer import Said
-from p2pnode.protocols.adverts.messages import Advert
+from p2pnode.protocols.adverts.messages import Advert, Offer
 from p2pnode.protocols.inference.commands import (
     Ask,
     CancelTurn,
@@ -29,21 +30,16 @@ from p2pnode.protocols.inference.commands import (
     TurnDone,
     TurnFailed,
 )
-from p2pnode.protocols.inference.messages import (
-    PromptBody,
-)
+from p2pnode.protocols.inference.messages import PromptBody, Tokens
 from p2pnode.protocols.inference.receipts import ids_hash
 from p2pnode.protocols.lookup.messages import Contact, Contacted, Exhausted, Found, Hint, SourceDone
 from p2pnode.protocols.lookup.search import Search
-from p2pnode.simulations.market.adverts import seen_from
+from p2pnode.simulations.market.adverts import NodeAdverts, seen_from
 from p2pnode.simulations.market.engines import (
     prompt_ids,
 )
-from p2pnode.simulations.market.session import Session, SessionTurn
+from p2pnode.simulations.market.session import Session, SessionMarket, SessionOwner, SessionTurn, Then
 from p2pnode.simulations.world import Node
-
-if TYPE_CHECKING:
-    from p2pnode.simulations.market.client import Client
 
 LOOKUP: Final = "lookup"
 _TEMPLATE_TOKENS: Final = 512
@@ -51,11 +47,91 @@ _TEMPLATE_PER_MESSAGE: Final = 64
 _PACE_CHECK_S: Final = 10.0
 
 
+class QuestionMarket(SessionMarket, Protocol):
+    """What a question needs of its market."""
+
+    def note_answer(self, question: Question, ids: tuple[int, ...]) -> None:
+        """Output of an answer arrived at whoever asked."""
+        ...
+
+    def note_failover(self, question: Question) -> None:
+        """Another host goes on with an answer, or the same one again."""
+        ...
+
+    def note_host_failed(self, question: Question, peer: PeerId, error: P2PNodeError) -> None:
+        """A host failed a question."""
+        ...
+
+    def note_lookup(self, client: Asker, seconds: float, asked: int, found: int, failed: int) -> None:
+        """A lookup is over."""
+        ...
+
+    def note_question(self, question: Question) -> None:
+        """A question has its outcome."""
+        ...
+
+
+class Asker(SessionOwner, Protocol):
+    """What a question needs of the client that asks it."""
+
+    adverts: NodeAdverts
+    filters: Filters
+    has_tokenizer: bool
+    prefixes: PrefixMemory
+
+    @property
+    def market(self) -> QuestionMarket:
+        """Where the client is."""
+        ...
+
+    @property
+    def measured(self) -> dict[PeerId, Measured]:
+        """What it measured of hosts."""
+        ...
+
+    @property
+    def patience_s(self) -> float:
+        """How long it waits for the first token."""
+        ...
+
+    def wall(self) -> float:
+        """Epoch seconds."""
+        ...
+
+    def measure(self, peer: PeerId, change: Callable[[Measured], Measured]) -> None:
+        """Note what was measured of a host."""
+        ...
+
+    def first_peers(self) -> list[Node]:
+        """Whom a search asks first."""
+        ...
+
+    def met(self, peer: PeerId) -> None:
+        """A peer answered."""
+        ...
+
+    def sessions_of(self, peer: PeerId, model: ModelId) -> list[Session]:
+        """Those that are not over."""
+        ...
+
+    def peers_with_session(self, model: ModelId) -> list[PeerId]:
+        """Hosts with a session that can take a turn now, or is worth waiting for."""
+        ...
+
+    def open_session(self, candidate: Candidate, ask: Ask, then: Then) -> None:
+        """A session with a host that can pay for a turn, with a place for it: an open one, or a new one."""
+        ...
+
+    def why_unpayable(self, advert: Advert, offer: Offer) -> str:
+        """Why an offer can't be paid; "" where it can."""
+        ...
+
+
 class Question:
     """One question and its answer, of as many hosts as it takes."""
 
     def __init__(
-        self, client: Client, model: ModelId, body: PromptBody, then: Callable[[Question], None]
+        self, client: Asker, model: ModelId, body: PromptBody, then: Callable[[Question], None]
     ) -> None:
         self.client, self.model, self._then = client, model, then
         market = client.market
@@ -64,7 +140,7 @@ class Question:
         self.choice = HostChoice(
             model,
             client.filters,
-            measured=client.disk.measured,
+            measured=client.measured,
             payable=client.why_unpayable,
             has_session=lambda peer: bool(client.sessions_of(peer, model)),
         )
@@ -101,7 +177,7 @@ class Question:
             entry = client.adverts.book.get(peer, client.wall())
             if entry is not None:
                 self.choice.try_first(entry.advert)
-        client.after(client.parameters.patience_s, self._lose_patience)
+        client.after(client.patience_s, self._lose_patience)
         self._next_turn()
 
     def _lose_patience(self) -> None:
@@ -241,7 +317,7 @@ class Question:
         if share is not None:
             client.measure(attempt.peer, partial(Measured.reused, share=share))
 
-    def delivered(self, turn: SessionTurn, tokens: Any) -> None:
+    def delivered(self, turn: SessionTurn, tokens: Tokens) -> None:
         """Output came."""
         attempt, now = self.failover.attempt, self.client.now
         if attempt is None or turn is not self._turn:
@@ -269,7 +345,7 @@ class Question:
         pace = attempt.pace(now, limits.pace_window_s)
         if pace is None:
             return
-        measured = client.disk.measured
+        measured = client.measured
         usual = [known.tokens_per_s for known in measured.values() if known.tokens_per_s is not None]
         if pace >= least_pace(usual, floor=limits.pace_floor, ceiling=limits.pace_ceiling):
             return
@@ -385,7 +461,7 @@ class Lookup:
     """One search for hosts: its machine, its sources and its dials."""
 
     def __init__(
-        self, client: Client, model: ModelId, on_found: Callable[[Advert], None], on_over: Callable[[], None]
+        self, client: Asker, model: ModelId, on_found: Callable[[Advert], None], on_over: Callable[[], None]
     ) -> None:
         self._client, self._model, self._on_found, self._on_over = client, model, on_found, on_over
         limits = client.market.limits

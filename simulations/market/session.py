@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 from p2pnode.client.bill import CostShares
-from p2pnode.client.failover import (
-    session_error,
-)
+from p2pnode.client.failover import PartialAnswer, session_error
 from p2pnode.client.resumption import Resumption
 from p2pnode.errors import P2PNodeError, UnreachableError
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.protocols.inference.channel import ClientPayment
-from p2pnode.protocols.inference.client_turn import HeldSession
+from p2pnode.protocols.inference.client import ClientSession
+from p2pnode.protocols.inference.client_turn import ClientTimes, HeldSession
 from p2pnode.protocols.inference.commands import (
     Accepted,
     Ask,
@@ -39,11 +38,8 @@ from p2pnode.protocols.inference.messages import (
     Voucher,
 )
 from p2pnode.protocols.typed_data import amount_due
-from p2pnode.simulations.world import Link, Node, Shell
-
-if TYPE_CHECKING:
-    from p2pnode.simulations.market.client import Client
-    from p2pnode.simulations.market.question import Question
+from p2pnode.simulations.market.surroundings import Surroundings
+from p2pnode.simulations.world import Link, Node, Shell, World
 
 PROTOCOL: Final = "inference"
 _TAKEN_STEP: Final = READ_CREDIT // 4
@@ -84,12 +80,139 @@ class Bought:
         return self.voucher if self.voucher is not None and self.voucher.amount > self.delivered else None
 
 
+class TurnAsker(Protocol):
+    """What a turn needs of the question that asked it."""
+
+    partial: PartialAnswer
+
+    def quoted(self, turn: SessionTurn, quoted: Quoted) -> None:
+        """The host counted the input."""
+        ...
+
+    def delivered(self, turn: SessionTurn, tokens: Tokens) -> None:
+        """Output came."""
+        ...
+
+    def turn_done(self, session: Session, turn: SessionTurn, over: TurnDone) -> None:
+        """The host ended the turn."""
+        ...
+
+    def turn_failed(self, session: Session, turn: SessionTurn, failed: TurnFailed) -> None:
+        """The turn failed, and the session lives."""
+        ...
+
+    def session_failed(self, session: Session, turn: SessionTurn, error: P2PNodeError) -> None:
+        """The session is over under the turn."""
+        ...
+
+
+class HostEnd(Protocol):
+    """What a client's stream needs of its other end."""
+
+    shell: Shell
+
+
+class OpenHost(Protocol):
+    """What a stream to a host needs of it."""
+
+    def open_stream(self, client: Node, link: Link) -> HostEnd:
+        """A client opens a stream; ``link`` leads from this host to it."""
+        ...
+
+
+class SessionMarket(Surroundings, Protocol):
+    """What a session needs of its market."""
+
+    client_times: ClientTimes
+
+    @property
+    def hosts(self) -> Mapping[PeerId, OpenHost]:
+        """Those that are up."""
+        ...
+
+    def new_client_session(self, owner: object, /, **arguments: Any) -> ClientSession:
+        """The machine of a stream at a client."""
+        ...
+
+    def verify_peer(self, peer: str, message: bytes, signature: bytes) -> bool:
+        """Whether a peer signed this."""
+        ...
+
+    def note_turn_asked(self, session: Session, turn: SessionTurn) -> None:
+        """A turn is asked in a session."""
+        ...
+
+    def note_delivered(self, session: Session, turn: SessionTurn, tokens: Tokens) -> None:
+        """Output arrived at a client's machine."""
+        ...
+
+    def note_signed(self, session: Session, voucher: Voucher) -> None:
+        """A client signed a voucher."""
+        ...
+
+    def note_resumed(self, session: Session) -> None:
+        """A session goes on on another stream."""
+        ...
+
+
+class SessionOwner(Protocol):
+    """What a session needs of the client that it belongs to."""
+
+    node: Node
+    world: World
+    holder: bytes
+
+    @property
+    def market(self) -> SessionMarket:
+        """Where the client is."""
+        ...
+
+    @property
+    def now(self) -> float:
+        """Seconds since the start of the run."""
+        ...
+
+    def draw(self, count: int) -> bytes:
+        """Random bytes."""
+        ...
+
+    def later(self, action: Callable[..., object], *arguments: Any) -> None:
+        """Do it when what is done now is done, unless the client is gone by then."""
+        ...
+
+    def after(self, seconds: float, action: Callable[..., object], *arguments: Any) -> None:
+        """The same, later."""
+        ...
+
+    def guarded(self, action: Callable[..., None]) -> Callable[..., None]:
+        """``action``, unless the client is gone by then."""
+        ...
+
+    def join(
+        self, machine: ClientSession, on_emit: Callable[[Any], None], host: OpenHost, link: Link
+    ) -> Shell:
+        """Run a machine on a new stream to a host."""
+        ...
+
+    def leave_stream(self, shell: Shell) -> None:
+        """A stream is not needed any more."""
+        ...
+
+    def session_over(self, session: Session) -> None:
+        """It can take no more turns."""
+        ...
+
+    def pool_changed(self) -> None:
+        """A place became free, or a session is over: who waits looks again."""
+        ...
+
+
 class SessionTurn:
     """One turn of a session, and the question that asked it. ``CostShares`` knows it."""
 
     __slots__ = ("ask", "cost", "key", "question", "taken", "tokens_in", "tokens_out")
 
-    def __init__(self, ask: Ask, key: int, question: Question) -> None:
+    def __init__(self, ask: Ask, key: int, question: TurnAsker) -> None:
         self.ask, self.key, self.question = ask, key, question
         self.tokens_in = self.tokens_out = self.taken = 0
         self.cost: int | None = None
@@ -98,7 +221,7 @@ class SessionTurn:
 class Session:
     """A session with one host: its machine and its turns, over one stream after another."""
 
-    def __init__(self, client: Client, host: Node, model: ModelId, bought: Bought | None) -> None:
+    def __init__(self, client: SessionOwner, host: Node, model: ModelId, bought: Bought | None) -> None:
         self.client, self.host, self.model, self.bought = client, host, model, bought
         terms = bought.payment.terms if bought is not None else None
         self.shares = CostShares(terms)
@@ -205,7 +328,7 @@ class Session:
 
     # ---- turns
 
-    def ask(self, ask: Ask, question: Question) -> SessionTurn | None:
+    def ask(self, ask: Ask, question: TurnAsker) -> SessionTurn | None:
         """Begin a turn in a place that was reserved; None where the session is over."""
         self.reserved = max(0, self.reserved - 1)
         if self.is_over or self.shell is None:
