@@ -33,7 +33,8 @@ from p2pnode.client.failover import (
 )
 from p2pnode.client.hosts import HostSearch, Searches
 from p2pnode.client.pool import SessionPool
-from p2pnode.client.ranking import Candidate, TurnBound
+from p2pnode.client.prompt_check import PromptRenderers
+from p2pnode.client.ranking import Candidate, TurnBound, is_priced
 from p2pnode.client.runtime import Runtime
 from p2pnode.client.session import Session, SessionTurn
 from p2pnode.client.text_check import TextCheck
@@ -155,7 +156,8 @@ class Answer:
         partial: PartialAnswer,
         *,
         search: Callable[[], Awaitable[HostSearch]],
-        make_ask: Callable[[PromptBody], Awaitable[Ask]],
+        make_ask: Callable[[PromptBody], Ask],
+        renderers: PromptRenderers,
         answers: Answers,
         watcher: Watcher | None = None,
         trusted: bool = False,
@@ -166,7 +168,7 @@ class Answer:
         ``trusted``: a host that the user trusts knows the question already. ``shorten`` leaves the oldest
         messages out of a prompt that fits no host; without it such a question is refused."""
         self._runtime, self._pool, self._searches = runtime, pool, searches
-        self._open_search, self._make_ask = search, make_ask
+        self._open_search, self._make_ask, self._renderers = search, make_ask, renderers
         self._watcher, self._answers = watcher, answers
         self._failover = Failover(partial, attempts_max=runtime.limits.hosts_per_answer)
         self._partial = partial
@@ -298,6 +300,7 @@ class Answer:
             partial,
             search=self._open_search,
             make_ask=self._make_ask,
+            renderers=self._renderers,
             answers=self._answers,
             vocabulary=self._fetch_vocabulary,
             trusted=self.trusted,
@@ -461,7 +464,7 @@ class Answer:
             if self.trusted:
                 self._search.keep_to_trusted()
         failover, candidate = self._failover, self._candidate
-        ask = await self._make_ask(self._partial.next_prompt())
+        ask = self._make_ask(self._partial.next_prompt())
         self._asked, self._check = ask.body, None
         spent = sum(item.cost for item in self.bill)
         tokens_out = ask.body.tokens_out_max
@@ -482,6 +485,8 @@ class Answer:
             if self._pool.has_left(peer, candidate.offer.model):
                 self._runtime.tell("session.left", {"peer": peer})
         self._keep_trust(self._search, candidate)
+        if is_priced(candidate.offer):
+            ask = await self._renderers.with_own_count(candidate.offer.model, ask)
         failover.begin()
         self._session = session = await self._pool.open(candidate, ask)
         failover.opened(

@@ -1,13 +1,14 @@
 """``PromptRenderers``: a prompt as ids, made on this machine, so that a quote for another one is seen.
 
 A host could quote more than a prompt takes, or read another prompt than the one it was sent. Where the files
-of a model lie here, the client renders the prompt itself and takes that quote only. Where they don't, it
-holds the quote against a bound that follows from bytes alone (``KnownModel.input_max``).
+of a model lie here, a client that pays renders the prompt itself and takes that quote only. Where they don't,
+it holds the quote against a bound that follows from bytes alone (``KnownModel.input_max``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -17,6 +18,7 @@ from p2pnode.ids import ModelId
 from p2pnode.models.engine import Engine
 from p2pnode.models.local_models import LocalModel, installed
 from p2pnode.models.manifest import scripted_model_id
+from p2pnode.protocols.inference.commands import Ask
 from p2pnode.protocols.inference.embeddings import texts_hash
 from p2pnode.protocols.inference.messages import N_CTX_MAX, PromptBody
 from p2pnode.protocols.inference.receipts import ids_hash
@@ -39,6 +41,11 @@ class PromptRenderers:
     def use(self, model: ModelId, engine: Engine) -> None:
         """Render prompts of this model with ``engine``, which the caller closes."""
         self._engines[model] = engine
+
+    async def with_own_count(self, model: ModelId, ask: Ask) -> Ask:
+        """``ask``, with the count and hash that its quote must have, where they can be made here."""
+        tokens, digest = await self.rendered(model, ask.body) or (None, None)
+        return replace(ask, prompt_tokens=tokens, prompt_hash=digest)
 
     async def rendered(self, model: ModelId, body: PromptBody) -> tuple[int, bytes] | None:
         """How many ids the prompt has, and the hash that its quote must name; None where they can't be made.

@@ -289,9 +289,8 @@ class Questions:
                 return await self._searches.of_named_host(peer, known.model, allowed)
             return self._searches.with_idle_sessions(known.model, allowed)
 
-        async def make_ask(body: PromptBody) -> Ask:
-            tokens, digest = await self.renderers.rendered(known.model, body) or (None, None)
-            return Ask(body, known.input_max(body), prompt_tokens=tokens, prompt_hash=digest)
+        def make_ask(body: PromptBody) -> Ask:
+            return Ask(body, known.input_max(body))
 
         return Answer(
             self._runtime,
@@ -300,6 +299,7 @@ class Questions:
             PartialAnswer.of(body, held),
             search=open_search,
             make_ask=make_ask,
+            renderers=self.renderers,
             answers=self.answers,
             watcher=watcher,
             trusted=trusted,

@@ -11,7 +11,7 @@ from typing import Final, Generic, Protocol, TypeVar
 
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.limits import Limits
-from p2pnode.protocols.inference.messages import Refuse
+from p2pnode.protocols.inference.messages import Refuse, SessionTerms
 from p2pnode.shares import FairShares, Origin
 
 RETRY_S: Final = 5.0
@@ -151,3 +151,9 @@ def _rests_longest(places: Collection[P]) -> P | None:
 
 def _full(detail: str) -> Refuse:
     return Refuse(code="capacity", detail=detail, retry_after_s=RETRY_S)
+
+
+def origin_of_payer(terms: SessionTerms) -> Origin:
+    """Whose share a paid session takes: its payer's, wherever that is."""
+    payer = f"payer/{terms.payer.hex()}"
+    return Origin(payer, payer)

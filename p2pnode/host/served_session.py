@@ -16,6 +16,7 @@ import structlog
 import trio
 
 from p2pnode.errors import EngineError, EngineLostError, ProtocolError, WireCode
+from p2pnode.host.admission import origin_of_payer
 from p2pnode.host.unpaid_work import CompileTurns, UnpaidWork
 from p2pnode.ids import SessionId
 from p2pnode.limits import Limits
@@ -77,7 +78,6 @@ from p2pnode.protocols.inference.messages import (
     FinishReason,
     PromptBody,
     Refuse,
-    SessionTerms,
     TokenLogprob,
     TopToken,
 )
@@ -486,12 +486,6 @@ class SessionWork:
     def _payer(record: OpenSession) -> Origin | None:
         """Who pays; None in a free session."""
         return None if record.channel.free else origin_of_payer(record.channel.terms)
-
-
-def origin_of_payer(terms: SessionTerms) -> Origin:
-    """Whose share a paid session takes: its payer's, wherever that is."""
-    payer = f"payer/{terms.payer.hex()}"
-    return Origin(payer, payer)
 
 
 MachineReport = Callable[[Any], Awaitable[None]]

@@ -2,7 +2,7 @@
 
 What is decided is the node's own: ``HostSession``, ``Admission``, ``Exposure``, ``settlement_policy``,
 ``SlotQueue`` and the adverts' machines. Here is what acts on it, in place of tasks, streams and files: a
-``Ledgerbook`` is what its disk holds, and outlives a crash. Sessions are not left with a host here
+``HostDisk`` is what its disk holds, and outlives a crash. Sessions are not left with a host here
 (``keep_s`` is 0): one whose stream is lost lingers, is resumed, or is settled.
 """
 
@@ -18,7 +18,7 @@ from p2pnode.bounded import BoundedMap
 from p2pnode.chain.ledger import Close, CloseMany, LedgerEvent, Refund, Release, SessionClosed
 from p2pnode.chain.ledger import Open as OpenCall
 from p2pnode.errors import ChainError
-from p2pnode.host.admission import Admission
+from p2pnode.host.admission import Admission, origin_of_payer
 from p2pnode.host.sheet import Grants, capabilities_of
 from p2pnode.ids import ModelId, PeerId, SessionId
 from p2pnode.limits import DEFAULT_LIMITS, Limits
@@ -62,7 +62,6 @@ from p2pnode.protocols.inference.messages import (
     Receipt,
     Refuse,
     Resume,
-    SessionTerms,
     Voucher,
 )
 from p2pnode.protocols.inference.open_session import LapsedSession, OpenSession
@@ -173,12 +172,6 @@ class HostDisk:
         return [record for record in found if record.state in states]
 
 
-def payer_of(terms: SessionTerms) -> Origin:
-    """Whose turn it is where a session is paid."""
-    name = f"payer/{terms.payer.hex()}"
-    return Origin(name, name)
-
-
 class Work:
     """The counts and engine requests of one session; they go on while no stream has it."""
 
@@ -192,7 +185,7 @@ class Work:
         terms = record.channel.terms
         self.payer = origin
         if not record.channel.free:
-            self.payer = payer_of(terms)
+            self.payer = origin_of_payer(terms)
 
 
 class HostStream:
@@ -519,7 +512,7 @@ class Host:
         if (refusal := self._made_room(self.admission.decide_open(stream, self.now))) is not None:
             return refusal
         terms, turns_max, window = request.terms, self.grants.turns_max, WINDOW
-        who = payer_of(terms) if terms is not None else stream.origin
+        who = origin_of_payer(terms) if terms is not None else stream.origin
         if turns_max > 1:
             window = CHECKPOINT_EVERY * (turns_max + 1)
             if terms is not None:
@@ -559,7 +552,7 @@ class Host:
             return None
         prices = Prices(terms.price_in, terms.price_out, terms.session_fee)
         granted = replace(
-            self._terms(self._payment(prices), payer_of(terms)), turns_max=self.grants.turns_max
+            self._terms(self._payment(prices), origin_of_payer(terms)), turns_max=self.grants.turns_max
         )
 
         def take(opened: OpenSession) -> Refuse | None:
