@@ -9,8 +9,6 @@ import pytest
 
 from tests.cli.support import Program, run
 
-pytestmark = pytest.mark.long
-
 
 def test_texts_and_lines_of_a_file_give_the_same_vectors(data_dir: Path, host: Program) -> None:
     flags = ("--model", "scripted", "--peer", host.multiaddr, "--data-dir", data_dir)
@@ -26,6 +24,7 @@ def test_texts_and_lines_of_a_file_give_the_same_vectors(data_dir: Path, host: P
     assert (done["vectors"], done["tokens_in"], done["cost"]) == (2, 17, 0)
 
 
+@pytest.mark.long
 def test_a_model_that_nobody_embeds_with_is_said_so(data_dir: Path, host: Program) -> None:
     refused = run("embed", "one", "--data-dir", data_dir, "--bootstrap", host.multiaddr, "--no-mdns")
     assert refused.code == 3

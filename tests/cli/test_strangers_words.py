@@ -172,11 +172,14 @@ def _unknown_format(text: str) -> str:
         TextCheck(VOCABULARY, body, quote)
     except HostFault as error:
         return _failed(error)
-    return ""
+    assert not text, "a format that is known"
+    return ""  # which names none, and has no calls
 
 
 def _listed(**said: Any) -> str:
-    """A host in the list of `hosts --why` and in `status`."""
+    """A host in the list of `hosts --why`, and the fields of its row that only `--json` prints, as they are
+    once they are read.
+    """
     one = advert(0)
     offer = one.offers[0]
     profile = adverts.Profile(engine=said.get("engine", "e"), build=said.get("build", "b"))
@@ -187,12 +190,19 @@ def _listed(**said: Any) -> str:
         profile=profile,
     )
     sheet = adverts.Sheet(peer=one.peer, offers=(more,), addresses=said.get("addresses", ()))
-    one = dataclasses.replace(one, addresses=tuple(adverts.Address(multiaddr=a) for a in sheet.addresses))
+    told = tuple(adverts.Address(multiaddr=each) for each in said.get("told", ()))
+    one = dataclasses.replace(one, addresses=told)
+    sheets = {} if told else {one.peer: sheet}  # the addresses of a sheet are shown in place of the advert's
     candidate = Candidate(advert=one, offer=offer, score=1.0)
     ranking = Ranking((candidate,), (dataclasses.replace(candidate, excluded=said.get("name", "x")),))
-    return _printed(
-        lambda output: hosts.print_hosts(output, ranking, {one.peer: sheet}, {one.peer: "x"}, why=True)
-    )
+
+    def show(output: Output) -> None:
+        hosts.print_hosts(output, ranking, sheets, {one.peer: "x"}, why=True)
+
+    with redirect_stdout(io.StringIO()) as lines:
+        show(Output(as_json=True))
+    row = json.loads(lines.getvalue().splitlines()[0])
+    return "\n".join((_printed(show), *row["addresses"], row["quantisation"]))
 
 
 SHOWN: dict[str, Callable[[str], str]] = {
@@ -204,7 +214,7 @@ SHOWN: dict[str, Callable[[str], str]] = {
     "inference.Tokens.name": lambda text: _call(text, "{}"),
     "checkpoint.Refuse.detail": lambda text: _failed(RefusedError("bad_request", text, said=True)),
     "blob.Failed.detail": lambda text: _failed(StoreRefusedError("quota", text)),
-    "adverts.Address.multiaddr": lambda text: _listed(addresses=(text,)),
+    "adverts.Address.multiaddr": lambda text: _listed(told=(text,)),
     "adverts.Sheet.addresses": lambda text: _listed(addresses=(text,)),
     "adverts.SheetOffer.name": lambda text: _listed(name=text),
     "adverts.SheetOffer.quantisation": lambda text: _listed(quantisation=text),
@@ -300,6 +310,7 @@ LURES = (
 @pytest.mark.parametrize("name", SHOWN)
 def test_no_string_of_a_peer_drives_a_terminal_or_writes_lines_of_its_own(name: str) -> None:
     show = SHOWN[name]
+    assert "plain" in show("plain")
     lines = show("plain").count("\n")
 
     @settings(max_examples=25, deadline=None)

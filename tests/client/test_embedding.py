@@ -71,7 +71,6 @@ async def test_a_text_has_the_same_vector_whatever_stands_beside_it(autojump_clo
     assert (await honest(TEXTS))[1:] == await honest(TEXTS[1:])
 
 
-@pytest.mark.long
 async def test_more_texts_than_a_turn_takes_are_embedded_in_several(autojump_clock: MockClock) -> None:
     texts = [f"text number {n}" for n in range(600)] + ["x" * 2000, "y"]
     async with world() as w:
@@ -139,17 +138,6 @@ async def test_a_host_without_embeddings_is_left_out_with_the_reason(autojump_cl
                 await read(client.embed(TEXTS, model=SCRIPTED))
 
 
-async def test_an_engine_without_embeddings_refuses_in_words_and_bills_nothing(
-    autojump_clock: MockClock,
-) -> None:
-    async with world() as w:
-        host = await w.add([scripted_host(embeddings=False)])
-        engine = engine_of(host)
-        with pytest.raises(Exception, match="makes no embeddings: ask one that does") as refused:
-            await engine.embed_ids(["a"])
-        assert getattr(refused.value, "code", "") == "bad_request"
-
-
 # ---- what dies
 
 
@@ -181,7 +169,6 @@ async def test_a_host_that_fails_in_the_middle_is_replaced_for_the_texts_that_ar
         assert client.searches.measured[members[0].node.peer_id].failures_in_a_row == 1
 
 
-@pytest.mark.long
 async def test_a_host_whose_machine_is_gone_is_replaced(autojump_clock: MockClock) -> None:
     async with world() as w:
         members = [await w.add([scripted_host(prefill_tokens_per_s=20.0)]) for _ in range(2)]
@@ -289,7 +276,6 @@ async def test_texts_are_paid_as_input_to_the_unit_and_vectors_cost_nothing(
         assert w.chain.block == 2  # one open, one close
 
 
-@pytest.mark.long
 async def test_texts_that_could_cost_more_than_is_allowed_are_not_asked_for(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:

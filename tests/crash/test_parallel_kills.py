@@ -39,6 +39,9 @@ SAMPLING: Final = SamplingParams(tokens_max=TOKENS, temperature=0)
 INPUTS: Final = 2
 """Inputs that a client has paid at most whose first token has not come."""
 
+INPUT: Final = 13
+"""Tokens of one question."""
+
 
 async def expected() -> list[str]:
     """What one host says to each of the questions."""
@@ -123,7 +126,7 @@ async def client_dies(w: CrashWorld, forge: Forge, point: Point, keep_hours: int
         if mine is not None:
             assert mine.amount == amount_due(lost.terms, mine.tokens_in, mine.tokens_out)
             assert mine.tokens_out - paid_out <= WINDOW
-            assert mine.tokens_in - paid_in <= INPUTS * max(mine.tokens_in // TURNS + 1, 64)
+            assert mine.tokens_in - paid_in <= INPUTS * INPUT
         receipts = host.receipts(lost.session)
         delivered = receipts[-1].tokens_out if receipts else 0
         assert delivered - paid_out <= WINDOW

@@ -131,3 +131,9 @@ async def test_closing_ends_requests_with_an_error_that_says_so() -> None:
     assert closed.value.code == "shutting_down"
     with pytest.raises(EngineError, match="closed"):
         await engine.load()
+
+
+async def test_an_engine_without_embeddings_refuses_texts_in_words() -> None:
+    with pytest.raises(EngineError, match="makes no embeddings: ask one that does") as refused:
+        await ScriptedEngine(ScriptedConfig(embeddings=False)).embed_ids(["a"])
+    assert refused.value.code == "bad_request"

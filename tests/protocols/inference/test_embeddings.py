@@ -419,6 +419,21 @@ def test_a_host_that_sends_vectors_wrong_is_at_fault_by_name(message: Any, words
     assert words in failed.detail
 
 
+@pytest.mark.parametrize("most", [19, 20])
+def test_a_host_that_quotes_more_tokens_than_the_texts_can_have_is_at_fault(most: int) -> None:
+    pair = Pair()
+    pair.open()
+    pair.ask(embed("one", input_max=most))
+    pair.settle()
+    (outcome,) = pair.outcomes
+    if most == 20:
+        assert isinstance(outcome, TurnDone)
+    else:
+        assert isinstance(outcome, SessionFailed)
+        assert outcome.fault
+        assert "quoted 20 input tokens; at most 19 are possible" in outcome.detail
+
+
 def test_a_vector_in_a_turn_that_asked_for_an_answer_is_a_fault() -> None:
     pair = Pair()
     pair.open()
