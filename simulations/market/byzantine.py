@@ -38,6 +38,7 @@ from p2pnode.simulations.world import Answerer, Node
 _OVERBILLED: Final = 5
 _FORGED_EVERY_S: Final = 5.0
 _REPLAYED_AFTER_S: Final = 250.0
+_REPLAYED_MAX: Final = 256
 _SAMPLE: Final = 16
 
 
@@ -163,7 +164,10 @@ class Liar:
     def __init__(self, market: StruckMarket, nodes: Sequence[Node], *, forges: bool) -> None:
         self._market, self._nodes, self._forges = market, nodes, forges
         self._random = market.world.draws("liar", nodes[0].number if nodes else 0)
-        self._old: list[tuple[float, SignedAdvert]] = []
+        self._old: dict[SignedAdvert, float] = {}
+        """Adverts to replay, and when each was first seen. The newest are left out: they would take the place
+        of the others before these are old.
+        """
         self._is_over = False
 
     def begin(self) -> None:
@@ -195,9 +199,11 @@ class Liar:
         now = self._market.world.now
         if self._forges:
             return [self._forged(adverts, entry.signed) for entry in found]
-        self._old += [(now, entry.signed) for entry in found]
-        del self._old[:-256]
-        return [signed for at, signed in self._old if now - at > _REPLAYED_AFTER_S][:count]
+        self._old = {signed: at for signed, at in self._old.items() if now - at <= 2 * _REPLAYED_AFTER_S}
+        for entry in found:
+            if len(self._old) < _REPLAYED_MAX:
+                self._old.setdefault(entry.signed, now)
+        return [signed for signed, at in self._old.items() if now - at > _REPLAYED_AFTER_S][:count]
 
     def _forged(self, adverts: NodeAdverts, signed: SignedAdvert) -> SignedAdvert:
         """The victim's advert with a price that nobody can beat, newer than its own, and not signed by it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -96,13 +97,56 @@ def test_a_host_that_runs_another_model_is_not_noticed_by_its_tokens() -> None:
     assert not any(frauds)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("kind", ["forged_adverts", "replayed_adverts", "sybil", "eclipse", "slow", "silent"])
+def _refused(made: MarketService, verdict: str) -> int:
+    """How many adverts the books of clients refused for this."""
+    return sum(made.adverts[client].book.counts[verdict] for client in made.clients)
+
+
+def _most_are_answered_by_liars(made: MarketService) -> bool:
+    hosts = list(map(int, made.recorder.tables["sessions"]["host"]))
+    return sum(made.host_nodes[host].peer in made.dishonest for host in hosts) > len(hosts) / 2
+
+
+def _some_are_half_as_fast(made: MarketService) -> bool:
+    table = made.recorder.tables["sessions"]
+    tokens, first_s, total_s = (
+        map(float, table[each]) for each in ("tokens_out", "first_token_s", "total_s")
+    )
+    paces = [count / (end - begin) for count, begin, end in zip(tokens, first_s, total_s, strict=True)]
+    return min(paces) < max(paces) / 2
+
+
+STRUCK: dict[str, Callable[[MarketService], object]] = {
+    "forged_adverts": lambda made: _refused(made, "forged"),
+    "replayed_adverts": lambda made: _refused(made, "expired"),
+    "sybil": lambda made: made.counts["failed: UnreachableError"],
+    "eclipse": _most_are_answered_by_liars,
+    "slow": _some_are_half_as_fast,
+    "silent": lambda made: made.counts["no_host"],
+}
+"""What each does to a market, and nothing else in a steady one does."""
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(each, marks=() if each == "forged_adverts" else pytest.mark.long) for each in STRUCK],
+)
 def test_liars_do_not_keep_clients_from_answers(kind: str) -> None:
     fault = Fault(kind=kind, at_s=10, share=0.4, factor=3)  # type: ignore[arg-type]
-    made = market(faults=[fault], until_s=120.0)
+    # An advert is replayed when it is 250 s old.
+    made = market(faults=[fault], until_s=300.0 if kind == "replayed_adverts" else 120.0)
+    assert STRUCK[kind](made)
+    # Of eight clients, three know at first only the two hosts that are silent: they find nobody.
     assert made.counts["done"] >= (0.5 if kind == "silent" else 0.8) * made.counts["questions"]
     assert _spent(made) == _earned(made)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("until_s", [120.0, 300.0])
+def test_a_steady_market_shows_nothing_of_what_liars_do(until_s: float) -> None:
+    made = market(until_s=until_s)
+    made.counts = {"no_host": 0, "failed: UnreachableError": 0, **made.counts}
+    assert [kind for kind, struck in STRUCK.items() if struck(made)] == []
 
 
 @pytest.mark.long
@@ -117,8 +161,11 @@ def test_hosts_that_undercut_one_another_end_near_their_cost_and_losers_leave() 
 
 @pytest.mark.long
 def test_free_hosts_are_asked_first_and_cost_nothing() -> None:
-    made = market(Market(hosts=Hosts(count=4), clients=BUSY, economy=Economy(free_share=1.0)))
+    made = market(Market(hosts=Hosts(count=4), clients=BUSY, economy=Economy(free_share=0.5)), seed=10)
+    free = {number for number, host in made.host_profiles.items() if not host.prices.price_out}
+    assert len(free) == 2
     assert made.counts["done"] == made.counts["questions"]
+    assert set(made.recorder.tables["sessions"]["host"]) == free
     assert "SessionOpened" not in made.counts
     assert _spent(made) == 0
 
