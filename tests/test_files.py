@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import socket
 import stat
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ import pytest
 
 from p2pnode.errors import ConfigError, UsageError
 from p2pnode.files import user_path, write_atomic, write_folder, write_new, write_private
+from tests.file_size import file_size_limit
 
 
 def _device(path: Path) -> None:
@@ -50,17 +50,6 @@ def umask(mask: int) -> Iterator[None]:
         yield
     finally:
         os.umask(before)
-
-
-@contextmanager
-def file_size_limit(most: int) -> Iterator[None]:
-    """No file gets longer than so many bytes: the nearest to a full disk that needs no disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("kind", SPECIAL)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from p2pnode.bench.simulate import bare, gossip
+from p2pnode.bench.simulate import gossip
 
 
 def test_a_hundred_nodes_deliver_everything_and_are_slower_than_a_loop_that_does_nothing() -> None:
@@ -12,7 +12,3 @@ def test_a_hundred_nodes_deliver_everything_and_are_slower_than_a_loop_that_does
     assert details["deliveries"] >= 9 * 99  # of ten messages; the last one is on its way
     assert details["events"] > 4 * details["deliveries"]
     assert found.ratio == found.value / found.baseline < 1
-
-
-def test_a_loop_of_no_events_takes_no_time() -> None:
-    assert bare(0, 10) < 0.01

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +11,7 @@ import pytest
 from p2pnode.simulations.result import load_run
 from p2pnode.simulations.scenario import as_toml, load, names
 from tests.cli.support import Ran, run
+from tests.file_size import file_size_limit
 from tests.simulations.small import SMALL
 
 
@@ -120,26 +118,15 @@ def test_what_is_wrong_is_said_and_nothing_is_made(
     assert [each.name for each in here.iterdir()] == ["small.toml"]
 
 
-@contextmanager
-def full_disk(most: int) -> Iterator[None]:
-    """No file gets longer than so many bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_a_disk_that_is_full_leaves_nothing_that_looks_like_a_result(here: Path) -> None:
-    with full_disk(3000):
+    with file_size_limit(3000):
         one = simulate("small.toml", "--out", "one")
         sweep = simulate("small.toml", "--repeat", 2, "--out", "sweep")
     for ran in (one, sweep):
         assert ran.code == 2
         assert "can't be written (File too large): name another folder" in ran.err
     assert sorted(each.name for each in here.iterdir()) == ["small.toml", "sweep"]
-    assert [each.name for each in (here / "sweep").rglob("*")] == ["sweep.json", "runs"]
+    assert {each.name for each in (here / "sweep").rglob("*")} == {"sweep.json", "runs"}
     assert simulate("small.toml", "--repeat", 2, "--out", "sweep", "--resume").code == 0
 
 

@@ -315,6 +315,7 @@ def test_in_a_chat_the_next_line_is_the_result_of_a_call_and_the_answer_goes_on_
     ran = talk(data_dir, host, "Rain?", *["It rains."] * 40, flags=tool)
     assert ran.code == 0, ran.err
     wanted = ran.named("result_wanted")
+    assert wanted
     for each in wanted:
         assert each["name"] == "weather"
         jsonschema.validate(json.loads(each["arguments"]), SCHEMA_OF_WEATHER)
@@ -334,6 +335,7 @@ def test_in_a_chat_a_program_gives_results_when_it_may_and_else_is_asked_for_wit
     arguments = by_itself.named("result")[0]["result"].removeprefix("rain in ")
     jsonschema.validate(json.loads(arguments), SCHEMA_OF_WEATHER)
     asked = talk(data_dir, host, "Rain?", "", "/skip", flags=flags)
+    assert asked.code == 0, asked.err
     assert asked.named("result")[0]["result"] == by_itself.named("result")[0]["result"]
     assert asked.named("result_wanted")
 
@@ -353,6 +355,7 @@ def test_the_answers_of_a_chat_fit_the_schema_of_a_file(host: Program, data_dir:
     given = ("--model", "scripted", "--peer", host.multiaddr, "--data-dir", data_dir, "--json")
     ran = run("chat", *given, "--schema", files("s.json", SCHEMA), stdin="How many?\nAnd now?\n")
     pieces = "".join(each.get("text", "\n") for each in ran.events if each["event"] in ("text", "done"))
-    for said in filter(None, pieces.splitlines()):
+    answers = pieces.splitlines()
+    assert len(answers) == len(ran.named("done")) == 2
+    for said in answers:
         jsonschema.validate(json.loads(said), SCHEMA)
-    assert len(ran.named("done")) == 2

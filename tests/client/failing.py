@@ -10,17 +10,28 @@ import trio
 
 from p2pnode.client.answer import Answer
 from p2pnode.client.client import Client
+from p2pnode.ids import SessionId
 from p2pnode.limits import DEFAULT_LIMITS
 from p2pnode.models.engine import GenerateRequest, Tokens
 from p2pnode.models.manifest import SCRIPTED
 from p2pnode.models.scripted import ScriptedEngine
-from p2pnode.protocols.inference.messages import ChatMessage, PromptBody, SamplingParams
+from p2pnode.net.stream import Stream
+from p2pnode.node.driver import MessageChannel
+from p2pnode.protocols.inference.messages import (
+    CODEC,
+    Accept,
+    ChatMessage,
+    Prompt,
+    PromptBody,
+    SamplingParams,
+)
 from tests.node.world import Member, World, scripted_host, world
 
 TOKENS = 40
 ONE_BY_ONE = replace(DEFAULT_LIMITS, flush_interval_s=0.0, flush_tokens=1, settle_batch_s=0.5)
 """Every token is a frame, so that a host can die after any of them."""
 QUESTION = "hello"
+SESSION = SessionId(b"s" * 32)
 
 
 async def unkilled(question: str = QUESTION, tokens: int = TOKENS) -> tuple[list[int], str]:
@@ -94,6 +105,30 @@ async def meet(client: Client, members: list[Member]) -> None:
 def seeds(members: list[Member]) -> list[str]:
     """Where they are."""
     return [member.node.multiaddrs[0] for member in members]
+
+
+def engine_of(member: Member) -> ScriptedEngine:
+    """The engine of a host's first model."""
+    assert member.host is not None
+    engine = member.host.models[0].engine
+    assert isinstance(engine, ScriptedEngine)
+    return engine
+
+
+def speaks(messages: list[object]) -> Callable[[Stream], Awaitable[None]]:
+    """A host that accepts a free session, and answers its first turn like this."""
+
+    async def handler(stream: Stream) -> None:
+        channel = MessageChannel(stream, CODEC)
+        await channel.receive()
+        await channel.send([Accept(session=SESSION, nonce=bytes(32), epoch=1, n_ctx=2048)])
+        while not isinstance(request := await channel.receive(), Prompt) or not request.last:
+            pass
+        await channel.send(messages)
+        while await channel.receive() is not None:
+            pass
+
+    return handler
 
 
 def serving(answer: Answer, members: list[Member]) -> int:

@@ -19,11 +19,12 @@ from p2pnode.client.ranking import Filters
 from p2pnode.errors import NoHostError, RefusedError, RemoteError
 from p2pnode.limits import DEFAULT_LIMITS
 from p2pnode.models.manifest import SCRIPTED
-from p2pnode.models.scripted import Faults, ScriptedEngine
+from p2pnode.models.scripted import Faults
 from p2pnode.net.stream import Stream
 from p2pnode.protocols.framing.codec import pack_frame
 from p2pnode.protocols.inference.commands import Ask
 from p2pnode.protocols.inference.messages import CODEC, ChatMessage, PromptBody, Refuse, SamplingParams
+from tests.client.failing import engine_of
 from tests.client.support import ask, misbehave, whole
 from tests.node.world import Member, World, scripted_host, world
 
@@ -39,13 +40,6 @@ async def two_hosts(w: World, *, bad: dict[str, object] | None = None) -> tuple[
 def prefer(client: Client, member: Member) -> None:
     """Make a host look best."""
     client.searches.note_answer(member.node.peer_id, 0.001, 10_000.0)
-
-
-def engine_of(member: Member) -> ScriptedEngine:
-    assert member.host is not None
-    engine = member.host.models[0].engine
-    assert isinstance(engine, ScriptedEngine)
-    return engine
 
 
 async def test_a_conversation_uses_one_session(autojump_clock: MockClock) -> None:

@@ -14,7 +14,6 @@ from trio.testing import MockClock
 from p2pnode.client.answer import Answer
 from p2pnode.client.client import Client
 from p2pnode.errors import NoHostError, RefusedError
-from p2pnode.ids import SessionId
 from p2pnode.models.engine import GenerateRequest
 from p2pnode.models.manifest import SCRIPTED
 from p2pnode.models.scripted import Faults, ScriptedEngine
@@ -35,21 +34,22 @@ from p2pnode.protocols.inference.messages import (
 from p2pnode.protocols.inference.prompt_rules import call_seed, next_seed, seed_of
 from tests.client.failing import (
     ONE_BY_ONE,
+    SESSION,
     TOKENS,
     ask,
     check_whole,
+    engine_of,
     hosts,
     meet,
     read,
     seeds,
     serving,
+    speaks,
     stage,
     unkilled,
 )
 from tests.client.support import HELLO_HASH, Events, misbehave, whole
 from tests.node.world import Member, World, scripted_host, world
-
-SESSION = SessionId(b"s" * 32)
 
 
 def at(count: int, action: Callable[[], None]) -> Callable[[int], None]:
@@ -62,13 +62,6 @@ def at(count: int, action: Callable[[], None]) -> Callable[[int], None]:
             action()
 
     return then
-
-
-def engine_of(member: Member) -> ScriptedEngine:
-    assert member.host is not None
-    engine = member.host.models[0].engine
-    assert isinstance(engine, ScriptedEngine)
-    return engine
 
 
 async def killed_at(count: int) -> None:
@@ -316,22 +309,6 @@ async def test_a_machine_that_does_not_even_refuse_costs_a_second_not_the_dial_d
 
 
 # ---- hosts that lie, and questions nobody answers
-
-
-def speaks(messages: list[object]) -> Callable[[Stream], Awaitable[None]]:
-    """A host that accepts a free session, and answers its first turn like this."""
-
-    async def handler(stream: Stream) -> None:
-        channel = MessageChannel(stream, CODEC)
-        await channel.receive()
-        await channel.send([Accept(session=SESSION, nonce=bytes(32), epoch=1, n_ctx=2048)])
-        while not isinstance(request := await channel.receive(), Prompt) or not request.last:
-            pass
-        await channel.send(messages)
-        while await channel.receive() is not None:
-            pass
-
-    return handler
 
 
 async def after(w: World, client: Client, members: list[Member], messages: list[object]) -> Answer:

@@ -14,27 +14,17 @@ from p2pnode.client.client import Client
 from p2pnode.client.embedding import Embedding
 from p2pnode.client.ranking import Filters
 from p2pnode.errors import ConfigError, NoHostError, RefusedError
-from p2pnode.ids import SessionId
 from p2pnode.models.manifest import SCRIPTED
-from p2pnode.models.scripted import DIMENSIONS, END, Faults, ScriptedEngine
-from p2pnode.net.stream import Stream
-from p2pnode.node.driver import MessageChannel
+from p2pnode.models.scripted import DIMENSIONS, END, Faults
 from p2pnode.protocols.adverts.messages import Capability
 from p2pnode.protocols.inference.embeddings import texts_hash, vector_bytes
-from p2pnode.protocols.inference.messages import CODEC, Accept, Prompt, Quote, Vector
-from tests.client.failing import seeds, stage
+from p2pnode.protocols.inference.messages import Quote, Vector
+from tests.client.failing import engine_of, seeds, speaks, stage
 from tests.client.support import Events, misbehave
 from tests.host.paid import FEE, PRICE_IN, RICH, paid_world
-from tests.node.world import Member, scripted_host, world
+from tests.node.world import scripted_host, world
 
 TEXTS = ["the sea is wide", "the sea is deep", "a ledger of debts"]
-
-
-def engine_of(member: Member) -> ScriptedEngine:
-    assert member.host is not None
-    engine = member.host.models[0].engine
-    assert isinstance(engine, ScriptedEngine)
-    return engine
 
 
 async def read(embedding: Embedding) -> list[tuple[float, ...]]:
@@ -204,20 +194,6 @@ async def test_when_nobody_is_left_the_vectors_that_came_stay(autojump_clock: Mo
 # ---- hosts that lie
 
 
-def speaks(messages: list[object]) -> object:
-    async def handler(stream: Stream) -> None:
-        channel = MessageChannel(stream, CODEC)
-        await channel.receive()
-        await channel.send([Accept(session=SessionId(b"s" * 32), nonce=bytes(32), epoch=1, n_ctx=2048)])
-        while not isinstance(request := await channel.receive(), Prompt) or not request.last:
-            pass
-        await channel.send(messages)
-        while await channel.receive() is not None:
-            pass
-
-    return handler
-
-
 async def test_a_host_that_sends_a_malformed_vector_is_left_and_none_of_its_vectors_stays(
     autojump_clock: MockClock,
 ) -> None:
@@ -226,7 +202,7 @@ async def test_a_host_that_sends_a_malformed_vector_is_left_and_none_of_its_vect
         quote = Quote(turn=1, tokens_in=tokens_of(TEXTS), prompt_hash=digest)
         fine = Vector(turn=1, index=0, data=vector_bytes([0.25]))
         wrong = Vector(turn=1, index=1, data=vector_bytes([math.nan]))
-        misbehave(members[0], speaks([quote, fine, wrong]))  # type: ignore[arg-type]
+        misbehave(members[0], speaks([quote, fine, wrong]))
         embedding = client.embed(TEXTS, model=SCRIPTED)
         assert await read(embedding) == await honest(TEXTS)
         first, second = embedding.bill
@@ -240,7 +216,7 @@ async def test_a_host_that_quotes_more_than_the_bytes_of_the_texts_is_left(autoj
     async with stage(2) as (_, members, client):
         most = sum(len(text.encode()) + 4 for text in TEXTS)
         quote = Quote(turn=1, tokens_in=most + 1, prompt_hash=bytes(32))
-        misbehave(members[0], speaks([quote]))  # type: ignore[arg-type]
+        misbehave(members[0], speaks([quote]))
         embedding = client.embed(TEXTS, model=SCRIPTED)
         assert await read(embedding) == await honest(TEXTS)
         assert client.searches.measured[members[0].node.peer_id].faults == 1

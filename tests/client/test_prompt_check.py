@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import trio
 from trio.testing import MockClock
 
 from p2pnode.client.prompt_check import PromptRenderers
@@ -97,7 +96,7 @@ async def test_what_can_not_be_rendered_here_is_left_to_hosts(tmp_path: Path) ->
     renderers.use(UNKNOWN, ScriptedEngine(ScriptedConfig(embeddings=False)))
     assert await renderers.rendered(UNKNOWN, PromptBody(embed=("a",), seed=bytes(16))) is None
     assert await renderers.rendered(UNKNOWN, BODY) == (len(HELLO), HELLO_HASH)
-    await trio.lowlevel.checkpoint()
+    await renderers.aclose()
 
 
 async def test_tools_are_not_sent_where_what_they_may_cost_is_unknown(

@@ -70,7 +70,7 @@ class User:
         """The host's sessions, the one that was opened first first."""
         return self.money.journal.hosted()
 
-    def settled(self, sessions: int) -> None:
+    def check_settled(self, sessions: int) -> None:
         """Each session was settled once, and every unit is where it belongs."""
         assert [each.state for each in self.hosted] == ["settled"] * sessions
         due = self.due_in(sessions)
@@ -111,7 +111,7 @@ async def test_what_one_machine_left_another_one_resumes_that_has_the_words_alon
         (record,) = alice.hosted
         assert (record.generation, record.voucher and record.voucher.amount) == (2, alice.due_in(1))
         await trio.sleep(KEEP_S + 60)
-        alice.settled(1)
+        alice.check_settled(1)
 
 
 async def test_while_one_machine_uses_it_the_other_is_told_and_neither_loses(
@@ -127,13 +127,13 @@ async def test_while_one_machine_uses_it_the_other_is_told_and_neither_loses(
             await alice.ask(other, "second")
             async with alice.at("one", 3, told) as one:
                 await alice.ask(one, "third")
-            await alice.ask(other, "fourth")  # it still has it
+            await alice.ask(other, "fourth")  # the other machine still has the session
         first, second = alice.hosted
         assert (first.generation, second.generation) == (1, 0)
         assert told.named("session.elsewhere") == [{"peer": alice.host.node.peer_id}]
         assert told.named("host.failed") == []
         await trio.sleep(KEEP_S + 60)
-        alice.settled(2)
+        alice.check_settled(2)
 
 
 @pytest.mark.long
@@ -151,7 +151,7 @@ async def test_a_machine_leaves_a_session_alone_that_the_index_says_is_used(
             await alice.ask(one, "third")
         assert [each.generation for each in alice.hosted] == [0, 0]
         await trio.sleep(KEEP_S + 60)
-        alice.settled(2)
+        alice.check_settled(2)
 
 
 @pytest.mark.long
@@ -171,4 +171,4 @@ async def test_of_two_machines_at_once_one_has_it_and_each_is_billed_for_its_own
                     nursery.start_soon(alice.ask, client, question)
         assert sorted(each.generation for each in alice.hosted) == [0, 1]
         await trio.sleep(KEEP_S + 60)
-        alice.settled(2)
+        alice.check_settled(2)

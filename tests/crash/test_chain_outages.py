@@ -53,11 +53,11 @@ from tests.crash.support import (
 )
 
 FREE = ModelId(bytes(31) + b"\1")
+# Deadlines are shorter than the answers that come too late, and long enough for a chain that shares a busy
+# machine with this: with 0.3 s a healthy one was taken for one that is away, at a load of four.
 IMPATIENT = quick(
     chain_deadline_s=4.0, escrow_deadline_s=8.0, settle_retry_s=0.2, settle_retry_max_s=0.3, linger_s=0.3
 )
-# Shorter than the answers that come too late, and long enough for a chain that shares a busy machine with
-# this: with 0.3 s a healthy one was taken for one that is away, at a load of four.
 PROMPT = EvmLimits(
     rpc=RpcLimits(request_deadline_s=1.5, deadline_s=2.0, rest_first_s=0.05, rest_max_s=0.1),
     sender=SenderLimits(poll_first_s=0.05, poll_max_s=0.2, reorg_poll_s=0.2, replace_after_s=2.0),

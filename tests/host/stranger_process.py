@@ -1,7 +1,7 @@
 """Twenty strangers against one host: ``python -m tests.host.stranger_process ADDRESS PAUSE_S``.
 
 Each has a real peer id and a connection of its own, and goes through all attacks again and again, ``PAUSE_S``
-apart. A line is written when all of them attack, and then a dot for each attack.
+apart. A line is written when all of them attack, and a dot for each attack that was sent.
 """
 
 from __future__ import annotations
@@ -66,12 +66,15 @@ def _left(number: int) -> tuple[Open, list[object]]:
     return replace(OPEN, keep_s=86_400, resume_key=key), [Leave(until=2**62)]
 
 
-async def attack_for_ever(number: int, address: str, pause_s: float) -> None:
-    """One stranger."""
+async def attack_for_ever(
+    number: int, address: str, pause_s: float, *, task_status: trio.TaskStatus[None]
+) -> None:
+    """One stranger; started when it is connected."""
     network = Network(NetworkConfig(key_seed=seed_of(700 + number), dht="off", gossip=False))
     async with trio.open_nursery() as nursery:
         await nursery.start(network.run)
         host = await network.connect(address)
+        task_status.started()
         for attack in count(number):
             opening, said = OPEN, [_storm, _unread, _uploads][attack % 3]()
             if attack % 5 == 3:
@@ -83,11 +86,11 @@ async def attack_for_ever(number: int, address: str, pause_s: float) -> None:
 
 
 async def _once(network: Network, host: PeerId, opening: Open, said: list[object]) -> None:
-    print(".", end="", flush=True)  # noqa: T201 - tells the test how many there were
     with suppress(Exception), trio.move_on_after(5):
         stream = await network.open_stream(host, PROTOCOL)
         channel = MessageChannel(stream, CODEC)
         await channel.send([opening, *said])
+        print(".", end="", flush=True)  # noqa: T201 - tells the test how many there were
         while await channel.receive() is not None:
             pass
     with suppress(Exception):
@@ -98,8 +101,7 @@ async def main(address: str, pause_s: float) -> None:
     """All of them, until the process is ended."""
     async with trio.open_nursery() as nursery:
         for number in range(STRANGERS):
-            nursery.start_soon(attack_for_ever, number, address, pause_s)
-        await trio.sleep(2)
+            await nursery.start(attack_for_ever, number, address, pause_s)
         print("attacking", flush=True)  # noqa: T201 - tells the test that began it
 
 

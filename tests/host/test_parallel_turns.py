@@ -32,6 +32,7 @@ EIGHT: Final = 8
 WINDOW_OF_EIGHT: Final = 32 * (EIGHT + 1)
 KEEP_S: Final = 3600
 TOKENS: Final = 200
+SEEDS: Final = [0, 1, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(2, 32))]
 
 
 def asked(client: Client, number: int, tokens: int = TOKENS) -> Answer:
@@ -174,7 +175,10 @@ async def test_a_turn_that_is_cancelled_or_fails_leaves_the_others_of_its_sessio
         assert money.journal.hosted()[0].session == hosted.session
 
 
-async def cut_at_random(tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_connections_that_break_at_random_lose_and_bill_nothing_twice(
+    tmp_path: Path, autojump_clock: MockClock, seed: int
+) -> None:
     """Eight answers through a connection that breaks at random; nothing is lost or billed twice."""
     rng = random.Random(seed)
     texts = await alone()
@@ -202,22 +206,10 @@ async def cut_at_random(tmp_path: Path, seed: int) -> None:
         assert len(money.journal.hosted()) == 1
 
 
-@pytest.mark.parametrize("seed", range(3))
-async def test_connections_that_break_at_random_lose_and_bill_nothing_twice(
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_a_host_that_is_killed_loses_a_window_at_most_and_its_eight_answers_nothing(
     tmp_path: Path, autojump_clock: MockClock, seed: int
 ) -> None:
-    await cut_at_random(tmp_path, seed)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("seed", range(3, 33))
-async def test_connections_that_break_at_random_lose_and_bill_nothing_twice_thirty_times(
-    tmp_path: Path, autojump_clock: MockClock, seed: int
-) -> None:
-    await cut_at_random(tmp_path, seed)
-
-
-async def killed_at_random(tmp_path: Path, seed: int) -> None:
     """Eight answers of a host that dies at a random moment; another host goes on with all of them."""
     rng = random.Random(seed)
     texts = await alone()
@@ -253,22 +245,10 @@ async def killed_at_random(tmp_path: Path, seed: int) -> None:
         assert voucher.tokens_in - best.tokens_in <= sum(inputs)
 
 
-@pytest.mark.parametrize("seed", range(2))
-async def test_a_host_that_is_killed_loses_a_window_at_most_and_its_eight_answers_nothing(
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_a_client_that_is_killed_shows_honest_parts_and_pays_what_it_signed_when_it_is_back(
     tmp_path: Path, autojump_clock: MockClock, seed: int
 ) -> None:
-    await killed_at_random(tmp_path, seed)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("seed", range(2, 32))
-async def test_a_host_that_is_killed_loses_a_window_at_most_and_its_eight_answers_nothing_thirty_times(
-    tmp_path: Path, autojump_clock: MockClock, seed: int
-) -> None:
-    await killed_at_random(tmp_path, seed)
-
-
-async def client_killed_at_random(tmp_path: Path, seed: int) -> None:
     """A client that dies with eight turns under way, and is started again on its journal."""
     rng = random.Random(seed)
     texts = list((await alone()).values())
@@ -310,21 +290,6 @@ async def client_killed_at_random(tmp_path: Path, seed: int) -> None:
         assert after.voucher.amount == signed.amount + cost
         await trio.sleep(2 * KEEP_S)
         settled(w, after.voucher.amount)
-
-
-@pytest.mark.parametrize("seed", range(2))
-async def test_a_client_that_is_killed_shows_honest_parts_and_pays_what_it_signed_when_it_is_back(
-    tmp_path: Path, autojump_clock: MockClock, seed: int
-) -> None:
-    await client_killed_at_random(tmp_path, seed)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("seed", range(2, 32))
-async def test_a_client_that_is_killed_shows_honest_parts_and_pays_what_it_signed_thirty_times(
-    tmp_path: Path, autojump_clock: MockClock, seed: int
-) -> None:
-    await client_killed_at_random(tmp_path, seed)
 
 
 async def test_a_deposit_that_is_used_up_by_many_turns_is_followed_by_one_new_escrow_for_all_of_them(

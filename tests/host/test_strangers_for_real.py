@@ -54,6 +54,7 @@ async def _first_token_s(network: Network, host: PeerId) -> float:
                 first = trio.current_time() - began
         await channel.send([Close()])
     await stream.aclose()
+    assert first, "an answer of no token"
     return first
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 import trio
@@ -92,7 +93,7 @@ class LeftWorld:
                 return events
             cursor = page.cursor
 
-    def settled_once(self, count: int) -> None:
+    def check_settled_once(self, count: int) -> None:
         """So many sessions, each closed once, by its own voucher."""
         assert set(self.closed.values()) == {1}
         assert len(self.closed) == count
@@ -155,14 +156,17 @@ async def restarts(w: LeftWorld, count: int) -> None:
         assert w.journal.hosted_count("open") == 0
 
 
+Ends: TypeAlias = Callable[[LeftWorld, int], Awaitable[None]]
+
+
 @pytest.mark.parametrize("ends", [expires, drains, restarts])
 @pytest.mark.parametrize("count", [40, pytest.param(1000, marks=pytest.mark.long)])
 async def test_sessions_that_were_left_are_settled_once_each_however_they_end(
-    tmp_path: Path, autojump_clock: MockClock, ends: object, count: int
+    tmp_path: Path, autojump_clock: MockClock, ends: Ends, count: int
 ) -> None:
     async with left_world(tmp_path) as w:
-        await ends(w, count)  # type: ignore[operator]
-        w.settled_once(count)
+        await ends(w, count)
+        w.check_settled_once(count)
 
 
 async def test_a_wake_reads_one_of_a_thousand_sessions_that_are_left(

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -148,42 +149,49 @@ def test_three_values_by_eight_seeds_are_one_table_on_one_process_on_two_and_on_
 @pytest.mark.long
 def test_a_sweep_whose_process_is_killed_is_the_same_table_once_resumed(tmp_path: Path) -> None:
     file, out = tmp_path / "small.toml", tmp_path / "out"
-    file.write_text(as_toml(SMALL))
+    scenario = replace(SMALL, duration_s=120.0)  # the kill must come before the last of the runs ends
+    file.write_text(as_toml(scenario))
     command = [
         *SIMULATE, str(file), "--sweep", "links.jitter_share=0,0.1,0.2", "--repeat", "8", "--jobs", "2",
         "--out", str(out),
     ]  # fmt: skip
     with subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, start_new_session=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if json.loads(line).get("done", 0) >= 5:
-                break
-        os.killpg(process.pid, signal.SIGKILL)
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if json.loads(line).get("done", 0) >= 5:
+                    break
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
     kept = [each.name for each in (out / "runs").iterdir() if not each.name.startswith(".")]
     assert 5 <= len(kept) < 24
     assert all(load_run(out / "runs" / name).figures["reliability"] == 1.0 for name in kept)
     subprocess.run([*command, "--resume"], check=True, capture_output=True)
-    same(sweep(SMALL, OVER, seeds=SEEDS), pd.read_parquet(out / "table.parquet"))
+    same(sweep(scenario, OVER, seeds=SEEDS), pd.read_parquet(out / "table.parquet"))
 
 
 @pytest.mark.long
 def test_ctrl_c_keeps_what_is_done_and_leaves_no_process(tmp_path: Path) -> None:
     file, out = tmp_path / "small.toml", tmp_path / "out"
-    file.write_text(as_toml(scenario_from({"name": "small", "nodes": 20, "gossip": {"publishers": 2}})))
+    params = {"name": "small", "nodes": 20, "duration_s": 600.0, "gossip": {"publishers": 2}}
+    file.write_text(as_toml(scenario_from(params)))
     command = [
         *SIMULATE, str(file), "--repeat", "30", "--jobs", "2", "--json", "--out", str(out),
     ]  # fmt: skip
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if json.loads(line).get("done", 0) >= 2:
-            break
-    workers = psutil.Process(process.pid).children(recursive=True)
-    assert len(workers) >= 2
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: all processes of the group get it
-    _, said = process.communicate(timeout=60)
+    ) as process:
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if json.loads(line).get("done", 0) >= 2:
+                    break
+            workers = psutil.Process(process.pid).children(recursive=True)
+            assert len(workers) >= 2
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: all processes of the group get it
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert b"Traceback" not in said
     assert len(list((out / "runs").iterdir())) >= 2

@@ -190,6 +190,7 @@ def by_due(db: sqlite3.Connection, until: float) -> Iterator[HostedSession]:
     """Those that are over and to be settled until then, the one that is due first first.
 
     Each row is read when it is asked for, so that the first one costs no more where a thousand follow it.
+    None that is over lacks its time: what writes this state writes ``settle_at``, too.
     """
     query = "SELECT * FROM hosted WHERE state = 'over' AND settle_at <= ? ORDER BY settle_at, session"
     return map(hosted_of, db.execute(query, (until,)))

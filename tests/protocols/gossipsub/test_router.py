@@ -37,6 +37,9 @@ from tests.protocols.gossipsub.mesh import (
     subscription,
 )
 
+DEFAULT = Parameters()
+OFFERED_S = DEFAULT.heartbeat_s * (DEFAULT.gossip_window + DEFAULT.promise_heartbeats + 1)
+"""For so long a message that was published keeps the heartbeat going; it forgets what is over."""
 OTHER = b"/p2pnode/adverts/1/" + b"cd" * 32
 
 
@@ -616,7 +619,7 @@ def test_back_offs_are_bounded_and_expire() -> None:
     assert subject.router.held()["backoffs"] == 3 * 8
     subject.rest(120)
     subject.command(Publish(TOPIC, b"a heartbeat's reason"))
-    subject.rest(9)
+    subject.rest(OFFERED_S)
     assert subject.router.held()["backoffs"] == 0
 
 
@@ -871,10 +874,10 @@ def test_what_is_unwanted_is_bounded_and_forgotten() -> None:
     for start in range(0, 2000, 500):
         ids = [b"%d" % number for number in range(start, start + 500)]
         subject.hear(peer, control(idontwant=[{"ids": ids}]))
-    assert subject.router.held()["unwanted"] == 512
-    subject.rest(4)
+    assert subject.router.held()["unwanted"] == DEFAULT.unwanted_max
+    subject.rest(DEFAULT.promise_s + 1)
     subject.command(Publish(TOPIC, b"a heartbeat's reason"))
-    subject.rest(9)
+    subject.rest(OFFERED_S)
     assert subject.router.held()["unwanted"] == 0
 
 

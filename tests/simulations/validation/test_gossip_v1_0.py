@@ -8,7 +8,9 @@ for each message; a message a second from 5 sources, 10 s before the first and a
 is sent. All peers know one another before the first heartbeat, and these are spread over a second.
 
 What was published is one run each. Two runs of ours with different seeds differ by 2% in messages and by 15
-points of a bin, because five sources and one mesh are few: the mean of several is compared.
+points of a bin, because five sources and one mesh are few: the mean of several is compared. ``iwant`` is not
+compared: what the gossip brings before the mesh is so rare that eight runs of 100 nodes asked for 19 to 55
+messages, where 44 was published.
 """
 
 from __future__ import annotations
