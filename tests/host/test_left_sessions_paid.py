@@ -375,14 +375,15 @@ async def test_a_limit_that_is_reached_ends_the_answer_and_closes_nothing(
             (item,) = asked.bill
             assert 0 < item.tokens_out < 400
             assert FEE + 1_000 - 3 * 2 * 96 < item.cost <= FEE + 1_000
+            # Up to two windows may be left of the limit: a short answer would still fit in them.
             with pytest.raises(ConfigError, match="spend_day_max"):
-                await answer(client)
+                await answer(client, tokens=400)
         record = hosted(money)
         assert record.left_until is not None
         assert record.voucher is not None
-        assert record.voucher.amount == item.cost
+        assert item.cost <= record.voucher.amount <= FEE + 1_000
         (mine,) = alice.bought
-        assert (mine.state, mine.due) == ("open", item.cost)
+        assert (mine.state, mine.due) == ("open", record.voucher.amount)
 
 
 # ---- power cuts
