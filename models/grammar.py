@@ -31,6 +31,14 @@ class GrammarError(ValueError):
     """The grammar cannot be used; the message says why."""
 
 
+class EndlessError(GrammarError):
+    """A rule comes to itself before any letter. ``rules`` are those on the way round."""
+
+    def __init__(self, rules: tuple[str, ...]) -> None:
+        super().__init__("it refers to itself before anything else: it would never end")
+        self.rules = rules
+
+
 @dataclass(frozen=True, slots=True)
 class Letters:
     """One letter out of ``ranges`` of code points, both ends included; or, ``negated``, none of them."""
@@ -130,7 +138,7 @@ class Grammar:
         return [symbol] * least + ([rest] if rest else [])
 
     def require_progress(self) -> None:
-        """Raise ``GrammarError`` where a rule may come to itself before any letter: it would never end."""
+        """Raise ``EndlessError`` where a rule may come to itself before any letter: it would never end."""
         empty: set[str] = set()
         grows = True
         while grows:
@@ -151,7 +159,8 @@ class Grammar:
                     on_path.discard(at)
                     path.pop()
                 elif (then := waiting.pop()) in on_path:
-                    raise GrammarError("it refers to itself before anything else: it would never end")
+                    names = [each for each, _ in path]
+                    raise EndlessError(tuple(names[names.index(then) :]))
                 elif then not in over:
                     on_path.add(then)
                     path.append((then, list(first[then])))

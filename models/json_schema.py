@@ -20,7 +20,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NoReturn
 
-from p2pnode.models.grammar import Grammar, GrammarError, Letters, Rule, Symbol, letters
+from p2pnode.models.grammar import EndlessError, Grammar, GrammarError, Letters, Rule, Symbol, letters
 from p2pnode.models.pattern import BrokenPatternError, pattern_rule
 
 ITEMS_MAX: Final = 1000
@@ -72,8 +72,9 @@ def add_schema(grammar: Grammar, text: str, where: str) -> Rule:
         msg = f"{where} is no JSON: {error}"
         raise GrammarError(msg) from error
     try:
-        rule = _Compiler(grammar, schema, where).value(schema, "#", 0)
-        grammar.require_progress()
+        compiler = _Compiler(grammar, schema, where)
+        rule = compiler.value(schema, "#", 0)
+        compiler.require_progress()
     except RecursionError as error:
         msg = f"{where} is too deep, or refers to itself and to nothing else"
         raise GrammarError(msg) from error
@@ -109,6 +110,8 @@ class _Compiler:
         """Rules of schemas that were referred to, by their pointers."""
         self._under_way: dict[str, int] = {}
         """Pointers whose rules are being made, and how many alternatives may be followed there."""
+        self._pointers: dict[str, str] = {}
+        """By the names of rules that were referred to."""
         self._repeats = 0
         self._width = 1
         """How many alternatives an answer may follow at once in what is made now."""
@@ -339,9 +342,20 @@ class _Compiler:
             rule = self._grammar.reserve()
             self._made[key] = self._made[name] = Rule(rule)
             self._under_way[name] = self._width
+            self._pointers[rule] = name
             self._grammar.set(rule, (self.value(schema, name, depth + 1),))
             del self._under_way[name]
         return self._made[key]
+
+    def require_progress(self) -> None:
+        """Raise ``GrammarError`` where a schema refers to itself before anything else."""
+        try:
+            self._grammar.require_progress()
+        except EndlessError as error:
+            at = next((self._pointers[each] for each in error.rules if each in self._pointers), None)
+            if at is None:
+                raise  # no reference leads back, but a pattern
+            self._refuse(at, "refers to itself before anything else, so no value would ever fit it")
 
     def _resolve(self, pointer: Any, at: str) -> tuple[str, Any]:
         if not isinstance(pointer, str) or not (pointer == "#" or pointer.startswith("#/")):

@@ -98,7 +98,9 @@ ToolChoiceOption = Annotated[
 SchemaOption = Annotated[
     Path | None, typer.Option("--schema", help="A JSON Schema that the answer fits: a file.")
 ]
-FormatOption = Annotated[str, typer.Option("--format", help="text, or json for an answer that is JSON.")]
+FormatOption = Annotated[
+    str | None, typer.Option("--format", help="text, or json for an answer that is JSON. Not with --schema.")
+]
 MessagesOption = Annotated[
     Path | None,
     typer.Option(
@@ -129,7 +131,7 @@ def ask(
     tool: ToolOption = None,
     tool_choice: ToolChoiceOption = "auto",
     schema: SchemaOption = None,
-    answer_format: FormatOption = "text",
+    answer_format: FormatOption = None,
     messages: MessagesOption = None,
     chain: ChainOption = None,
     max_spend: MaxSpendOption = None,
@@ -173,7 +175,7 @@ def ask(
             stores=store,
             s5_url=s5_url,
         )
-        said = await _conversation_of(messages, question)
+        said = await _conversation_of(output, messages, question)
         filters = make_filters(max_cost, only, never)
         options = ChatOptions(
             model=model,
@@ -202,7 +204,7 @@ def ask(
 
 
 def prompt_options(
-    tool: list[Path] | None, tool_choice: str, schema: Path | None, answer_format: str
+    tool: list[Path] | None, tool_choice: str, schema: Path | None, answer_format: str | None
 ) -> dict[str, Any]:
     """What the flags say of tools and of the answer's form. Raises ``UsageError`` that names the flag."""
     from p2pnode.client.question import check_question, tools_of
@@ -215,7 +217,10 @@ def prompt_options(
         given += read if isinstance(read, list) else [read]
     with blaming("--tool"):
         tools = tools_of(given)
-    if answer_format not in ("text", "json"):
+    if schema is not None and answer_format is not None:
+        msg = "--schema and --format don't go together: leave --format out, for what fits a schema is JSON"
+        raise UsageError(msg)
+    if answer_format not in (None, "text", "json"):
         msg = f"--format: {answer_format!r} is neither text nor json"
         raise UsageError(msg)
     form = ResponseFormat(kind="json_object") if answer_format == "json" else ResponseFormat()
@@ -248,7 +253,7 @@ def _json_of(path: Path, flag: str) -> Any:
         raise UsageError(f"{flag}: {path} is no JSON: {error}") from error
 
 
-async def _conversation_of(messages: Path | None, question: str | None) -> Any:
+async def _conversation_of(output: Output, messages: Path | None, question: str | None) -> Any:
     """The question, or a conversation with the question at its end, if there is one."""
     from p2pnode.errors import UsageError
 
@@ -256,12 +261,14 @@ async def _conversation_of(messages: Path | None, question: str | None) -> Any:
         if question is None:
             msg = "ask something: give a question, or a conversation with --messages"
             raise UsageError(msg)
-        return await _text_of(question)
+        return await _text_of(output, question)
     said = _json_of(messages, "--messages")
     if not isinstance(said, list):
         msg = f"--messages: {messages} is no list of messages"
         raise UsageError(msg)
-    return said if question is None else [*said, {"role": "user", "content": await _text_of(question)}]
+    if question is None:
+        return said
+    return [*said, {"role": "user", "content": await _text_of(output, question)}]
 
 
 def make_filters(max_cost: str | None, only: list[str] | None, never: list[str] | None) -> Any:
@@ -300,8 +307,7 @@ def print_estimates(output: Output, estimates: Sequence[Any]) -> None:
     else:
         _print_estimates(output, told)
     if all(fields["excluded"] for fields in told):
-        msg = "no host of this model may be asked: allow more, or see `p2pnode hosts --why`"
-        raise NoHostError(msg)
+        raise NoHostError("no host of this model may be asked, for the reasons above: allow more")
 
 
 def _print_estimates(output: Output, told: Sequence[dict[str, Any]]) -> None:
@@ -421,10 +427,10 @@ def _show_calls(output: Output, answer: Any, shown: int, *, upto: int | None) ->
     return max(shown, over)
 
 
-async def _text_of(question: str) -> str:
+async def _text_of(output: Output, question: str) -> str:
     from p2pnode.errors import UsageError
 
-    text = await read_all(sys.stdin) if question == "-" else question
+    text = await read_all(sys.stdin, output) if question == "-" else question
     if not text.strip():
         msg = "the question is empty: give some text"
         raise UsageError(msg)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -49,13 +49,13 @@ from p2pnode.cli.options import (
     NoSaveOption,
     S5UrlOption,
     StoreOption,
-    YesOption,
     check_target,
     configure,
 )
 from p2pnode.cli.output import Output, error_fields
-from p2pnode.cli.tool_results import NO_RESULT, SKIP, ToolProgram, shown, wanted
+from p2pnode.cli.tool_results import NO_RESULT, SKIP, UNASKED_MAX, ToolProgram, running, shown, wanted
 from p2pnode.cli.user_input import PromptInterruptedError, UserInput
+from p2pnode.errors import LocalError, P2PNodeError, RefusedError
 
 if TYPE_CHECKING:
     import trio
@@ -70,6 +70,14 @@ ToolCommandOption = Annotated[
         "--tool-command",
         help="A program that gives the results of calls: it gets the tool's name as its argument and the "
         "call's arguments as JSON on standard input. You are asked before each run, but with --yes.",
+    ),
+]
+RunUnaskedOption = Annotated[
+    bool,
+    typer.Option(
+        "--yes",
+        help=f"Run --tool-command unasked, {UNASKED_MAX} times for a question at most. Without it the next "
+        "line of input, in a pipe too, decides: an empty one runs it.",
     ),
 ]
 _COMMAND: Final = re.compile(r"/\w+")
@@ -95,9 +103,9 @@ def chat(
     tool: ToolOption = None,
     tool_choice: ToolChoiceOption = "auto",
     tool_command: ToolCommandOption = None,
-    yes: YesOption = False,
+    yes: RunUnaskedOption = False,
     schema: SchemaOption = None,
-    answer_format: FormatOption = "text",
+    answer_format: FormatOption = None,
     chain: ChainOption = None,
     max_spend: MaxSpendOption = None,
     close: CloseOption = False,
@@ -168,6 +176,16 @@ def chat(
         return chats[0].interrupt() if chats else False
 
     run_async(run, on_error=output.failed, on_interrupt=interrupt, again=True)
+    leave_as_failed(chats)
+
+
+def leave_as_failed(chats: Sequence[Chat]) -> None:
+    """Exit as `ask` does where a message was not answered and nobody at a terminal saw it."""
+    from p2pnode.cli.runner import exit_code
+
+    failure = chats[0].failure if chats else None
+    if failure is not None and not sys.stdin.isatty():
+        raise typer.Exit(exit_code(failure))
 
 
 def find_program(name: str | None, tools: tuple[Tool, ...], *, yes: bool) -> ToolProgram | None:
@@ -197,6 +215,8 @@ class Chat:
         self._output, self._lines, self._conversation, self._begin = output, lines, conversation, begin
         self._program = program
         self._scope: trio.CancelScope | None = None
+        self.failure: P2PNodeError | None = None
+        """Why the last message that was not answered was not; None once it was asked again with success."""
 
     def interrupt(self) -> bool:
         """Ctrl-C: stop the answer that streams, or leave when none does."""
@@ -250,12 +270,14 @@ class Chat:
     async def go_on(self) -> None:
         """Go on with the answer that was cut short, if there is one."""
         if self._conversation.cut_short:
+            self.failure = None
             await self._answer(self._conversation.go_on())
         else:
             self._output.event("nothing_to_go_on", {}, text="no answer was cut short")
 
     async def _retry(self) -> None:
         if self._conversation.has_question:
+            self.failure = None
             await self._answer(self._conversation.again())
         else:
             self._output.event("nothing_to_retry", {}, text="nothing was asked yet")
@@ -301,6 +323,8 @@ class Chat:
         import trio
 
         result = None
+        fields = {"id": call.id, "name": call.name, "program": program.path}
+        self._output.event("running", fields, text=running(call, program))
         try:
             with self._lines.held_back(), trio.CancelScope() as self._scope:
                 result = await program.run(call)
@@ -310,8 +334,6 @@ class Chat:
 
     async def _print(self, answer: Answer) -> None:
         import trio
-
-        from p2pnode.errors import LocalError, P2PNodeError, RefusedError
 
         failure: P2PNodeError | None = None
         try:
@@ -328,6 +350,7 @@ class Chat:
         finish(self._output, answer)
         self._tell_context(answer)
         if failure is not None:
+            self.failure = failure
             overflows = isinstance(failure, RefusedError) and failure.code == "context_overflow"
             ways = "" if overflows else " (/retry asks again, /new starts over)"  # it would overflow again
             text = f"p2pnode: {failure}{ways}"

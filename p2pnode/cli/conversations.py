@@ -94,7 +94,7 @@ def resume(
     log_level: LogOption = "error",
 ) -> None:
     """Take a conversation up again, from this machine or from its replicas: its cut answer first."""
-    from p2pnode.cli.chat import Chat
+    from p2pnode.cli.chat import Chat, leave_as_failed
     from p2pnode.cli.runner import run_async
     from p2pnode.cli.user_input import UserInput
 
@@ -140,6 +140,7 @@ def resume(
         return chats[0].interrupt() if chats else False
 
     run_async(run, on_error=output.failed, on_interrupt=interrupt, again=True)
+    leave_as_failed(chats)
 
 
 def export(

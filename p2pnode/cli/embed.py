@@ -35,7 +35,7 @@ from p2pnode.cli.options import (
     configure,
 )
 from p2pnode.cli.output import Output
-from p2pnode.cli.user_input import read_all
+from p2pnode.cli.user_input import read_bytes
 from p2pnode.words import count_of
 
 
@@ -78,7 +78,7 @@ def embed(
             closes=close,
             wait_s=wait,
         )
-        given = await _given(texts)
+        given = await _given(output, texts)
         filters = make_filters(max_cost, only, never)
         async with client:
             with blaming(""):
@@ -92,10 +92,34 @@ def embed(
     run_async(run, on_error=output.failed)
 
 
-async def _given(texts: Sequence[str]) -> list[str]:
-    if list(texts) != ["-"]:
-        return [text.encode(errors="replace").decode() for text in texts]
-    return [line for line in (await read_all(sys.stdin)).splitlines() if line]
+async def _given(output: Output, texts: Sequence[str]) -> list[str]:
+    """The texts of the arguments, or the lines of standard input. Raises ``UsageError``."""
+    return lines_of(await read_bytes(sys.stdin, output)) if list(texts) == ["-"] else list(texts)
+
+
+def lines_of(data: bytes) -> list[str]:
+    """The lines of an input, each a text. Raises ``UsageError`` that names a line which is none.
+
+    A line ends with a line feed and nothing else, so that the number of a text is that of its line.
+    """
+    from p2pnode.errors import UsageError
+
+    lines = data.removesuffix(b"\n").split(b"\n") if data else []
+    if not lines:
+        raise UsageError("standard input is empty: give texts, one a line")
+    texts = []
+    for number, line in enumerate(lines, 1):
+        try:
+            text = line.removesuffix(b"\r").decode()
+        except UnicodeDecodeError as error:
+            raise UsageError(f"line {number} is no UTF-8: convert it first, as with iconv") from error
+        if not text.strip():
+            raise UsageError(
+                f"line {number} is empty, and each line is a text: take it out, so that numbers of vectors "
+                "stay those of lines"
+            )
+        texts.append(text)
+    return texts
 
 
 async def _print(output: Output, embedding: Any) -> None:

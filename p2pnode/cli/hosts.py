@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from typing import Annotated, Any
 
 import typer
@@ -63,18 +64,41 @@ def hosts(
         )
         async with make_client(output, data_dir, bootstrap, mdns=mdns, discovery=True, chain=chain) as client:
             ranking = await client.hosts(model, filters)
-            failures = client.last_failures
+            failures, alone = client.last_failures, client.alone
             shown = (*ranking.chosen, *(ranking.excluded if why else ()))
             sheets = await client.sheets(each.advert for each in shown)
         print_hosts(output, ranking, sheets, failures if why else {}, why=why)
         if not ranking.chosen:
-            msg = (
-                "no host of this model may be chosen: start one with `p2pnode join`, name a first peer with "
-                f"--bootstrap{', or allow more' if why else ', or see --why'}"
-            )
-            raise NoHostError(msg)
+            asked = {
+                "--max-price-in": max_price_in,
+                "--max-price-out": max_price_out,
+                "--min-context": min_context,
+                **{f"--needs {name}": name for name in needs or ()},
+            }
+            limits = [flag for flag, value in asked.items() if value] if ranking.excluded else []
+            raise NoHostError(_nobody(limits, why=why, found=bool(ranking.excluded), alone=alone))
 
     run_async(run, on_error=output.failed)
+
+
+def _nobody(limits: Sequence[str], *, why: bool, found: bool, alone: bool) -> str:
+    """What helps where no host may be chosen.
+
+    ``found``: some were, and may not be used; ``limits`` are the flags that leave hosts out. ``alone``: no
+    other node is known.
+    """
+    from p2pnode.client.failover import ALONE
+
+    ways = ["start one with `p2pnode join`", "name a first peer with --bootstrap"]
+    if not why and not alone:
+        ways.append("see --why")
+    elif limits:
+        ways.append(f"ask for less than {' and '.join(limits)}")
+    what = "no host of this model may be chosen" if found else "no host of this model was found"
+    text = f"{what}{f' ({ALONE})' if alone else ''}: {', '.join(ways[:-1])}, or {ways[-1]}"
+    if "--needs embeddings" in limits:
+        text += ". Hosts with llama.cpp make no embeddings yet: `--model scripted` is for trying"
+    return text
 
 
 def _capabilities(names: Iterable[str]) -> int:
@@ -86,7 +110,9 @@ def _capabilities(names: Iterable[str]) -> int:
     wanted = 0
     for name in names:
         if name not in known:
-            msg = f"--needs: {name!r} is no capability: choose of {', '.join(known)}"
+            near = get_close_matches(name, known, 1)
+            meant = f"did you mean {near[0]}? All are" if near else "choose of"
+            msg = f"--needs: {name!r} is no capability: {meant} {', '.join(known)}"
             raise UsageError(msg)
         wanted |= known[name]
     return wanted

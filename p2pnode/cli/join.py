@@ -370,6 +370,17 @@ def _reach_lines(fields: dict[str, Any]) -> list[str]:
     return [*lines, f"invite     {fields['invite']}", f"           it works {works} only"]
 
 
+def _ask_of(models: Sequence[dict[str, Any]]) -> str:
+    """The command that asks a host of these models."""
+    from p2pnode.config import DEFAULT_MODEL
+    from p2pnode.models.catalogue import shown_name
+    from p2pnode.models.manifest import parse_model_id
+
+    # A file that is in no catalogue has a name of its own, which means nothing to those who ask.
+    names = [shown_name(parse_model_id(model["id"])) for model in models]
+    return 'ask "…"' if not names or DEFAULT_MODEL in names else f'ask --model {names[0]} "…"'
+
+
 class JoinReporter:
     """Tells people and scripts how far a start has come, and what a host serves."""
 
@@ -392,7 +403,7 @@ class JoinReporter:
         if name == "ready":
             # A node in the background, whose words go to a log, hears no Ctrl-C.
             ways = "Ctrl-C or " if sys.stderr.isatty() else ""
-            stop, ask = self._output.command("stop"), self._output.command('ask "…"')
+            stop, ask = self._output.command("stop"), self._output.command(_ask_of(fields["models"]))
             text += f"\nready: try {ask}; {ways}{stop} leaves"
         self._output.report(name, fields, text=text)
 

@@ -24,6 +24,7 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
     chat        chat{} help{} new{} nothing_to_retry{} nothing_to_go_on{} unknown_command{command} stopped{}
                 turn.failed{error, message, code?}
                 result_wanted{id, name, arguments}: the next line is the result of this call;
+                running{id, name, program}: --tool-command does, for this call;
                 result{id, name, result}: of --tool-command; calls_left{}: they got no results
     hosts       host{model, model_id, peer, wallet, addresses, engine, quantisation, can, turns_max, keep_s,
                 n_ctx, price_in, price_out, session_fee, warm, slots, active, queued, score, cost, trusted,

@@ -113,6 +113,11 @@ def wanted(call: ToolCall, program: ToolProgram | None) -> str:
     return f"[{call.name}: {runs}type its result; {SKIP} gives none]"
 
 
+def running(call: ToolCall, program: ToolProgram) -> str:
+    """What runs now, and how it is stopped."""
+    return f"[{program.path} runs for {call.name}: at most {RUN_S:.0f} s, Ctrl-C stops it]"
+
+
 def shown(result: str) -> str:
     """A result as a person sees it."""
     text = printable(result.rstrip("\n"))

@@ -199,9 +199,17 @@ def _typed(data: bytes) -> str:
     )
 
 
-async def read_all(source: TextIO) -> str:
-    """Everything up to the end of input."""
+async def read_all(source: TextIO, output: Output) -> str:
+    """Everything up to the end of input, as text; see :func:`read_bytes`."""
+    return (await read_bytes(source, output)).decode(errors="replace")
+
+
+async def read_bytes(source: TextIO, output: Output) -> bytes:
+    """Everything up to the end of input. A person at a terminal is told that it is read."""
     import trio
+
+    if source.isatty():
+        output.note("[reading from the keyboard: Ctrl-D at the start of a line ends it]")
 
     def read() -> bytes:
         data, file = b"", _file_of(source)
@@ -209,7 +217,7 @@ async def read_all(source: TextIO) -> str:
             data += more
         return data
 
-    return (await trio.to_thread.run_sync(read, abandon_on_cancel=True)).decode(errors="replace")
+    return await trio.to_thread.run_sync(read, abandon_on_cancel=True)
 
 
 async def read_pieces(source: TextIO) -> AsyncIterator[bytes]:

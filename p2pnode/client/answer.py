@@ -475,7 +475,10 @@ class Answer:
         if anew:
             self._candidate = candidate = await self._search.next()
         if candidate is None:
-            error = failover.no_host(self._search.ranking(), self._search.failures)
+            search = self._search
+            error = failover.no_host(
+                search.ranking(), search.failures, see=search.command, alone=search.alone
+            )
             if self._shortened(error):
                 return await self._next_turn()
             raise error

@@ -72,6 +72,8 @@ class Client:
         self._remember, self._in_thread = remember, in_thread
         self._stack: AsyncExitStack | None = None
         self.last_failures: Mapping[PeerId, str] = {}
+        self.alone = False
+        """Whether the last :meth:`hosts` met no other node, and knew of none."""
         self.runtime = Runtime(
             config or (NodeConfig(data_dir=data_dir) if data_dir is not None else NodeConfig()),
             bootstrap=tuple(bootstrap),
@@ -271,7 +273,7 @@ class Client:
         search = self.searches.new(known.model, filters or Filters())
         search.start()
         await search.wait_over()
-        self.last_failures = dict(search.failures)
+        self.last_failures, self.alone = dict(search.failures), search.alone
         return search.ranking()
 
 

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Self, TypeAlias
+from typing import Final, Self, TypeAlias
 
 from p2pnode.client.answer import Answer
 from p2pnode.client.bill import BillItem
-from p2pnode.errors import ConfigError
+from p2pnode.client.failover import is_failure
+from p2pnode.errors import ConfigError, NoHostError, P2PNodeError, RefusedError
 from p2pnode.protocols.inference.embeddings import embed_tokens_max, vector_numbers
 from p2pnode.protocols.inference.messages import EMBED_MAX, EMBED_TOKENS_MAX
 
+_HOSTS: Final = "`p2pnode hosts --why --needs embeddings` shows them"
 MakeAnswer: TypeAlias = Callable[[tuple[str, ...], int], Answer]
 """(texts of one turn, token units spent so far) -> the turn that embeds them."""
 
@@ -28,10 +30,15 @@ class Embedding:
     ``vectors`` has what came and ``bill`` what it cost. Ask again for ``texts[len(vectors):]`` to go on.
     """
 
-    def __init__(self, texts: Sequence[str], make: MakeAnswer) -> None:
+    def __init__(self, texts: Sequence[str], make: MakeAnswer, *, nobody: str = "") -> None:
+        """``nobody`` is what helps where no host embeds."""
         self._turns = _turns_of(checked_texts(texts))
-        self._make = make
+        self._make, self._nobody = make, nobody
+        self._count = len(texts)
         self._answer: Answer | None = None
+        self._turn: tuple[str, ...] = ()
+        self._begun_at = 0
+        """How many texts went before those of the turn."""
         self._billed: list[BillItem] = []
         self._given = 0
         self.vectors: list[tuple[float, ...]] = []
@@ -61,6 +68,7 @@ class Embedding:
                 texts = next(self._turns, None)
                 if texts is None:
                     raise StopAsyncIteration
+                self._turn, self._begun_at = texts, len(self.vectors)
                 self._answer = self._make(texts, self.cost)
             await self._finish(self._answer)
         self._given += 1
@@ -70,11 +78,44 @@ class Embedding:
         try:
             async for _ in answer.events():
                 pass
+        except P2PNodeError as error:
+            told = self._explained(error, answer)
+            if told is error:
+                raise
+            raise told from error
         finally:
             # Those of a turn that was cut short are paid, too, and stay.
             self.vectors += map(vector_numbers, answer.vectors[: answer.vectors_sure])
             self._billed += answer.bill
             self._answer = None
+
+    def _explained(self, error: P2PNodeError, answer: Answer) -> P2PNodeError:
+        """The error of a turn in words about texts, with what came and where to go on."""
+        came, text = self._begun_at + answer.vectors_sure, str(error)
+        code = error.code if isinstance(error, RefusedError) else ""
+        if code == "context_overflow":
+            text += f". {self._longest(came)}: cut it, or choose a host with a larger context ({_HOSTS})"
+        elif code == "bad_request" and len(self._turn) == 1:
+            text += f". {self._longest(came)}: cut it"
+        elif is_failure(error) and (came or answer.host is not None):
+            what = f"text {came + 1} and those after it" if came else "these texts"
+            text = f"no host is left for {what}: {error}"
+            error = NoHostError(text)
+        elif self._nobody and (isinstance(error, NoHostError) or code == "model_not_available"):
+            text += f". {self._nobody}"
+        if came:
+            good = "1 vector came and is good" if came == 1 else f"{came} vectors came and are good"
+            text += f". {good}: go on with text {came + 1}"
+        error.args = (text, *error.args[1:])
+        return error
+
+    def _longest(self, came: int) -> str:
+        """Which text of the turn is too long, as far as bytes tell."""
+        sizes = [len(text.encode()) for text in self._turn]
+        place = sizes.index(max(sizes[came - self._begun_at :] or sizes))
+        which = f"text {self._begun_at + place + 1} of {self._count}"
+        size = f"{sizes[place]} bytes"
+        return f"It is {which}, of {size}" if len(sizes) == 1 else f"The longest is {which}, of {size}"
 
     async def __aenter__(self) -> Self:
         return self

@@ -46,6 +46,9 @@ _SLOW_SHARE: Final = 0.1
 _BETTER_FACTOR: Final = 2
 """A slow host is left for one that was measured to be more than so many times as fast."""
 _REASONS_SHOWN: Final = 4
+ALONE: Final = (
+    "this node knows no other: no first peer was named, none is saved, and none is on the local network"
+)
 HONEST: Final[frozenset[str]] = WIRE_CODES - {"internal", "stalled"} - _REFUSED_BY_ALL
 """A host that answers with one of these did not fail: it is busy, or the question is not for it."""
 E = TypeVar("E", bound=P2PNodeError)
@@ -412,6 +415,12 @@ def _is_honest(error: P2PNodeError) -> bool:
     return isinstance(error, RefusedError) and error.code in HONEST
 
 
+def is_failure(error: P2PNodeError) -> bool:
+    """Whether no host was there, or one was lost, failed or broke the protocol: another one may do better."""
+    refusal = _is_honest(error) or calls_question_wrong(error)
+    return isinstance(error, RemoteError) and not refusal
+
+
 def calls_question_wrong(error: P2PNodeError) -> bool:
     """Whether a host says by this error that the question itself is wrong."""
     return isinstance(error, RefusedError) and error.code in _REFUSED_BY_ALL
@@ -553,7 +562,8 @@ class Failover:
         if attempt is not None or not self._same_host:  # that it can't be reached again says less
             self._last_error = error
         self._move = move
-        shown = error if is_final(error, self._refusals) or not situation.held else too_long(error)
+        as_it_is = is_final(error, self._refusals) or not situation.held or bool(self.partial.body.embed)
+        shown = error if as_it_is else too_long(error)
         return Decision(move=move, ended=ended, error=shown if move == "stop" else None, blames=blames)
 
     def abandon(self, state: SessionState) -> AttemptEnd:
@@ -578,14 +588,21 @@ class Failover:
         """Ask the next host, although the last one ended its turn in order: it is too slow."""
         self._move = "next"
 
-    def no_host(self, ranking: Ranking, failures: Mapping[PeerId, str]) -> P2PNodeError:
-        """What the user is told when there is no host to ask."""
-        last = self._last_error
-        if self.partial.size:
+    def no_host(
+        self,
+        ranking: Ranking,
+        failures: Mapping[PeerId, str],
+        *,
+        see: str = "hosts --why",
+        alone: bool = False,
+    ) -> P2PNodeError:
+        """What the user is told when there is no host to ask. ``see`` and ``alone``: as :func:`nobody`."""
+        last, body = self._last_error, self.partial.body
+        if self.partial.size and not body.embed:
             return nobody_left(last, ranking)
-        if isinstance(last, RefusedError) and last.code == "context_overflow":
+        if isinstance(last, RefusedError) and last.code == "context_overflow" and not body.embed:
             return overflow(last)
-        return last or nobody(ranking, failures)
+        return last or nobody(ranking, failures, see=see, alone=alone)
 
     # ----
 
@@ -658,17 +675,22 @@ class Failover:
 # ---- what the user and the bill are told
 
 
-def nobody(ranking: Ranking, failures: Mapping[PeerId, str]) -> NoHostError:
-    """No host was found, or none that may be used."""
+def nobody(
+    ranking: Ranking, failures: Mapping[PeerId, str], *, see: str = "hosts --why", alone: bool = False
+) -> NoHostError:
+    """No host was found, or none that may be used.
+
+    ``see`` is the command that shows hosts of the question. ``alone``: not one other node is known.
+    """
     if ranking.excluded and not ranking.chosen and not failures:
         why = "; ".join(f"{c.advert.peer}: {c.excluded}" for c in ranking.excluded[:_REASONS_SHOWN])
-        return NoHostError(f"no host of this model may be asked ({why}). `p2pnode hosts --why` shows all")
+        return NoHostError(f"no host of this model may be asked ({why}). `p2pnode {see}` shows all")
     reasons = [f"{c.advert.peer}: {c.excluded}" for c in ranking.excluded]
     reasons += [reason if peer in reason else f"{peer}: {reason}" for peer, reason in failures.items()]
-    tried = "; ".join(reasons[:_REASONS_SHOWN]) if reasons else "nobody answered"
+    tried = "; ".join(reasons[:_REASONS_SHOWN]) or (ALONE if alone else "nobody answered")
     return NoHostError(
         f"no host for this model was found ({tried}). Start one with `p2pnode join`, name a first peer "
-        "with --bootstrap, or see `p2pnode hosts --why`"
+        f"with --bootstrap, or see `p2pnode {see}`"
     )
 
 

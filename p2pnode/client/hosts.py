@@ -18,6 +18,7 @@ from typing import Final, Protocol
 import structlog
 import trio
 
+from p2pnode.client.failover import nobody
 from p2pnode.client.ranking import (
     Candidate,
     Filters,
@@ -30,9 +31,11 @@ from p2pnode.client.ranking import (
 )
 from p2pnode.client.reuse import PrefixMemory
 from p2pnode.client.runtime import Runtime
+from p2pnode.config import DEFAULT_MODEL
 from p2pnode.errors import (
     ClockError,
     ConfigError,
+    NoHostError,
     RefusedError,
     RemoteError,
     StorageError,
@@ -46,7 +49,7 @@ from p2pnode.net.multiaddrs import split_peer
 from p2pnode.net.saved_peers import SavedPeers
 from p2pnode.node.adverts import failure_of
 from p2pnode.node.finder import FoundHost
-from p2pnode.protocols.adverts.messages import Advert, Sheet
+from p2pnode.protocols.adverts.messages import Advert, Sheet, capability_names
 from p2pnode.protocols.inference.commands import Quoted
 from p2pnode.protocols.inference.messages import PromptBody
 from p2pnode.words import one_line
@@ -83,6 +86,7 @@ class HostSearch:
             model, filters, measured=measured, payable=payable, has_session=has_session, has_left=has_left
         )
         self._limits, self._wall = limits, wall
+        self._model, self._caps = model, filters.caps
         self.trusts_some = bool(filters.rules.trust)
         """Whether the user named any hosts as ones to trust."""
         self._changed = trio.Event()
@@ -94,6 +98,8 @@ class HostSearch:
         """Hosts that are waited for, a moment: no fee is due there."""
         self.failures: dict[PeerId, str] = {}
         """Why other peers were not found, or failed when they were tried."""
+        self.alone = False
+        """Whether the lookup met no other node, and knew of none."""
 
     # ---- the lookup
 
@@ -129,9 +135,10 @@ class HostSearch:
         """A lookup heard of a host that lacks what is needed, and did not dial it."""
         self._choice.found(advert)
 
-    def lookup_ended(self, failures: Mapping[PeerId, str]) -> None:
-        """The lookup is over; ``failures`` says why peers could not be asked."""
+    def lookup_ended(self, failures: Mapping[PeerId, str], *, alone: bool = False) -> None:
+        """The lookup is over; ``failures`` says why peers could not be asked. ``alone``: nobody was there."""
         self.failures.update(failures)
+        self.alone = alone
         self._ended = True
         self._wake()
 
@@ -211,6 +218,19 @@ class HostSearch:
     def ranking(self) -> Ranking:
         """All hosts found so far."""
         return self._choice.ranking(self._wall())
+
+    def no_host(self) -> NoHostError:
+        """What the user is told where no host was found, or none that may be used."""
+        return nobody(self.ranking(), self.failures, see=self.command, alone=self.alone)
+
+    @property
+    def command(self) -> str:
+        """The command that shows all hosts that could be meant."""
+        name = shown_name(self._model)
+        model = [] if name == DEFAULT_MODEL else [f"--model {name}"]
+        return " ".join(
+            ["hosts --why", *model, *(f"--needs {each}" for each in capability_names(self._caps))]
+        )
 
     async def next(self) -> Candidate | None:
         """The best host not tried yet; None when there is none and none will come.
@@ -362,14 +382,16 @@ class Searches:
             search.found(host)
 
         failures: Mapping[PeerId, str] = {}
+        alone = False
         try:
             seeds = await self.first_peers()
             failures = await self._runtime.node.finder.find(
                 model, seeds=seeds, on_found=on_found, on_lacking=search.lacks, caps=caps
             )
+            alone = not (seeds or failures or self._runtime.node.network.connected_peers())
         finally:
             self._unreached.update(failures)
-            search.lookup_ended(failures)
+            search.lookup_ended(failures, alone=alone)
 
     # ---- what was measured
 

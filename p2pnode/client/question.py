@@ -57,6 +57,10 @@ from p2pnode.protocols.wire import decode_record, encode
 ContextChoice: TypeAlias = Literal["refuse", "drop-oldest"]
 Messages: TypeAlias = str | Sequence[Mapping[str, Any]]
 _DAY_S: Final = 86_400
+_NO_EMBEDDINGS: Final = (
+    "Hosts with llama.cpp make no embeddings yet: to try it, ask a host of the scripted model with "
+    "`--model scripted`"
+)
 JSON_AROUND_MAX: Final = 64
 """Bytes that a template's JSON has around a tool or a call, beyond those of the tool's own."""
 
@@ -320,7 +324,8 @@ class Questions:
             body = PromptBody(embed=turn, seed=self._runtime.node.draw(16))
             return self._answer(known, body, replace(options, filters=replace(filters, cost_max=left)))
 
-        return Embedding(texts, make)
+        trying = "" if known.model == scripted_model_id() else _NO_EMBEDDINGS
+        return Embedding(texts, make, nobody=trying)
 
     async def _vocabulary(self, known: KnownModel) -> Vocabulary | None:
         """The model's, where its file is on this machine: calls of tools are then checked against the ids."""
@@ -337,7 +342,8 @@ class Questions:
         """What a question can cost at each host that is found, in the order of trial; those that may not be
         asked come last. Nothing is signed, and no host learns the question.
 
-        Raises as :meth:`answer` does, and ``UnreachableError`` and ``RefusedError`` of a host that was named.
+        Raises as :meth:`answer` does, ``NoHostError`` where none is found, and ``UnreachableError`` and
+        ``RefusedError`` of a host that was named.
         """
         known, body = self._question(messages, options)
         peer, allowed = self._allowed(options, body)
@@ -350,6 +356,8 @@ class Questions:
             await search.wait_over()
         search.ask_for(turn)
         ranking = search.ranking()
+        if not (ranking.chosen or ranking.excluded):
+            raise search.no_host()
         return [
             Estimate(candidate=each, turn=turn, cost=cost_bound(each.offer, turn, fee_paid=each.fee_paid))
             for each in (*ranking.chosen, *ranking.excluded)

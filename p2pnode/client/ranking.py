@@ -299,7 +299,7 @@ def _too_dear(offer: Offer, filters: Filters, turn: TurnBound | None, *, fee_pai
     spent = f", with the {usdc_text(turn.spent)} that it cost so far" if turn.spent else ""
     return (
         f"can cost up to {usdc_text(bound)}{spent}, and --max-cost allows {usdc_text(filters.cost_max)}: "
-        "allow more, or lower --max-tokens"
+        f"allow more, or {'lower --max-tokens' if turn.tokens_out else 'give fewer or shorter texts'}"
     )
 
 

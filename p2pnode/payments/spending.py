@@ -24,6 +24,7 @@ from p2pnode.protocols.adverts.messages import Advert, Offer
 from p2pnode.protocols.inference.messages import WINDOW, SessionTerms
 from p2pnode.words import one_line
 
+_RAISE_SESSION_MAX: Final = "--max-spend, or without that flag spend_session_max in config.toml"
 LIMIT_MAX: Final = 10**15
 TURNS: Final = 5
 """Turns like the first that a deposit covers, where the limits and the wallet allow it."""
@@ -81,8 +82,7 @@ class SpendingLimits:
         if spending.deposit > self.session_max:
             msg = (
                 f"this session needs a deposit of {usdc_text(spending.deposit)}; your limit for one is "
-                f"{usdc_text(self.session_max)}: shorten the conversation or the answer, or raise "
-                "spend_session_max in config.toml"
+                f"{usdc_text(self.session_max)}: ask for less, or raise {_RAISE_SESSION_MAX}"
             )
             raise SpendingLimitError(msg)
         host_left, locked_left = self.left(spending)
@@ -221,7 +221,7 @@ def why_unpayable(
     if least > limits.session_max:
         return (
             f"asks {usdc_text(least)} for a session's first {WINDOW} tokens; your limit for one is "
-            f"{usdc_text(limits.session_max)} (spend_session_max in config.toml)"
+            f"{usdc_text(limits.session_max)} (raise {_RAISE_SESSION_MAX})"
         )
     return ""
 

@@ -87,7 +87,8 @@ class FetchClient:
                 case HalfClosed():
                     self._failed(None, "the connection to the host was lost (closed)")
                 case Closed(code=code):
-                    self._failed(None, f"the connection to the host was lost ({code or 'closed'})")
+                    why = "" if code == "lost" else f" ({code or 'closed'})"
+                    self._failed(None, f"the connection to the host was lost{why}")
                 case _:
                     assert_never(event)
         return self._effects.take()

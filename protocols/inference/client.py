@@ -171,8 +171,8 @@ class ClientSession:
                     if malformed:
                         self._over(None, f"the host broke the protocol: {code}", cause="fault")
                     else:
-                        detail = f"the connection to the host was lost ({code or 'closed'})"
-                        self._over(None, detail, cause="lost")
+                        why = "" if code == "lost" else f" ({code or 'closed'})"
+                        self._over(None, f"the connection to the host was lost{why}", cause="lost")
                 case _:
                     assert_never(event)
         if self._phase == "open" and self._held is not None:

@@ -106,7 +106,8 @@ class Search:
         if advert.peer != peer:
             self._fail(peer, "answered with another peer's advert")
         elif advert.offer(self._model) is None:
-            self._fail(peer, "does not serve the model (a stale hint)")
+            others = "serves other models, and not this one" if advert.offers else "serves no model now"
+            self._fail(peer, others)
         elif advert.draining:
             self._fail(peer, "draining")
         else:
@@ -121,10 +122,12 @@ class Search:
         offered = hint.addresses[:ADDRESSES_MAX]
         addresses = tuple(each for each in offered if self._usable(each, hint.local))
         if offered and not addresses:
-            self._fail(
-                hint.peer,
-                "only private addresses, and not of this network: behind a router that lets nobody in",
-            )
+            # What became of a dial, here or still to come, says more of the peer.
+            if hint.peer not in self._failures and hint.peer not in self._tried:
+                self._fail(
+                    hint.peer,
+                    "only private addresses, and not of this network: behind a router that lets nobody in",
+                )
             return
         kept = Hint(
             peer=hint.peer,

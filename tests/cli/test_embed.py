@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 
+from p2pnode.cli.embed import lines_of
+from p2pnode.cli.output import Output
+from p2pnode.cli.user_input import read_all
+from p2pnode.errors import UsageError
 from tests.cli.support import Program, run
 
 
@@ -18,10 +23,58 @@ def test_texts_and_lines_of_a_file_give_the_same_vectors(data_dir: Path, host: P
     assert [each["index"] for each in lines] == [0, 1]
     assert len({len(each["embedding"]) for each in lines}) == 1
     assert "2 vectors, 17 tokens in" in told.err
-    again = run("embed", "-", *flags, "--json", stdin="one text\n\nanother\n")
+    again = run("embed", "-", *flags, "--json", stdin="one text\r\nanother")
     assert [each["embedding"] for each in again.named("embedding")] == [each["embedding"] for each in lines]
     (done,) = again.named("done")
     assert (done["vectors"], done["tokens_in"], done["cost"]) == (2, 17, 0)
+
+
+@pytest.mark.parametrize(
+    ("data", "texts"),
+    [
+        (b"one\ntwo\n", ["one", "two"]),
+        (b"one\r\ntwo", ["one", "two"]),
+        ("a\u2028b\x0bc\n".encode(), ["a\u2028b\x0bc"]),
+        (b" x \n", [" x "]),
+    ],
+)
+def test_each_line_is_a_text(data: bytes, texts: list[str]) -> None:
+    assert lines_of(data) == texts
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"", "standard input is empty"),
+        (b"one\n\ntwo\n", "line 2 is empty"),
+        (b"one\n \t\n", "line 2 is empty"),
+        (b"one\ncaf\xe9\n", "line 2 is no UTF-8"),
+    ],
+)
+def test_a_line_that_is_no_text_is_named_and_nothing_is_left_out(data: bytes, why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        lines_of(data)
+
+
+def test_lines_are_checked_before_a_host_is_asked(data_dir: Path) -> None:
+    ran = run("embed", "-", "--no-mdns", "--data-dir", data_dir, stdin=b"a\n\xff\n")
+    assert (ran.code, "line 2 is no UTF-8" in ran.err) == (2, True), ran.err
+
+
+class Keyboard(io.TextIOWrapper):
+    """Standard input where a person types."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+async def test_who_sits_at_a_terminal_is_told_that_it_is_read(
+    terminal: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = (Keyboard if terminal else io.TextIOWrapper)(io.BytesIO(b"one\n"))
+    assert await read_all(source, Output(as_json=False)) == "one\n"
+    assert ("Ctrl-D" in capsys.readouterr().err) == terminal
 
 
 @pytest.mark.long
@@ -29,4 +82,5 @@ def test_a_model_that_nobody_embeds_with_is_said_so(data_dir: Path, host: Progra
     refused = run("embed", "one", "--data-dir", data_dir, "--bootstrap", host.multiaddr, "--no-mdns")
     assert refused.code == 3
     assert "no host" in refused.err
+    assert "llama.cpp make no embeddings yet" in refused.err
     assert refused.out == ""

@@ -14,6 +14,9 @@ import pytest
 
 from p2pnode.cli.join import JoinReporter
 from p2pnode.cli.output import Output
+from p2pnode.client.question import resolve_model
+from p2pnode.config import DEFAULT_MODEL
+from p2pnode.models.manifest import SCRIPTED, model_id_text
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.reachability import reachability
 from tests.cli.support import Program, ask, join, run, start
@@ -197,6 +200,27 @@ def test_a_node_says_who_can_use_its_invite(
     changed = capsys.readouterr().err
     assert "listening  /ip4/192.168.1.5/tcp/4001" in changed
     assert ("p2pnode1x" in said) == ("p2pnode1x" in changed) == (code != "no_network")
+
+
+@pytest.mark.parametrize(
+    ("names", "asks"),
+    [
+        ([], 'ask "…" --data-dir d'),
+        ([SCRIPTED], 'ask --model scripted "…" --data-dir d'),
+        ([SCRIPTED, DEFAULT_MODEL], 'ask "…" --data-dir d'),
+    ],
+)
+def test_a_node_says_how_its_models_are_asked(
+    names: list[str], asks: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = [
+        {"name": name, "id": model_id_text(resolve_model(name).model), "price_in": 0, "price_out": 0}
+        for name in names
+    ]
+    reach = {"code": "global", "detail": "", "remedy": ""}
+    fields = {"models": models, "store_for": [], "invite": "p2pnode1x", "reach": reach}
+    JoinReporter(Output(as_json=False, data_dir=Path("d")))("ready", fields)
+    assert f"ready: try `p2pnode {asks}`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

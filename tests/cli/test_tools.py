@@ -102,11 +102,12 @@ def test_a_conversation_comes_from_a_file_with_calls_and_results(
         (("--tool", "nowhere.json"), "--tool: nowhere.json can't be read"),
         (("--tool-choice", "rain"), "none of the tools"),
         (("--format", "xml"), "--format: 'xml' is neither"),
+        (("--format", "json", "--schema", "s.json"), "--schema and --format don't go together"),
         (("--messages", "nowhere.json"), "--messages: nowhere.json can't be read"),
     ],
 )
 def test_files_and_words_that_make_no_sense_are_named(
-    data_dir: Path, flags: tuple[str, str], why: str
+    data_dir: Path, flags: tuple[str, ...], why: str
 ) -> None:
     ran = ask(data_dir, "hi", "--no-mdns", *flags)
     assert ran.code == 2
@@ -313,7 +314,7 @@ def test_in_a_chat_the_next_line_is_the_result_of_a_call_and_the_answer_goes_on_
 ) -> None:
     tool = ("--tool", files("t.json", WEATHER))
     ran = talk(data_dir, host, "Rain?", *["It rains."] * 40, flags=tool)
-    assert ran.code == 0, ran.err
+    assert ran.code in (0, 4), ran.err  # so many results may outgrow the context
     wanted = ran.named("result_wanted")
     assert wanted
     for each in wanted:
@@ -332,6 +333,8 @@ def test_in_a_chat_a_program_gives_results_when_it_may_and_else_is_asked_for_wit
     flags = ("--tool", files("t.json", WEATHER), "--tool-command", program)
     by_itself = talk(data_dir, host, "Rain?", "/exit", flags=(*flags, "--yes"))
     assert by_itself.code == 0, by_itself.err
+    (run_first, *_) = by_itself.named("running")
+    assert (run_first["name"], run_first["program"]) == ("weather", str(program))
     arguments = by_itself.named("result")[0]["result"].removeprefix("rain in ")
     jsonschema.validate(json.loads(arguments), SCHEMA_OF_WEATHER)
     asked = talk(data_dir, host, "Rain?", "", "/skip", flags=flags)

@@ -45,10 +45,26 @@ def test_no_host_for_the_model(data_dir: Path) -> None:
     _check(
         ran,
         3,
-        "no host for this model was found (nobody answered)",
+        "no host for this model was found (this node knows no other: no first peer was named",
         "Start one with `p2pnode join --data-dir",
     )
     assert not data_dir.exists()
+
+
+def test_a_dry_run_and_the_list_of_hosts_say_that_nobody_is_there(data_dir: Path) -> None:
+    _check(
+        ask(data_dir, "hello", "--dry-run"), 3, "no host for this model was found (this node knows no other"
+    )
+    ran = run("hosts", "--no-mdns", "--data-dir", data_dir)
+    _check(ran, 3, "no host of this model was found (this node knows no other", "or name a first peer with")
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("tool", "tools"), ("embedding", "embeddings")])
+def test_a_capability_that_there_is_not_is_said_with_the_nearest(
+    typed: str, meant: str, data_dir: Path
+) -> None:
+    ran = run("hosts", "--needs", typed, "--no-mdns", "--data-dir", data_dir)
+    _check(ran, 2, f"--needs: '{typed}' is no capability: did you mean {meant}?")
 
 
 def test_a_peer_that_could_not_be_reached_is_named_once(data_dir: Path) -> None:

@@ -36,7 +36,7 @@ def _client(tmp_path: Path, **options: object) -> Client:
 
 
 async def test_an_error_inside_the_client_is_raised_as_itself_and_not_in_a_group(tmp_path: Path) -> None:
-    with pytest.raises(NoHostError, match="nobody answered"):
+    with pytest.raises(NoHostError, match="this node knows no other"):
         async with _client(tmp_path) as client:
             await whole(ask(client))
     with pytest.raises(KeyError):

@@ -124,8 +124,9 @@ async def test_a_host_without_embeddings_is_left_out_with_the_reason(autojump_cl
             ranking = await client.hosts(SCRIPTED, Filters(caps=int(Capability.EMBEDDINGS)))
             assert [each.excluded for each in ranking.excluded] == ["lacks embeddings, which is needed"]
         async with w.client(seeds([lacking]), ip="10.0.9.8") as client:
-            with pytest.raises(NoHostError, match="lacks embeddings, which is needed"):
+            with pytest.raises(NoHostError, match="lacks embeddings, which is needed") as refused:
                 await read(client.embed(TEXTS, model=SCRIPTED))
+            assert "`p2pnode hosts --why --model scripted --needs embeddings`" in str(refused.value)
 
 
 # ---- what dies
@@ -174,6 +175,55 @@ async def test_a_host_whose_machine_is_gone_is_replaced(autojump_clock: MockCloc
             assert await read(embedding) == await honest(TEXTS)
             peers = [members[n].node.peer_id for n in (asked[0], 1 - asked[0])]
             assert [item.peer for item in embedding.bill] == peers
+
+
+LONG = [letter * 2000 for letter in "abcde"]
+"""Two turns: four of them, and the last."""
+
+
+@pytest.mark.parametrize("came", [0, 4])
+async def test_when_the_only_host_dies_it_is_said_where_to_go_on(
+    came: int, autojump_clock: MockClock
+) -> None:
+    async with world() as w:
+        host = await w.add([scripted_host(prefill_tokens_per_s=2000.0)])
+        async with w.client(seeds([host])) as client:
+            embedding = client.embed(LONG, model=SCRIPTED)
+            for _ in range(came):
+                assert len(await anext(embedding)) == DIMENSIONS
+            Events(on={"prefill": lambda: w.crash(host)}).of(client)
+            with pytest.raises(NoHostError) as lost:
+                await read(embedding)
+            what = "text 5 and those after it" if came else "these texts"
+            good = ". 4 vectors came and are good: go on with text 5" if came else ""
+            assert str(lost.value) == f"no host is left for {what}: the connection to the host was lost{good}"
+
+
+async def test_when_the_only_host_dies_between_two_turns_it_is_said_in_the_same_words(
+    autojump_clock: MockClock,
+) -> None:
+    async with world() as w:
+        host = await w.add([scripted_host()])
+        async with w.client(seeds([host])) as client:
+            embedding = client.embed(LONG, model=SCRIPTED)
+            for _ in range(4):
+                assert len(await anext(embedding)) == DIMENSIONS
+            w.crash(host)
+            await trio.sleep(60)
+            with pytest.raises(NoHostError, match="no host is left for text 5 and those after it") as lost:
+                await read(embedding)
+            assert str(lost.value).endswith(". 4 vectors came and are good: go on with text 5")
+
+
+async def test_of_a_text_that_is_too_long_the_number_and_the_size_are_told(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        host = await w.add([scripted_host()])
+        async with w.client(seeds([host])) as client:
+            with pytest.raises(
+                RefusedError, match="The longest is text 2 of 3, of 3000 bytes: cut it"
+            ) as long:
+                await read(client.embed(["a", "x" * 3000, "b"], model=SCRIPTED))
+            assert "--context drop-oldest" not in str(long.value)
 
 
 @pytest.mark.long

@@ -402,6 +402,9 @@ def test_without_a_host_the_last_failure_is_told_or_why_none_was_found() -> None
     failover = policy()
     assert "nobody answered" in str(failover.no_host(Ranking(), {}))
     assert "connection refused" in str(failover.no_host(Ranking(), {OTHER: "connection refused"}))
+    told = str(failover.no_host(Ranking(), {}, see="hosts --why --needs tools", alone=True))
+    assert "this node knows no other" in told
+    assert "`p2pnode hosts --why --needs tools`" in told
     failover.begin()
     assert failover.failed(LOST, None).move == "next"
     assert failover.no_host(Ranking(), {}) is LOST

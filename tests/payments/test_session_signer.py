@@ -219,7 +219,7 @@ async def test_a_wallet_that_holds_too_little_is_told_how_much_and_where_to_send
 
 
 async def test_the_limit_of_a_session_is_kept(world: SpendingWorld) -> None:
-    with pytest.raises(SpendingLimitError, match="spend_session_max") as caught:
+    with pytest.raises(SpendingLimitError, match=r"raise --max-spend, or .* spend_session_max") as caught:
         await world.signer().open(*priced(**DEAR), tokens_in=0, tokens_out=1_961)
     assert "1.0005 USDC; your limit for one is 1.00 USDC" in str(caught.value)
     assert world.events == []

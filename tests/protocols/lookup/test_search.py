@@ -192,16 +192,19 @@ def test_stale_draining_and_lying_hosts_are_not_found_and_not_dialled_twice() ->
         hunt.hint(number)
     hunt.answer(0, offers=(offer(OTHER_MODEL),))
     hunt.answer(1, draining=True)
+    hunt.hint(4)
+    hunt.answer(4, offers=())
     hunt.say(Contacted(HOSTS[2].peer, HOSTS[9].advert()))
     hunt.fail(3)
     for number in range(3):
         hunt.hint(number, "dht", "/ip4/192.0.2.9/tcp/9")
     hunt.say(SourceDone("dht"))
     assert hunt.found == []
-    assert hunt.dialled == [0, 1, 2, 3]
+    assert hunt.dialled == [0, 1, 2, 3, 4]
     (exhausted,) = hunt.exhausted
-    assert [exhausted.failures[HOSTS[n].peer] for n in range(4)] == [
-        "does not serve the model (a stale hint)",
+    assert [exhausted.failures[HOSTS[n].peer] for n in (4, 0, 1, 2, 3)] == [
+        "serves no model now",
+        "serves other models, and not this one",
         "draining",
         "answered with another peer's advert",
         "no advert",
@@ -218,6 +221,19 @@ def test_private_addresses_are_dialled_only_when_a_local_source_names_them() -> 
     hunt.answer(0)
     hunt.note(hunt.search.handle(TimerFired("deadline"), 9.0))
     assert HOSTS[0].peer not in hunt.exhausted[0].failures
+
+
+@pytest.mark.parametrize("first", ["dialled", "heard of"])
+def test_what_became_of_a_dial_is_told_whatever_else_is_heard_of_the_peer(first: str) -> None:
+    hunt = Hunt("dht", "mdns", usable=lambda address, local: local or not address.startswith("/ip4/10."))
+    if first == "heard of":
+        hunt.hint(0, "dht", "/ip4/10.0.0.1/tcp/1")
+    hunt.hint(0, "mdns", "/ip4/10.0.0.1/tcp/1", local=True)
+    hunt.hint(0, "dht", "/ip4/10.0.0.1/tcp/1")
+    hunt.fail(0, "connection refused")
+    hunt.hint(0, "dht", "/ip4/10.0.0.1/tcp/1")
+    hunt.note(hunt.search.handle(TimerFired("deadline"), 9.0))
+    assert hunt.exhausted[0].failures == {HOSTS[0].peer: "connection refused"}
 
 
 def test_a_source_that_lies_about_addresses_can_not_hide_a_host() -> None:
