@@ -38,12 +38,6 @@ class TokenBucket:
         self._left -= 1
         return True
 
-    def spend_now(self, amount: float, now: float) -> bool:
-        """Spend so many tokens at once, debt or not; whether there is one left."""
-        self._left -= amount
-        self._fill(now)
-        return self._left >= 1
-
     def _fill(self, now: float) -> None:
         # Compared, not by min and max: this runs for each message of gossip.
         passed_s = now - self._at

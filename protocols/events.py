@@ -3,6 +3,9 @@
 A machine is ``handle(event, now) -> list[Effect]``. ``now`` is seconds on any monotonic clock; ``at``
 in ``SetTimer`` is absolute on that clock, and a key set again replaces. Machines know neither the
 clock nor the network: a shell (the node with libp2p, or a simulator) feeds and obeys them.
+
+Nobody changes an event or an effect once it is made. They are not frozen all the same: one that is takes four
+times as long to make, and a message of gossip makes several.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ StreamRef: TypeAlias = int
 """Names one stream to a machine; the shell knows which."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Received:
     """A decoded message of this protocol arrived."""
 
@@ -26,7 +29,7 @@ class Received:
     message: Any
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class HalfClosed:
     """The peer has closed its half of the stream: it says nothing more, and may still read.
 
@@ -37,7 +40,7 @@ class HalfClosed:
     stream: StreamRef
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Closed:
     """The stream is gone, both ways. ``code`` says why, for the log; ``malformed``: by what the peer sent."""
 
@@ -47,14 +50,14 @@ class Closed:
     malformed: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TimerFired:
     """A timer set earlier came due."""
 
     key: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Command:
     """The role above wants something, or reports what its I/O gave."""
 
@@ -64,7 +67,7 @@ class Command:
 Event: TypeAlias = Received | HalfClosed | Closed | TimerFired | Command
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Send:
     """Write this message. The shell writes all ``Send`` of one ``handle`` at once."""
 
@@ -73,7 +76,7 @@ class Send:
     message: Any
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SetTimer:
     """Fire ``key`` at ``at``; replaces an earlier setting of the same key."""
 
@@ -81,21 +84,21 @@ class SetTimer:
     at: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class CancelTimer:
     """Forget ``key``; no error when it isn't set."""
 
     key: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Emit:
     """Tell the role above; never the network."""
 
     value: Any
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Fault:
     """What a machine emits when a peer did wrong: ``Emit(Fault(...))``. The shell charges the peer with it.
 

@@ -6,8 +6,8 @@ the order in which it was asked for, so that two runs from one seed do the same.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable
+from heapq import heappop, heappush
 from typing import Any
 
 
@@ -29,7 +29,9 @@ class EventLoop:
     def at(self, when: float, action: Callable[..., object], *arguments: Any) -> None:
         """Call ``action(*arguments)`` at ``when``, or next where that is over. It can't be taken back."""
         self._number = number = self._number + 1
-        heapq.heappush(self._due, (max(self.now, when), number, action, arguments))
+        if when < self.now:  # noqa: PLR1730  this runs for each message
+            when = self.now
+        heappush(self._due, (when, number, action, arguments))
 
     def after(self, seconds: float, action: Callable[..., object], *arguments: Any) -> None:
         """The same, so many seconds from now."""
@@ -37,11 +39,16 @@ class EventLoop:
 
     def run_until(self, end: float) -> None:
         """Run what is due up to ``end``, also what comes up meanwhile. Then it is ``end``."""
-        due, pop = self._due, heapq.heappop
+        due, pop = self._due, heappop
         done = 0
         try:
-            while due and due[0][0] <= end:
-                self.now, _, action, arguments = pop(due)
+            while due:
+                entry = pop(due)
+                when, _, action, arguments = entry
+                if when > end:
+                    heappush(due, entry)
+                    break
+                self.now = when
                 done += 1
                 action(*arguments)
         finally:

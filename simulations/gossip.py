@@ -6,6 +6,7 @@ hash, and what is the same for all nodes (whether a signature holds) is found ou
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -39,7 +40,6 @@ from p2pnode.simulations.world import Link, Node, World
 PROTOCOL: Final = "gossip"
 _NUMBER_BYTES: Final = 8
 _DECODED_MAX: Final = 8192
-_EMPTY: Final = RPC.make()
 Version: TypeAlias = Literal["p2pnode", "v1_0"]
 
 
@@ -143,7 +143,7 @@ class _Listed:
     """An entry of a control message, in plain objects: reading it again costs nothing."""
 
     topic: bytes
-    ids: tuple[bytes, ...] = ()
+    ids: Sequence[bytes] = ()
     backoff: int = 0
 
 
@@ -158,18 +158,40 @@ class _SharedControl:
         self.idontwant = tuple(_Listed(b"", tuple(each.ids)) for each in control.idontwant)
 
 
-def _listed(control: Control) -> tuple[_SharedControl, int]:
-    """What a machine tells, as another one reads it, and the number of its fields."""
-    shared = _SharedControl.__new__(_SharedControl)
-    shared.graft = tuple(_Listed(topic) for topic in control.graft)
-    shared.prune = tuple(_Listed(topic, backoff=backoff) for topic, backoff in control.prune.items())
-    shared.ihave = tuple(_Listed(topic, tuple(ids)) for topic, ids in control.ihave.items())
-    shared.iwant = (_Listed(b"", tuple(control.iwant)),) if control.iwant else ()
-    shared.idontwant = (_Listed(b"", tuple(control.idontwant)),) if control.idontwant else ()
-    entries = 1 + 2 * len(shared.graft) + 3 * len(shared.prune) + 2 * len(shared.ihave)
-    entries += len(shared.iwant) + len(shared.idontwant)
-    entries += sum(len(each.ids) for each in (*shared.ihave, *shared.iwant, *shared.idontwant))
-    return shared, entries
+class _ToldControl:
+    """The same, of what a machine tells."""
+
+    __slots__ = ("graft", "idontwant", "ihave", "iwant", "prune")
+
+    def __init__(self, control: Control) -> None:
+        self.graft = [_Listed(topic) for topic in control.graft] if control.graft else ()
+        self.prune = (
+            [_Listed(topic, backoff=backoff) for topic, backoff in control.prune.items()]
+            if control.prune
+            else ()
+        )
+        self.ihave = [_Listed(topic, ids) for topic, ids in control.ihave.items()] if control.ihave else ()
+        self.iwant = (_Listed(b"", control.iwant),) if control.iwant else ()
+        self.idontwant = (_Listed(b"", control.idontwant),) if control.idontwant else ()
+
+
+class Told(Rpc):
+    """A control message on its way: as long as its bytes, which nobody makes, and read already."""
+
+    __slots__ = ("_size",)
+
+    def __init__(self, control: Control) -> None:
+        self._size = control.size()
+        self.publish = self.subscriptions = ()
+        self.control = told = _ToldControl(control)
+        self.entries = 1 + 2 * len(told.graft) + 3 * len(told.prune) + len(told.iwant) + len(told.idontwant)
+        for each in told.ihave:
+            self.entries += 2 + len(each.ids)
+        for each in (*told.iwant, *told.idontwant):
+            self.entries += len(each.ids)
+
+    def __len__(self) -> int:
+        return self._size
 
 
 class SharedCodec:
@@ -178,18 +200,14 @@ class SharedCodec:
     def __init__(self) -> None:
         self._known: dict[bytes, Rpc] = {}
 
-    def encode(self, control: Control) -> bytes:
-        """The bytes of a control message; who gets them need not parse them."""
-        payload = control.encode()
-        if payload not in self._known:
-            shared, entries = _listed(control)
-            found = Rpc(_EMPTY, entries, ())
-            found.control = shared
-            self._keep(payload, found)
-        return payload
+    def encode(self, control: Control) -> Told:
+        """A control message; who gets it need not parse it."""
+        return Told(control)
 
-    def decode(self, payload: bytes) -> Rpc:
+    def decode(self, payload: bytes | Told) -> Rpc:
         """Raises ``ProtocolError``."""
+        if isinstance(payload, Told):
+            return payload
         found = self._known.get(payload)
         if found is None:
             entries = RPC.count(payload, entries_max=ENTRIES_MAX)
@@ -339,12 +357,12 @@ class Messages:
             with_groups=with_groups,
         )
         self._draw = world.draws("publishers")
-        self._published: list[tuple[float, dict[int, int]]] = []
-        """Of each message, when it was published, and the nodes that have it, with their hops."""
+        self._published: list[tuple[float, array[int]]] = []
+        """Of each message, when it was published, and for each node one more than its hops, 0 without it."""
         self._publishers: list[Node] = []
         record = world.recorder
         self._append = record.appender("messages") if record is not None else None
-        self.delays_s: list[float] = []
+        self.delays_s = array("d")
         """Of every delivery but the publishers' own."""
         world.services.append(self)
 
@@ -369,7 +387,10 @@ class Messages:
 
     def hops(self) -> list[dict[int, int]]:
         """Of each message, the hops by number of node; a publisher has 0."""
-        return [hops for _, hops in self._published]
+        return [
+            {number: count - 1 for number, count in enumerate(counts) if count}
+            for _, counts in self._published
+        ]
 
     def _publish(self, end_s: float) -> None:
         world, number = self._world, len(self._published)
@@ -379,7 +400,7 @@ class Messages:
         publisher = self._draw.choice(self._publishers)
         if not publisher.is_up:
             return
-        self._published.append((world.now, {}))
+        self._published.append((world.now, array("H", bytes(2 * len(world.nodes)))))
         size = max(_NUMBER_BYTES, self._gossip.message_bytes)
         if world.recorder is not None:
             audience = sum(node.is_up for node in world.nodes) - 1
@@ -393,14 +414,17 @@ class Messages:
     def _delivered(self, node: Node, delivered: Delivered) -> None:
         number, world = int.from_bytes(delivered.data[:_NUMBER_BYTES], "big"), self._world
         published_at, hops = self._published[number]
+        if node.number >= len(hops):  # it came later
+            hops.extend([0] * (node.number + 1 - len(hops)))
         handled = world.handled
         if not isinstance(handled, Received):
-            hops[node.number] = 0
+            hops[node.number] = 1
             return
-        count = hops[node.number] = hops.get(world.by_peer[handled.peer].number, 0) + 1
+        before = max(1, hops[world.by_peer[handled.peer].number])
+        hops[node.number] = before + 1
         at_s = world.now if node.cpu is None else node.cpu.done_at()  # once it is checked
         delay_s = at_s - published_at
         self.delays_s.append(delay_s)
         if self._append is not None and world.recorder is not None:
-            self._append(number, node.number, at_s, delay_s, count)
+            self._append(number, node.number, at_s, delay_s, before)
             world.recorder.event(world.now, node.number, "message", number)

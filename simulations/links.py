@@ -101,7 +101,8 @@ class LinkModel:
 
     def __init__(self, links: Links, draws: Draws) -> None:
         self.links = links
-        self._random = draws("links").random
+        self.draw = draws("links").random
+        """What is drawn for messages."""
         self._places = draws("places")
         self._seed = draws("pairs").getrandbits(64)
         self._jitter, self._loss = links.jitter_share, links.loss_share
@@ -120,7 +121,7 @@ class LinkModel:
 
     def travel_s(self, latency_s: float) -> float:
         """How long one message takes over a latency, with jitter."""
-        return latency_s * (1.0 + self._jitter * self._random()) if self._jitter else latency_s
+        return latency_s * (1.0 + self._jitter * self.draw()) if self._jitter else latency_s
 
     def departs(self, sender: Place, size: int, now: float) -> float:
         """When the last byte of a message has left; takes the time on the sender's uplink."""
@@ -146,7 +147,7 @@ class LinkModel:
             return 0.0
         packets = max(1, math.ceil(size / _PACKET_BYTES))
         wait_s, lost_again = 0.0, 1.0 - (1.0 - self._loss) ** packets
-        while self._random() < lost_again:
+        while self.draw() < lost_again:
             wait_s += max(_RETRANSMISSION_LEAST_S, 2.0 * latency_s)
             lost_again = self._loss
         return wait_s

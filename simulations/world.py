@@ -181,22 +181,19 @@ class Shell:
 
     def perform(self, effects: Iterable[Effect]) -> None:
         """Do what the machine decided, in its order."""
+        # By type, not by patterns: this runs for each message.
         for effect in effects:
-            match effect:
-                case Send():
-                    self._send(effect)
-                case SetTimer(key=key, at=at):
-                    self._set(key, at)
-                case Emit(value=value):
-                    self.on_emit(value)
-                case CancelTimer(key=key):
-                    self.timers.pop(key, None)
-
-    def _send(self, send: Send) -> None:
-        stream = self.streams.get(send.stream)
-        link = self.node.links.get(send.peer) if stream is None else stream.link
-        if link is not None:
-            self.world.send(link, send.message, self, stream)
+            if type(effect) is Send:
+                stream = self.streams.get(effect.stream) if self.streams else None
+                link = self.node.links.get(effect.peer) if stream is None else stream.link
+                if link is not None:
+                    self.world.send(link, effect.message, self, stream)
+            elif type(effect) is SetTimer:
+                self._set(effect.key, effect.at)
+            elif type(effect) is Emit:
+                self.on_emit(effect.value)
+            elif type(effect) is CancelTimer:
+                self.timers.pop(effect.key, None)
 
     def _set(self, key: str, at: float) -> None:
         world = self.world
@@ -206,6 +203,7 @@ class Shell:
 
     def _fire(self, key: str, setting: int) -> None:
         if self.timers.get(key) != setting:
+            self.world.lapsed += 1
             return
         del self.timers[key]
         if (cpu := self.node.cpu) is None:
@@ -244,6 +242,8 @@ class World:
         self._message_s = cpu.seconds(cpu.message_s) if cpu is not None else 0.0
         self.recorder = recorder
         self._counts_bytes = recorder is not None or not self.links.is_plain
+        self._is_plain = self.links.is_plain
+        self._jitter, self._draw = self.links.links.jitter_share, self.links.draw
         self.nodes: list[Node] = []
         """All that ever were, by their numbers."""
         self.by_peer: dict[PeerId, Node] = {}
@@ -252,6 +252,8 @@ class World:
         """By number of node, the side of a partition that it is on; 0 where it isn't named."""
         self.sent = 0
         """Messages that were sent so far."""
+        self.lapsed = 0
+        """Actions of the loop that came to nothing: timers that were set anew, messages to who is gone."""
         self.settings = 0
         self.handled: Event | None = None
         """What a machine was given last: whoever hears what it emits can see why."""
@@ -365,47 +367,50 @@ class World:
     def send(self, link: Link, message: Any, shell: Shell, stream: Stream | None) -> None:
         """Put a message of a shell on its way; without a stream, to the same protocol's shell over there."""
         self.sent += 1
-        loop, model = self.loop, self.links
-        cpu = link.sender.cpu
-        at = loop.now if cpu is None else cpu.done_at()
+        loop, sender = self.loop, link.sender
+        at = loop.now if sender.cpu is None else sender.cpu.done_at()
         size = 0
         if self._counts_bytes:
             size = SIZE_BYTES if shell.size is None else shell.size(message)
-            link.sender.bytes_sent += size
-            if not model.is_plain:
-                at = model.departs(link.sender.place, size, at)
-                at += model.retransmission_s(size, link.latency_s)
-        at += model.travel_s(link.latency_s)
+            sender.bytes_sent += size
+            if not self._is_plain:
+                at = self.links.departs(sender.place, size, at)
+                at += self.links.retransmission_s(size, link.latency_s)
+        # As ``LinkModel.travel_s`` has it.
+        at += link.latency_s * (1.0 + jitter * self._draw()) if (jitter := self._jitter) else link.latency_s
         if at < link.last_at:  # noqa: PLR1730  this runs for each message
             at = link.last_at
         link.last_at = at
         if shell.carry is not None:
             message = shell.carry(message)
-        if model.is_plain:
-            loop.at(at, self._arrived, link, shell, stream, message)
+        if self._is_plain:
+            loop.at(at, self._arrived, link, shell.protocol, stream, message)
         else:
-            loop.at(at, self._reached, link, shell, stream, message, size)
+            loop.at(at, self._reached, link, shell.protocol, stream, message, size)
 
-    def _reached(self, link: Link, sender: Shell, stream: Stream | None, message: Any, size: int) -> None:
+    def _reached(self, link: Link, protocol: str, stream: Stream | None, message: Any, size: int) -> None:
         """A message is at its receiver's line."""
         at = self.links.lands(link.receiver.place, size, self.loop.now)
         if at > self.loop.now:
-            self.loop.at(at, self._arrived, link, sender, stream, message)
+            self.loop.at(at, self._arrived, link, protocol, stream, message)
         else:
-            self._arrived(link, sender, stream, message)
+            self._arrived(link, protocol, stream, message)
 
-    def _arrived(self, link: Link, sender: Shell, stream: Stream | None, message: Any) -> None:
-        if not link.is_open or link.sender.is_silent:
+    def _arrived(self, link: Link, protocol: str, stream: Stream | None, message: Any) -> None:
+        sender, node = link.sender, link.receiver
+        if not link.is_open or sender.is_silent:
+            self.lapsed += 1
             return
-        node = link.receiver
-        shell = node.shells.get(sender.protocol) if stream is None else stream.target
-        if shell is None:
-            return
-        event = Received(link.sender.peer, 0 if stream is None else stream.ref, message)
-        if node.cpu is None:
-            shell.give(event)
+        if stream is None:
+            shell, ref = node.shells.get(protocol), 0
         else:
-            node.cpu.run(self._message_s, shell.give, event)
+            shell, ref = stream.target, stream.ref
+        if shell is None:
+            self.lapsed += 1
+        elif node.cpu is None:
+            shell.give(Received(sender.peer, ref, message))
+        else:
+            node.cpu.run(self._message_s, shell.give, Received(sender.peer, ref, message))
 
     # ---- connections
 

@@ -7,7 +7,6 @@ machine's clock.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
-from itertools import islice
 from typing import Final, Generic, TypeVar
 
 from p2pnode.ids import PeerId
@@ -15,8 +14,6 @@ from p2pnode.protocols.gossipsub.messages import Message
 from p2pnode.protocols.gossipsub.parameters import Parameters
 
 K = TypeVar("K", bound=Hashable)
-HAVE_MAX: Final = 64
-"""Peers that are remembered to have one message; others are offered it once too often."""
 OVERHEAD: Final = 256
 """Bytes that a message counts besides its data."""
 ASKED_PEERS_MAX: Final = 16
@@ -29,15 +26,20 @@ class SeenIds(Generic[K]):
     def __init__(self, seconds: float, most: int) -> None:
         self._seconds, self._most = seconds, most
         self._until: dict[K, float] = {}
+        self._first_ends_at = 0.0
+        """No key is over before."""
 
     def __len__(self) -> int:
         return len(self._until)
 
     def add(self, key: K, now: float) -> bool:
         """Note a key from ``now`` on; false where it was seen already, which doesn't lengthen its time."""
-        self.sweep(now)
+        if now >= self._first_ends_at:
+            self.sweep(now)
         if key in self._until:
             return False
+        if not self._until:
+            self._first_ends_at = now + self._seconds
         self._until[key] = now + self._seconds
         if len(self._until) > self._most:
             del self._until[next(iter(self._until))]
@@ -55,21 +57,40 @@ class SeenIds(Generic[K]):
 
     def sweep(self, now: float) -> None:
         """Forget what is over. All keys live equally long: the oldest are in front."""
+        if now < self._first_ends_at:
+            return
         while self._until:
             key = next(iter(self._until))
-            if self._until[key] > now:
+            self._first_ends_at = self._until[key]
+            if self._first_ends_at > now:
                 return
             del self._until[key]
 
 
-class _Kept:
-    __slots__ = ("have", "message", "offered_until", "served", "size", "until")
+class Kept:
+    """A message and what is known of it. Peers are bits, those of the machine that keeps it."""
+
+    __slots__ = (
+        "forward_at",
+        "have",
+        "id",
+        "message",
+        "offered_until",
+        "seen_until",
+        "served",
+        "size",
+        "until",
+    )
 
     def __init__(self, message: Message, size: int, offered_until: float, until: float) -> None:
-        self.message, self.size = message, size
+        self.message, self.id, self.size = message, message.id, size
         self.offered_until, self.until = offered_until, until
-        self.served: set[PeerId] = set()
-        self.have: set[PeerId] = set()
+        self.seen_until = 0.0
+        """Until then copies of it are known by their bytes."""
+        self.have = self.served = 0
+        """Who has it, as far as we know, and whom it was sent because it asked."""
+        self.forward_at: float | None = None
+        """When it is forwarded, while it waits for that."""
 
 
 class MessageCache:
@@ -82,70 +103,77 @@ class MessageCache:
         self._parameters = parameters
         self._offer_s = parameters.gossip_window * parameters.heartbeat_s
         self._keep_s = self._offer_s + parameters.promise_heartbeats * parameters.heartbeat_s
-        self._kept: dict[bytes, _Kept] = {}
+        self._kept: dict[bytes, Kept] = {}
+        self._first_ends_at = 0.0
+        """Nothing is over before."""
         self.bytes = 0
 
     def __len__(self) -> int:
         return len(self._kept)
 
-    def put(self, message: Message, now: float) -> float | None:
-        """Keep a message. Until when it is served, or None where there is no room."""
-        self.sweep(now)
+    def put(self, message: Message, now: float) -> Kept:
+        """Keep a message. Where there is no room it is neither offered nor served: ``until`` is ``now``."""
+        if now >= self._first_ends_at:
+            self.sweep(now)
         size = len(message.data) + OVERHEAD
         limits = self._parameters
         if self.bytes + size > limits.cache_bytes_max or len(self._kept) >= limits.cache_messages_max:
-            return None
-        kept = self._kept[message.id] = _Kept(message, size, now + self._offer_s, now + self._keep_s)
+            return Kept(message, size, now, now)
+        until = now + self._keep_s
+        if not self._kept:
+            self._first_ends_at = until
+        kept = self._kept[message.id] = Kept(message, size, now + self._offer_s, until)
         self.bytes += size
-        return kept.until
+        return kept
 
-    def note(self, message_id: bytes, peer: PeerId) -> None:
-        """A peer has this message: it brought it, or was sent it. It is not offered to that one."""
-        kept = self._kept.get(message_id)
-        if kept is not None and len(kept.have) < HAVE_MAX:
-            kept.have.add(peer)
+    def get(self, message_id: bytes) -> Kept | None:
+        """What is known of a message that is kept."""
+        return self._kept.get(message_id)
 
-    def note_offers(self, message_ids: Iterable[bytes], peer: PeerId) -> None:
-        """A peer says that it has these messages."""
-        kept_of = self._kept.get
+    def note_offers(self, message_ids: Iterable[bytes], bit: int) -> list[bytes]:
+        """A peer says that it has these messages, and need not be offered them. Those that we don't keep."""
+        kept_of, others = self._kept.get, []
         for message_id in message_ids:
-            if (kept := kept_of(message_id)) is not None and len(kept.have) < HAVE_MAX:
-                kept.have.add(peer)
+            kept = kept_of(message_id)
+            if kept is None:
+                others.append(message_id)
+            else:
+                kept.have |= bit
+        return others
 
-    def note_all(self, message_id: bytes, peers: Iterable[PeerId]) -> None:
-        """The same of several peers."""
-        kept = self._kept.get(message_id)
-        if kept is not None:
-            kept.have.update(islice(peers, max(0, HAVE_MAX - len(kept.have))))
+    def forget(self, bit: int) -> None:
+        """The peer with this bit is gone: another one may get it."""
+        for kept in self._kept.values():
+            kept.have &= ~bit
+            kept.served &= ~bit
 
-    def lacking(self, message_ids: Iterable[bytes], peer: PeerId) -> list[bytes]:
-        """Those of the messages that are offered which a peer may not have."""
-        kept = self._kept
-        return [each for each in message_ids if peer not in kept[each].have]
-
-    def offered(self, now: float) -> dict[bytes, list[bytes]]:
-        """By topic, the ids that are offered now; the newest last."""
-        found: dict[bytes, list[bytes]] = {}
-        for message_id, kept in self._kept.items():
-            if kept.offered_until >= now:
-                found.setdefault(kept.message.topic, []).append(message_id)
+    def offered(self, now: float) -> dict[bytes, list[Kept]]:
+        """By topic, what is offered now; the newest last."""
+        found: dict[bytes, list[Kept]] = {}
+        for kept in reversed(self._kept.values()):  # all are offered equally long: the newest are behind
+            if kept.offered_until < now:
+                break
+            found.setdefault(kept.message.topic, []).append(kept)
+        for each in found.values():
+            each.reverse()
         return found
 
-    def serve(self, message_id: bytes, peer: PeerId, now: float) -> Message | None:
+    def serve(self, message_id: bytes, bit: int, now: float) -> Message | None:
         """A message for a peer that asked for it; None where we have it no more, or the peer had it."""
         kept = self._kept.get(message_id)
-        if kept is None or kept.until <= now or peer in kept.served:
+        if kept is None or kept.until <= now or kept.served & bit:
             return None
-        if len(kept.served) >= self._parameters.cache_messages_max:
-            return None
-        kept.served.add(peer)
+        kept.served |= bit
         return kept.message
 
     def sweep(self, now: float) -> None:
         """Forget what is no longer served."""
+        if now < self._first_ends_at:
+            return
         while self._kept:
             message_id = next(iter(self._kept))
             kept = self._kept[message_id]
+            self._first_ends_at = kept.until
             if kept.until > now:
                 return
             self.bytes -= kept.size

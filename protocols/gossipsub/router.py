@@ -21,19 +21,17 @@ from p2pnode.ids import PeerId
 from p2pnode.protocols.crypto import Signer, peer_id_of, verify_key
 from p2pnode.protocols.events import (
     CancelTimer,
-    Closed,
     Command,
     Effect,
     Emit,
     Event,
     Fault,
-    HalfClosed,
     Received,
     Send,
     SetTimer,
     TimerFired,
 )
-from p2pnode.protocols.gossipsub.cache import MessageCache, Promises, SeenIds
+from p2pnode.protocols.gossipsub.cache import Kept, MessageCache, Promises, SeenIds
 from p2pnode.protocols.gossipsub.commands import (
     ACCEPT,
     FAULT_WEIGHTS,
@@ -87,10 +85,10 @@ Draw = Callable[[], float]
 """A random number from 0 up to 1, seeded by whoever made it."""
 Check = Callable[[bytes, bytes, bytes], bool]
 """``(public key, message, signature)`` of Ed25519."""
-Decode = Callable[[bytes], Rpc]
+Decode = Callable[[Any], Rpc]
 """As ``decode_rpc``; who runs many machines may have them share what each reads."""
-Encode = Callable[[Control], bytes]
-"""As ``Control.encode``."""
+Encode = Callable[[Control], Any]
+"""As ``Control.encode``, or whatever else has its length and is known to ``Decode``."""
 
 
 class Counts(dict[str, int]):
@@ -104,19 +102,19 @@ class _Peer:
     """What is known of one connected peer."""
 
     __slots__ = (
-        "answered", "asked", "dialled", "early", "flooded_at", "group", "id", "idontwant", "offers", "raw",
+        "answered", "asked", "bit", "dialled", "early", "flooded_at", "group", "id", "idontwant", "offers",
         "sends", "standing", "topics", "unwanted", "window",
     )  # fmt: skip
 
-    def __init__(self, up: PeerUp, standing: Standing, parameters: Parameters) -> None:
-        self.id = up.peer
-        self.raw = _raw(up.peer)
+    def __init__(self, up: PeerUp, standing: Standing, bit: int) -> None:
+        self.id, self.bit = up.peer, bit
         self.standing = standing
         self.topics: dict[bytes, None] = {}
         """Those that it said it is on, the oldest first."""
-        self.early: dict[bytes, None] = {}
+        self.early: dict[bytes, None] | None = None
         """Topics of ours for which it sent GRAFT while nothing could be sent to it."""
-        self.unwanted: BoundedMap[bytes, float] = BoundedMap(parameters.unwanted_max)
+        self.unwanted: BoundedMap[bytes, float] | None = None
+        """Messages that it doesn't want, and how long that holds."""
         self.window = -1
         """The heartbeat that the three counts below belong to."""
         self.offers = self.asked = self.answered = 0
@@ -133,26 +131,23 @@ class _Peer:
 
 
 class _Topic:
-    """A topic that this node is on."""
+    """A topic that this node is on. ``within`` are the bits of its mesh, ``on`` of all who are on it."""
 
-    __slots__ = ("mesh", "name", "validator")
+    __slots__ = ("mesh", "name", "on", "validator", "within")
 
-    def __init__(self, name: str, validator: Validator) -> None:
-        self.name, self.validator = name, validator
+    def __init__(self, name: str, validator: Validator, on: int) -> None:
+        self.name, self.validator, self.on = name, validator, on
         self.mesh: dict[PeerId, _Peer] = {}
+        self.within = 0
 
+    def take_in(self, peer: _Peer) -> None:
+        self.mesh[peer.id] = peer
+        self.within |= peer.bit
 
-class _Forward:
-    """An accepted message that is about to be forwarded."""
-
-    __slots__ = ("at", "have", "lack", "message")
-
-    def __init__(self, message: Message, brought: PeerId, at: float) -> None:
-        self.message, self.at = message, at
-        self.have = {brought}
-        """The peers that brought it."""
-        self.lack: set[PeerId] = set()
-        """The neighbours that had not, when it began to wait."""
+    def drop(self, peer: _Peer) -> bool:
+        """False where it was not in the mesh."""
+        self.within &= ~peer.bit
+        return self.mesh.pop(peer.id, None) is not None
 
 
 class GossipRouter:
@@ -160,6 +155,9 @@ class GossipRouter:
 
     ``seqno`` is the number of the first message, and higher at each start of a node: seconds since the epoch
     times 2^32 will do. ``known_topic`` says of which names it is remembered that a peer is on them.
+
+    Each connected peer has a bit, so that a set of peers is a number: who has a message, who is in a mesh.
+    Such sets are looked at for each copy of a message; sets of ids cost several times as much time and room.
     """
 
     def __init__(
@@ -180,6 +178,8 @@ class GossipRouter:
         self._decode, self._encode = decode, encode
         self._draw, self._seqno, self._known_topic = draw, seqno, known_topic
         self._peers: dict[PeerId, _Peer] = {}
+        self._taken = self._sending = self._dialled = self._blamed = 0
+        """Bits of peers: all, those that take messages, those that we dialled, those that did wrong."""
         self._topics: dict[bytes, _Topic] = {}
         self._left: BoundedMap[PeerId, Record] = BoundedMap(limits.scores_kept_max)
         self._seen: SeenIds[bytes] = SeenIds(limits.seen_s, limits.seen_max)
@@ -187,9 +187,10 @@ class GossipRouter:
         self._brought: BoundedMap[tuple[bytes, bytes], Counter[PeerId]] = BoundedMap(limits.duplicates_max)
         self._cache = MessageCache(limits)
         self._promises = Promises(limits)
-        self._whole: BoundedMap[bytes, bytes] = BoundedMap(WHOLE_MAX)
-        """RPCs of one accepted message and nothing else, with its id: most copies are the same bytes."""
-        self._forwards: dict[bytes, _Forward] = {}
+        self._whole: dict[bytes, Kept] = {}
+        """RPCs of one accepted message and nothing else: most copies are the same bytes."""
+        self._forwards: dict[bytes, Kept] = {}
+        """Accepted messages that are about to be forwarded."""
         self._forward_at: float | None = None
         self._effects: list[Effect] = []
         self._control: dict[PeerId, Control] = {}
@@ -225,7 +226,7 @@ class GossipRouter:
             "topics": len(self._topics),
             "names": sum(len(peer.topics) for peer in self._peers.values()),
             "mesh": sum(len(topic.mesh) for topic in self._topics.values()),
-            "unwanted": sum(len(peer.unwanted) for peer in self._peers.values()),
+            "unwanted": sum(len(peer.unwanted or ()) for peer in self._peers.values()),
             "backoffs": sum(len(each.backoffs) for each in self._records()),
             "seen": len(self._seen),
             "said": len(self._said),
@@ -244,36 +245,32 @@ class GossipRouter:
 
     def handle(self, event: Event, now: float) -> Sequence[Effect]:
         """Never raises for what a peer sends."""
-        match event:
-            case Received(peer=peer, message=message):
-                self._received(peer, message, now)
-            case Command(value=value):
-                self._command(value, now)
-            case TimerFired(key=key):
-                if key == HEARTBEAT and self._beat_at is not None:
-                    self._beat_at = None
-                    self._heartbeat(now)
-                    self._plan(now)
-                elif key == FORWARD and self._forward_at is not None:
-                    self._forward_at = None
-                    self._forward_due(now)
-            case HalfClosed() | Closed():
-                pass  # streams are the shell's: it says whether a peer is there
-            case _:
-                assert_never(event)
-        return self._take()
-
-    def _take(self) -> Sequence[Effect]:
+        # By type, not by patterns: this runs for each message. Streams are the shell's: ``HalfClosed`` and
+        # ``Closed`` say nothing here.
+        if type(event) is Received:
+            self._received(event.peer, event.message, now)
+        elif type(event) is TimerFired:
+            if event.key == FORWARD and self._forward_at is not None:
+                self._forward_at = None
+                self._forward_due(now)
+            elif event.key == HEARTBEAT and self._beat_at is not None:
+                self._beat_at = None
+                self._plan(now, offers=self._heartbeat(now))
+        elif type(event) is Command:
+            self._command(event.value, now)
         if self._control:
-            for peer, control in self._control.items():
-                if (known := self._peers.get(peer)) is not None and known.sends:
-                    self._effects.append(Send(peer, 0, self._encode(control)))
-                    self._count_sent(control)
+            self._say(self._control)
             self._control = {}
         if not self._effects:
             return ()
         taken, self._effects = self._effects, []
         return taken
+
+    def _say(self, controls: dict[PeerId, Control]) -> None:
+        for peer, control in controls.items():
+            if (known := self._peers.get(peer)) is not None and known.sends:
+                self._effects.append(Send(peer, 0, self._encode(control)))
+                self._count_sent(control)
 
     def _count_sent(self, control: Control) -> None:
         for name, entries in (("ihave", control.ihave), ("graft", control.graft), ("prune", control.prune)):
@@ -283,11 +280,15 @@ class GossipRouter:
             self.counts["sent.iwant"] += 1
 
     def _tell(self, peer: PeerId) -> Control:
-        return self._control.setdefault(peer, Control())
+        control = self._control.get(peer)
+        if control is None:
+            control = self._control[peer] = Control()
+        return control
 
     def _fault(self, peer: _Peer, name: FaultName, now: float) -> None:
         """Something that an honest peer doesn't do, or hardly ever: it costs the peer its score as well."""
         self.counts[f"fault.{name}"] += 1
+        self._blamed |= peer.bit
         if name == "refused":
             peer.standing.invalid(now)
         else:
@@ -305,11 +306,13 @@ class GossipRouter:
                 if (paused := self._peers.get(peer)) is not None:
                     self._leave_meshes(paused, now)
                     paused.sends = False
+                    self._sending &= ~paused.bit
             case PeerDown(peer=peer):
                 if (gone := self._peers.pop(peer, None)) is not None:
                     self._leave_meshes(gone, now)
                     self._left.put(peer, gone.standing.record)
                     self._promises.forget(peer)
+                    self._forget(gone.bit)
             case Join(topic=name, validator=validator):
                 self._join(name, validator, now)
             case Leave(topic=name):
@@ -320,19 +323,43 @@ class GossipRouter:
                 assert_never(command)
 
     def _peer_up(self, up: PeerUp, now: float) -> None:
-        known = self._peers.get(up.peer)
-        if known is None:
+        known = peer = self._peers.get(up.peer)
+        if peer is None:
+            bit = ~self._taken & (self._taken + 1)  # the lowest one that is free
+            self._taken |= bit
             standing = Standing(self._parameters, self._left.pop(up.peer))
-            self._peers[up.peer] = _Peer(up, standing, self._parameters)
+            peer = self._peers[up.peer] = _Peer(up, standing, bit)
+            if not standing.record.is_blameless:
+                self._blamed |= bit
+            for kept in self._forwards.values():
+                if kept.message.author == _raw(up.peer):
+                    kept.have |= bit
         else:
-            known.renew(up)
+            peer.renew(up)
             self._wake(now)
+        self._sending = self._sending | peer.bit if up.takes else self._sending & ~peer.bit
+        self._dialled = self._dialled | peer.bit if up.dialled else self._dialled & ~peer.bit
         if self._topics and up.takes:
             hello = encode_subscriptions(dict.fromkeys(self._topics, True))
             self._effects.append(Send(up.peer, 0, hello))
         if known is not None and up.takes and known.early:
-            early, known.early = list(known.early), {}
+            early, known.early = list(known.early), None
             self._heed_grafts(known, early, now)
+
+    def _forget(self, bit: int) -> None:
+        """The peer with this bit is gone, and another one may get it."""
+        self._taken &= ~bit
+        self._sending &= ~bit
+        self._dialled &= ~bit
+        self._blamed &= ~bit
+        for joined in self._topics.values():
+            joined.on &= ~bit
+        self._cache.forget(bit)
+        for kept in (
+            *self._forwards.values(),
+            *self._whole.values(),
+        ):  # those that found no room are only here
+            kept.have &= ~bit
 
     def _leave_meshes(self, peer: _Peer, now: float) -> None:
         for topic in self._topics.values():
@@ -340,7 +367,7 @@ class GossipRouter:
 
     def _drop(self, joined: _Topic, peer: _Peer, now: float) -> bool:
         """Take a peer out of a mesh without a word to it; false where it was in none."""
-        if joined.mesh.pop(peer.id, None) is None:
+        if not joined.drop(peer):
             return False
         peer.standing.pruned()
         self._wake(now)
@@ -354,7 +381,8 @@ class GossipRouter:
         if (joined := self._topics.get(topic)) is not None:
             joined.validator = validator
             return
-        self._topics[topic] = _Topic(name, validator)
+        on = sum(peer.bit for peer in self._peers.values() if topic in peer.topics)
+        self._topics[topic] = _Topic(name, validator, on)
         self._announce(topic, on=True)
         self._fill(topic, self._topics[topic], now)
         self._wake(now)
@@ -386,7 +414,7 @@ class GossipRouter:
         self._seen.add(message.id, now)
         if verdict.key is not None:
             self._said.add((topic, verdict.key), now)
-        self._keep(message, now)
+        kept = self._keep(message, now)
         if joined is not None:
             self._effects.append(Emit(Delivered(name, self._peer, data)))
         if self._parameters.flood_publish:
@@ -397,7 +425,7 @@ class GossipRouter:
             receivers = list(joined.mesh.values())
         else:  # this is what 1.0 keeps a fanout for: we draw it anew for each message
             receivers = self._chosen(self._on(topic), self._parameters.degree)
-        self._send(message, receivers)
+        self._send(kept, receivers)
 
     # ---- what a peer sends
 
@@ -407,38 +435,47 @@ class GossipRouter:
             return
         standing, size = peer.standing, len(payload)
         self.counts["bytes"] += size
-        # One entry is for the RPC itself: one of no bytes is work, too.
-        if not standing.bytes.spend_now(size, now) or not standing.entries.take(now):
+        if not standing.afford(size, now):
             self._flood(peer, now)
             return
-        if not standing.record.is_blameless and self._is_graylisted(peer, now):
+        if self._blamed & peer.bit and self._is_graylisted(peer, now):
             self.counts["graylisted"] += 1
             return
         known = self._whole.get(payload)
-        if known is not None and self._seen.has(known, now):
-            standing.entries.spend(WHOLE_ENTRIES)
+        if known is not None and known.seen_until > now:
+            standing.entries -= WHOLE_ENTRIES
             self._duplicate(peer, known)
             return
         try:
             rpc = self._decode(payload)
         except ProtocolError:
-            standing.entries.spend(min(size // 2, ENTRIES_MAX))
+            standing.entries -= min(size // 2, ENTRIES_MAX)
             self._fault(peer, "malformed", now)
             return
-        standing.entries.spend(rpc.entries)
+        standing.entries -= rpc.entries
         self.counts["entries"] += rpc.entries
         most = self._parameters.entries_per_list
         for change in islice(rpc.subscriptions, most):
             self._subscription(peer, change.topic, now, on=change.subscribe)
-        accepted = [message for sent in rpc.publish if (message := self._sent(peer, sent, now)) is not None]
-        if accepted and rpc.is_one_message and size <= WHOLE_BYTES_MAX:
-            self._whole.put(payload, accepted[0].id)
+        if rpc.publish:
+            accepted = [kept for sent in rpc.publish if (kept := self._sent(peer, sent, now)) is not None]
+            if accepted and rpc.is_one_message and size <= WHOLE_BYTES_MAX:
+                self._remember_whole(payload, accepted[0], now)
         if (control := rpc.control) is not None:
-            self._heed_grafts(peer, [each.topic for each in islice(control.graft, most)], now)
-            self._heed_prunes(peer, islice(control.prune, most), now)
+            if control.graft:
+                self._heed_grafts(peer, [each.topic for each in islice(control.graft, most)], now)
+            if control.prune:
+                self._heed_prunes(peer, islice(control.prune, most), now)
             self._heed_offers(peer, control.ihave, now)
             self._heed_wants(peer, control.iwant, now)
-            self._heed_unwanted(peer, control.idontwant, now)
+            if control.idontwant:
+                self._heed_unwanted(peer, control.idontwant, now)
+
+    def _remember_whole(self, payload: bytes, kept: Kept, now: float) -> None:
+        kept.seen_until = now + self._parameters.seen_s
+        if len(self._whole) >= WHOLE_MAX:
+            del self._whole[next(iter(self._whole))]
+        self._whole[payload] = kept
 
     def _flood(self, peer: _Peer, now: float) -> None:
         self.counts["dropped"] += 1
@@ -452,7 +489,10 @@ class GossipRouter:
         joined = self._topics.get(topic)
         if not on:
             peer.topics.pop(topic, None)
-            peer.early.pop(topic, None)
+            if peer.early is not None:
+                peer.early.pop(topic, None)
+            if joined is not None:
+                joined.on &= ~peer.bit
             if joined is not None and self._drop(joined, peer, now):
                 # It may come back, and isn't grafted at once: coming and going costs others work.
                 self._back_off(peer, topic, now, self._parameters.unsubscribe_backoff_s)
@@ -477,21 +517,23 @@ class GossipRouter:
             gone = next((each for each in peer.topics if each not in self._topics), None)
             if gone is None:
                 return False
-            del peer.topics[gone]
+            del peer.topics[gone]  # one that we are not on: no mesh of ours knows of it
         peer.topics[topic] = None
+        if (joined := self._topics.get(topic)) is not None:
+            joined.on |= peer.bit
         return True
 
     # ---- messages
 
-    def _sent(self, peer: _Peer, sent: Published, now: float) -> Message | None:
-        """Look at a message that a peer sent; it is returned where it was accepted."""
+    def _sent(self, peer: _Peer, sent: Published, now: float) -> Kept | None:
+        """Look at a message that a peer sent; what is kept of it where it was accepted."""
         topics = sent.topics
         joined = self._topics.get(topics[0]) if topics else None
         if joined is None and len(topics) < 2:  # noqa: PLR2004  of more, one may be ours
             self.counts["off_topic"] += 1
             return None
         if sent.id is not None and self._seen.has(sent.id, now):
-            self._duplicate(peer, sent.id)
+            self._duplicate(peer, self._cache.get(sent.id) or self._forwards.get(sent.id))
             return None
         if peer.standing.muted(now) or not peer.standing.checks.take(now):
             self.counts["unchecked"] += 1
@@ -502,27 +544,25 @@ class GossipRouter:
             if any(topic in self._topics for topic in islice(topics, self._parameters.entries_per_list)):
                 self._fault(peer, "refused", now)
             return None
-        return message if joined is not None and self._judge(peer, joined, message, now) else None
+        return self._judge(peer, joined, message, now) if joined is not None else None
 
-    def _duplicate(self, peer: _Peer, message_id: bytes) -> None:
+    def _duplicate(self, peer: _Peer, kept: Kept | None) -> None:
         self.counts["duplicates"] += 1
-        self._cache.note(message_id, peer.id)
-        if (forward := self._forwards.get(message_id)) is not None:
-            forward.have.add(peer.id)
-            forward.lack.discard(peer.id)
-            if not forward.lack and not self._lacking(forward):
-                self._drop_forward(message_id)
+        if kept is not None:
+            kept.have |= peer.bit
+            if kept.forward_at is not None and not self._lacking(kept):
+                self._drop_forward(kept)
 
-    def _judge(self, peer: _Peer, joined: _Topic, message: Message, now: float) -> bool:
-        """Whether a message on a topic of ours is accepted."""
+    def _judge(self, peer: _Peer, joined: _Topic, message: Message, now: float) -> Kept | None:
+        """What is kept of a message on a topic of ours, where it is accepted."""
         public_key = public_key_in(message.author)
         if public_key is None or message.author == self._raw_peer or not key_fits(message, public_key):
             self.counts["ignored"] += 1  # implementations differ here: nobody is charged for it
-            return False
+            return None
         self.counts["checks"] += 1
         if not self._check(public_key, message.signed(), message.signature):
             self._fault(peer, "refused", now)
-            return False
+            return None
         # From here on the id belongs to this message: nobody else can make one with it that passes.
         self._seen.add(message.id, now)
         self._promises.kept(message.id)
@@ -540,12 +580,14 @@ class GossipRouter:
             peer.standing.checks.spend(-1)  # only what came to nothing counts
             peer.standing.first(now)
             self.counts["delivered"] += 1
-            self._keep(message, now)
+            kept = self._keep(message, now)
+            kept.have = peer.bit
+            if (at_author := self._peers.get(author)) is not None:
+                kept.have |= at_author.bit
             self._effects.append(Emit(Delivered(joined.name, author, message.data)))
-            self._cache.note(message.id, peer.id)
-            self._forward(message, peer.id, now)
-            return True
-        return False
+            self._forward(joined, kept, now)
+            return kept
+        return None
 
     def _is_news(self, peer: _Peer, topic: bytes, said: bytes | None, now: float) -> bool:
         """Whether nothing with this key was accepted on the topic of late. Who brings it twice replays it."""
@@ -563,58 +605,67 @@ class GossipRouter:
         self._brought.put(key, brought)
         return news
 
-    def _keep(self, message: Message, now: float) -> None:
-        until = self._cache.put(message, now)
-        if until is not None:
+    def _keep(self, message: Message, now: float) -> Kept:
+        kept = self._cache.put(message, now)
+        if kept.until > now:
             # Only who is outside the mesh is offered it. Where nobody is, the next thing is to forget it.
-            offered = self._has_outsiders(message.topic)
-            self._beat_by(now + self._parameters.heartbeat_s if offered else until)
+            joined = self._topics.get(message.topic)
+            offered = joined is not None and self._outside(joined)
+            self._beat_by(now + self._parameters.heartbeat_s if offered else kept.until)
+        return kept
 
-    def _send(self, message: Message, receivers: Iterable[_Peer]) -> None:
+    def _send(self, kept: Kept, receivers: Iterable[_Peer]) -> None:
+        message = kept.message
         small = len(message.data) < IDONTWANT_FROM
-        found = [peer.id for peer in receivers if peer.sends and (small or message.id not in peer.unwanted)]
+        found = [peer for peer in receivers if peer.sends and (small or kept.id not in (peer.unwanted or ()))]
         if found:
             payload = message.encode()
-            self._cache.note_all(message.id, found)
             self.counts["sent.messages"] += len(found)
-            self._effects += [Send(peer, 0, payload) for peer in found]
+            for peer in found:
+                kept.have |= peer.bit
+                self._effects.append(Send(peer.id, 0, payload))
 
-    def _forward(self, message: Message, brought: PeerId, now: float) -> None:
+    def _forward(self, joined: _Topic, kept: Kept, now: float) -> None:
         """Soon: two neighbours that have a message at once would send it to one another."""
         limits = self._parameters
-        forward = _Forward(message, brought, now + limits.forward_delay_s * self._draw())
+        at = now + limits.forward_delay_s * self._draw()
+        lacking = joined.within & ~kept.have
+        if not lacking:
+            return
         if not limits.forward_delay_s or len(self._forwards) >= limits.forwards_max:
-            self._forward_now(forward)
+            self._send(kept, [each for each in joined.mesh.values() if each.bit & lacking])
             return
-        forward.lack.update(each.id for each in self._lacking(forward))
-        if not forward.lack:
-            return
-        self._forwards[message.id] = forward
-        self._wake_forward(forward.at)
+        kept.forward_at = at
+        self._forwards[kept.id] = kept
+        self._wake_forward(at)
 
-    def _lacking(self, forward: _Forward) -> list[_Peer]:
+    def _lacking(self, kept: Kept) -> int:
         """The neighbours that may not have the message."""
-        joined = self._topics.get(forward.message.topic)
-        others = joined.mesh.values() if joined is not None else ()
-        have, author = forward.have, forward.message.author
-        return [each for each in others if each.id not in have and each.raw != author]
+        joined = self._topics.get(kept.message.topic)
+        return joined.within & ~kept.have if joined is not None else 0
 
-    def _forward_now(self, forward: _Forward) -> None:
-        self._send(forward.message, self._lacking(forward))
-
-    def _drop_forward(self, message_id: bytes) -> None:
+    def _drop_forward(self, kept: Kept) -> None:
         """Everybody has it: nothing is left to wake up for, unless others wait."""
-        del self._forwards[message_id]
+        kept.forward_at = None
+        del self._forwards[kept.id]
         if not self._forwards:
             self._forward_at = None
             self._effects.append(CancelTimer(FORWARD))
 
     def _forward_due(self, now: float) -> None:
-        for forward in [each for each in self._forwards.values() if each.at <= now]:
-            del self._forwards[forward.message.id]
-            self._forward_now(forward)
-        if self._forwards:
-            self._wake_forward(min(each.at for each in self._forwards.values()))
+        waiting = self._forwards
+        for kept in [
+            each for each in waiting.values() if each.forward_at is not None and each.forward_at <= now
+        ]:
+            kept.forward_at = None
+            del waiting[kept.id]
+            joined = self._topics.get(kept.message.topic)
+            if joined is not None and (lacking := joined.within & ~kept.have):
+                self._send(kept, [each for each in joined.mesh.values() if each.bit & lacking])
+        if waiting:
+            self._wake_forward(
+                min(each.forward_at for each in waiting.values() if each.forward_at is not None)
+            )
 
     def _wake_forward(self, at: float) -> None:
         if self._forward_at is None or at < self._forward_at:
@@ -631,6 +682,7 @@ class GossipRouter:
             if joined is None or peer.id in joined.mesh:
                 continue
             if not peer.sends:  # it has us in its mesh from now on, and hears the answer later
+                peer.early = peer.early or {}
                 peer.early[topic] = None
                 continue
             full = len(joined.mesh) >= limits.degree_high and not peer.dialled
@@ -640,13 +692,13 @@ class GossipRouter:
                 too_early = True
             elif not full and self._is_fit(topic, peer, now, 0.0) and self._remember(peer, topic):
                 if victim is not None:
-                    del joined.mesh[victim.id]
+                    joined.drop(victim)
                     self._prune(topic, victim, now, limits.prune_backoff_s)
                     self._wake(now)
-                joined.mesh[peer.id] = peer
+                joined.take_in(peer)
                 peer.standing.grafted(now)
                 continue
-            peer.standing.entries.spend(limits.refused_graft_entries)
+            peer.standing.entries -= limits.refused_graft_entries
             self._back_off(peer, topic, now, limits.prune_backoff_s)
             self._tell(peer.id).prune[topic] = limits.prune_backoff_s
         if too_early:  # once, for however many topics: a node that starts anew knows of no back-off
@@ -674,7 +726,8 @@ class GossipRouter:
             if joined is None:
                 continue
             self._drop(joined, peer, now)
-            peer.early.pop(prune.topic, None)
+            if peer.early is not None:
+                peer.early.pop(prune.topic, None)
             wanted = prune.backoff or limits.prune_backoff_s
             self._back_off(peer, prune.topic, now, min(wanted, limits.backoff_max_s))
 
@@ -694,9 +747,9 @@ class GossipRouter:
             for each in islice(offer.ids, limits.ids_per_rpc)
         ]
         del ids[limits.ids_per_rpc :]
-        self._cache.note_offers(ids, peer.id)  # who has it need not be offered it
+        unknown = self._cache.note_offers(ids, peer.bit)
         wanted: dict[bytes, None] = {}
-        for message_id in self._seen.missing(ids, now):
+        for message_id in self._seen.missing(unknown, now):
             if peer.asked + len(wanted) >= limits.wants_per_heartbeat:
                 break
             if 0 < len(message_id) <= ID_MAX and self._promises.may_ask(message_id, peer.id, now):
@@ -721,7 +774,7 @@ class GossipRouter:
             if peer.answered >= limits.answer_bytes_per_heartbeat:
                 self.counts["wants_ignored"] += 1
                 break
-            message = self._cache.serve(message_id, peer.id, now)
+            message = self._cache.serve(message_id, peer.bit, now)
             if message is not None:
                 peer.answered += len(message.data)
                 found.append(message)
@@ -732,6 +785,8 @@ class GossipRouter:
 
     def _heed_unwanted(self, peer: _Peer, unwanted: Sequence[Any], now: float) -> None:
         limits = self._parameters
+        if peer.unwanted is None:
+            peer.unwanted = BoundedMap(limits.unwanted_max)
         ids = (each for entry in islice(unwanted, limits.entries_per_list) for each in entry.ids)
         for message_id in islice(ids, limits.ids_per_rpc):
             if 0 < len(message_id) <= ID_MAX:
@@ -742,13 +797,9 @@ class GossipRouter:
     def _on(self, topic: bytes) -> list[_Peer]:
         return [peer for peer in self._peers.values() if peer.sends and topic in peer.topics]
 
-    def _has_outsiders(self, topic: bytes) -> bool:
-        """Whether a peer on a topic of ours is not in its mesh."""
-        joined = self._topics.get(topic)
-        if joined is None:
-            return False
-        mesh = joined.mesh
-        return any(p.sends and topic in p.topics and p.id not in mesh for p in self._peers.values())
+    def _outside(self, joined: _Topic) -> int:
+        """The peers on a topic of ours that are not in its mesh."""
+        return joined.on & self._sending & ~joined.within
 
     def _is_small(self, topic: bytes, peer: _Peer) -> bool:
         """Whether fewer than ``degree_low`` others are on the topic: then nobody can be done without."""
@@ -782,7 +833,7 @@ class GossipRouter:
             backoffs.put(topic, max(now + seconds, backoffs.get(topic) or 0.0))
 
     def _graft(self, topic: bytes, joined: _Topic, peer: _Peer, now: float) -> None:
-        joined.mesh[peer.id] = peer
+        joined.take_in(peer)
         peer.standing.grafted(now)
         self._tell(peer.id).graft[topic] = None
 
@@ -792,10 +843,11 @@ class GossipRouter:
         self._tell(peer.id).prune[topic] = backoff_s
 
     def _candidates(self, topic: bytes, joined: _Topic, now: float) -> list[_Peer]:
+        outside = self._outside(joined)
         return [
             peer
-            for peer in self._on(topic)
-            if peer.id not in joined.mesh
+            for peer in self._peers.values()
+            if peer.bit & outside
             and not self._backs_off(peer, topic, now)
             and self._is_fit(topic, peer, now, 0.0)
         ]
@@ -836,7 +888,8 @@ class GossipRouter:
 
     # ---- the heartbeat
 
-    def _heartbeat(self, now: float) -> None:
+    def _heartbeat(self, now: float) -> bool:
+        """Whether somebody is offered messages, or may be at the next one."""
         self.counts["heartbeats"] += 1
         for peer_id in self._promises.broken(now):
             if (peer := self._peers.get(peer_id)) is not None:
@@ -847,7 +900,7 @@ class GossipRouter:
             self._opportunity_at = now + self._parameters.opportunistic_s
             for topic, joined in self._topics.items():
                 self._graft_better(topic, joined, now)
-        self._offer(now)
+        offers = self._offer(now)
         self._cache.sweep(now)
         self._seen.sweep(now)
         self._said.sweep(now)
@@ -856,18 +909,21 @@ class GossipRouter:
             for record in self._records():
                 record.sweep(now)
         for peer in self._peers.values():
-            _sweep(peer.unwanted, now)
+            if peer.unwanted is not None:
+                _sweep(peer.unwanted, now)
+        return offers
 
     def _mend(self, topic: bytes, joined: _Topic, now: float) -> None:
         limits = self._parameters
-        for peer in [p for p in joined.mesh.values() if not self._is_fit(topic, p, now, 0.0)]:
-            del joined.mesh[peer.id]
-            self._prune(topic, peer, now, limits.prune_backoff_s)
+        if self._blamed & joined.within:
+            for peer in [p for p in joined.mesh.values() if not self._is_fit(topic, p, now, 0.0)]:
+                joined.drop(peer)
+                self._prune(topic, peer, now, limits.prune_backoff_s)
         if len(joined.mesh) < limits.degree_low:
             self._fill(topic, joined, now)
         elif len(joined.mesh) > limits.degree_high:
             self._cut(topic, joined, now)
-        outbound = sum(peer.dialled for peer in joined.mesh.values())
+        outbound = (joined.within & self._dialled).bit_count()
         if len(joined.mesh) >= limits.degree_low and outbound < limits.degree_out:
             dialled = [peer for peer in self._candidates(topic, joined, now) if peer.dialled]
             for peer in self._chosen(dialled, limits.degree_out - outbound, beside=joined.mesh.values()):
@@ -894,7 +950,7 @@ class GossipRouter:
         keep = {peer.id for peer in kept}
         for peer in peers:
             if peer.id not in keep:
-                del joined.mesh[peer.id]
+                joined.drop(peer)
                 self._prune(topic, peer, now, limits.prune_backoff_s)
 
     def _graft_better(self, topic: bytes, joined: _Topic, now: float) -> None:
@@ -909,21 +965,25 @@ class GossipRouter:
             for peer in self._chosen(better, limits.opportunistic_peers, beside=joined.mesh.values()):
                 self._graft(topic, joined, peer, now)
 
-    def _offer(self, now: float) -> None:
-        """Tell peers outside the mesh which messages we have (v1.0, "Gossip Emission")."""
+    def _offer(self, now: float) -> bool:
+        """Tell peers outside the mesh what we have (v1.0, "Gossip Emission"); whether there are any."""
         limits = self._parameters
-        for topic, ids in self._cache.offered(now).items():
+        found = False
+        for topic, offered in self._cache.offered(now).items():
             joined = self._topics.get(topic)
-            if joined is None:
+            if joined is None or not (outside := self._outside(joined)):
                 continue
+            found = True
             others = [
-                peer for peer in self._on(topic) if peer.id not in joined.mesh and self._may_gossip(peer, now)
+                peer for peer in self._peers.values() if peer.bit & outside and self._may_gossip(peer, now)
             ]
             count = max(limits.degree_lazy, int(limits.gossip_factor * len(others)))
-            newest = ids[-limits.wants_per_rpc :]
+            newest = offered[-limits.wants_per_rpc :]
             for peer in self._chosen(others, count):
-                if lacking := newest if limits.offer_to_holders else self._cache.lacking(newest, peer.id):
-                    self._tell(peer.id).ihave[topic] = lacking
+                bit = 0 if limits.offer_to_holders else peer.bit
+                if ids := [kept.id for kept in newest if not kept.have & bit]:
+                    self._tell(peer.id).ihave[topic] = ids
+        return found
 
     # ---- when the next heartbeat is
 
@@ -936,14 +996,13 @@ class GossipRouter:
             self._beat_at = at
             self._effects.append(SetTimer(HEARTBEAT, at))
 
-    def _plan(self, now: float) -> None:
+    def _plan(self, now: float, *, offers: bool) -> None:
         """After a heartbeat: set the timer for the next one that has something to do, if any has."""
-        due = now if self._parameters.always_beat else self._due(now)
+        due = now if self._parameters.always_beat else self._due(now, offers=offers)
         if due is not None:
             self._wake(max(now, due - self._parameters.heartbeat_s))
 
-    def _due(self, now: float) -> float | None:
-        offers = any(self._has_outsiders(topic) for topic in self._cache.offered(now))
+    def _due(self, now: float, *, offers: bool) -> float | None:
         moments = [now if offers else self._cache.ends_at(), self._promises.next_at()]
         for topic, joined in self._topics.items():
             size = len(joined.mesh)
@@ -955,10 +1014,11 @@ class GossipRouter:
 
     def _next_candidate_at(self, topic: bytes, joined: _Topic, now: float) -> float | None:
         """When a mesh that is too small can be filled: as soon as the first back-off is over."""
+        outside = self._outside(joined)
         waits = [
             peer.standing.record.backoffs.get(topic) or now
-            for peer in self._on(topic)
-            if peer.id not in joined.mesh
+            for peer in self._peers.values()
+            if peer.bit & outside
         ]
         return min(waits, default=None)
 
