@@ -27,6 +27,9 @@ T = TypeVar("T")
 OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 _NAME_SHOWN: Final = 40
 """How many characters of a file's name its temporary file's name has: that must not get too long."""
+_TRIAL_BYTES: Final = 4096
+"""Of the file that is written to see whether a folder takes any."""
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _TAKEN: Final = frozenset({errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR})
 _NO_HARD_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 _KINDS: Final[tuple[tuple[Callable[[int], bool], str], ...]] = (
@@ -98,9 +101,10 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
 
 
 def refuse_folder(path: Path) -> None:
-    """Raise ``UsageError`` where something is at a path that :func:`write_folder` is to write.
+    """Raise ``UsageError`` where :func:`write_folder` could not write this folder.
 
-    It is to be called before the work whose outcome is written there.
+    Its parent folders are made, and tried with a small file. It is to be called before the work whose outcome
+    is written there.
     """
     try:
         taken = os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir()))
@@ -108,6 +112,13 @@ def refuse_folder(path: Path) -> None:
         raise _unusable(path, error, "folder") from error
     if taken:
         raise UsageError(f"{path} exists: name another folder")
+    trial = path.with_name(f".{path.name[:_NAME_SHOWN]}.{secrets.token_hex(8)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _make(trial, bytes(_TRIAL_BYTES), 0o644)
+        trial.unlink()
+    except OSError as error:
+        raise _unusable(path, error, "folder") from error
 
 
 def refuse_taken(path: Path, *, force: bool | None = False) -> None:
@@ -210,7 +221,12 @@ def read_text_or_none(path: Path) -> str | None:
         return path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, UnicodeDecodeError) as error:
+    except IsADirectoryError as error:
+        raise ConfigError(f"{path} is a folder, not a file: move it away, or name another file") from error
+    except UnicodeDecodeError as error:
+        msg = f"{path} can't be read ({_reason(error)}): save it in UTF-8, or name another file"
+        raise ConfigError(msg) from error
+    except OSError as error:
         msg = f"{path} can't be read ({_reason(error)}): check its owner and permissions"
         raise ConfigError(msg) from error
 
@@ -236,7 +252,8 @@ def not_writable(path: Path, error: OSError) -> ConfigError:
 
 
 def _unusable(path: Path, error: OSError, kind: str = "file") -> UsageError:
-    return UsageError(f"{path} can't be written ({_reason(error)}): name another {kind}")
+    room = "free some space, or " if error.errno in _FULL else ""
+    return UsageError(f"{path} can't be written ({_reason(error)}): {room}name another {kind}")
 
 
 def _reason(error: Exception) -> str:

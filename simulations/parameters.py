@@ -43,6 +43,9 @@ def require_total(record: object, total: float, *names: str) -> None:
 def _require(record: object, names: tuple[str, ...], least: float, most: float, rule: str) -> None:
     for name in names:
         value = getattr(record, name)
-        if not (least <= value <= most and math.isfinite(value)):
+        if not math.isfinite(value):
+            msg = f"{name} is {value}: it must be a finite number"
+            raise ValueError(msg)
+        if not least <= value <= most:
             msg = f"{name} is {value}: {rule}"
             raise ValueError(msg)

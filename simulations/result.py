@@ -19,6 +19,7 @@ import math
 import os
 import platform
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from hashlib import blake2b
@@ -120,13 +121,17 @@ class Run:
             "machine": dict(self.machine),
         }
 
+    def analysis(self) -> str:
+        """What ``analysis.txt`` says."""
+        return analysis_text(about_run(self), [Group("", [self.measures])])
+
     def files(self) -> dict[str, bytes]:
         """The files of a run by name, but for its tables and its graph."""
         about, group = about_run(self), Group("", [self.measures])
         return {
             PARAMS: _json(self.params()),
             SUMMARY: _json(as_json(self.measures)),
-            ANALYSIS: analysis_text(about, [group]).encode(),
+            ANALYSIS: self.analysis().encode(),
             REPORT: report_html(about, [group]).encode(),
         }
 
@@ -134,7 +139,7 @@ class Run:
         """What a notebook shows."""
         from html import escape
 
-        return f"<pre>{escape(analysis_text(about_run(self), [Group('', [self.measures])]))}</pre>"
+        return f"<pre>{escape(self.analysis())}</pre>"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,17 +182,32 @@ def run_of(files: Mapping[str, bytes], folder: Path = Path()) -> Run:
     """The run that ``params.json`` and ``summary.json`` tell of. Raises ``ConfigError``."""
     params, summary = (_table_of(files[name].decode(), folder / name) for name in (PARAMS, SUMMARY))
     scenario, seed = scenario_and_seed(params, folder / PARAMS)
-    try:
+    with _damage_told(folder, SUMMARY):
+        measures = from_json(summary)
+    with _damage_told(folder, PARAMS):
         return Run(
             scenario=scenario,
             seed=seed,
-            measures=from_json(summary),
+            measures=measures,
             **{name: params[name] for name in ("trace_hash", "tables_hash", "events", "wall_s")},
             **{name: params[name] for name in ("version", "code", "machine")},
         )
+
+
+@contextmanager
+def _damage_told(folder: Path, name: str) -> Iterator[None]:
+    """What is missing or wrong in a file of a run is a ``ConfigError`` that says it in words."""
+    try:
+        yield
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        msg = f"{folder} is no folder of a run ({type(error).__name__}: {error}): run it again"
-        raise ConfigError(msg) from error
+        match error:
+            case KeyError():
+                what = f"{name} has no {error.args[0]}"
+            case ValueError():
+                what = f"{name}: {error}"
+            case _:
+                what = f"{name} has another form than a run writes"
+        raise ConfigError(f"{folder} is no folder of a run ({what}): run it again") from error
 
 
 def load_params(path: Path) -> tuple[Scenario, int, str]:
@@ -203,15 +223,18 @@ def load_params(path: Path) -> tuple[Scenario, int, str]:
 def scenario_and_seed(params: Mapping[str, Any], path: Path) -> tuple[Scenario, int]:
     """Of what ``params.json`` says. Raises ``ConfigError``."""
     held, seed = params.get("scenario"), params.get("seed")
-    if params.get("format") != FORMAT or not isinstance(held, dict) or type(seed) is not int:
-        msg = (
-            f"{path} is not the params.json of a run of this version: name the scenario and the seed instead"
-        )
-        raise ConfigError(msg)
-    try:
-        return scenario_from(held), seed
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
+    if params.get("format") != FORMAT:
+        wrong = "is not the params.json of a run of this version"
+    elif not isinstance(held, dict):
+        wrong = "has no table of a scenario"
+    elif type(seed) is not int:
+        wrong = f"has the seed {seed!r}, which is no whole number"
+    else:
+        try:
+            return scenario_from(held), seed
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+    raise ConfigError(f"{path} {wrong}: name the scenario and the seed instead")
 
 
 def about_run(run: Run) -> About:

@@ -172,14 +172,22 @@ def _in_library(name: str) -> Path:
     known = names()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+        if Path(name).is_dir():
+            raise _folder(Path(name))
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}."
         raise ConfigError(
             f"there is no scenario {name!r}: {hint} For a file of your own, write ./{name}.toml"
         )
     return LIBRARY / f"{name}.toml"
 
 
+def _folder(path: Path) -> ConfigError:
+    return ConfigError(f"{path} is a folder: name a file in it, such as {path / 'params.json'} of a run")
+
+
 def _read(path: Path) -> Scenario:
+    if path.is_dir():
+        raise _folder(path)
     text = read_text_or_none(path)
     if text is None:
         raise ConfigError(

@@ -14,17 +14,23 @@ interrupted goes on where it was::
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from io import BytesIO
 from itertools import product
+from multiprocessing.resource_tracker import ensure_running
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from urllib.parse import urlsplit
 
-from p2pnode.errors import ConfigError, LocalError, UsageError
+from p2pnode.errors import ConfigError, LocalError, StorageError, UsageError
 from p2pnode.extras import need
 from p2pnode.files import read_text_or_none, write_atomic, write_folder
 from p2pnode.simulations.records import as_mapping, value_at
@@ -40,6 +46,10 @@ if TYPE_CHECKING:
 SWEEP: Final = "sweep.json"
 LOCAL: Final = "local"
 """The cluster that Dask makes on this machine for one sweep."""
+ANSWER_S: Final = 10
+"""How long a scheduler may take to answer."""
+_SCHEMES: Final = frozenset({"tcp", "tls", "ws", "wss"})
+_TAKEN: Final = frozenset({errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR})
 Files: TypeAlias = Mapping[str, bytes]
 RunEnded: TypeAlias = Callable[[int, int], None]
 """Is told how many runs have ended, and of how many."""
@@ -89,6 +99,9 @@ class Sweep:
         ]
         self.values = [{path: value_at(point, path) for path in given} for point in self.points]
         """Of each point: the parameters in which the points differ."""
+        for place, each in enumerate(self.values):
+            if each in self.values[:place]:
+                raise ConfigError(f"{_label(each)} is there twice: give each value once")
         self.tasks = [
             Task(n, seed, point, source) for n, point in enumerate(self.points) for seed in self.seeds
         ]
@@ -108,10 +121,9 @@ class Sweep:
         """The runs by point, in the order of the tasks."""
         found = []
         for number, values in enumerate(self.values):
-            label = ", ".join(f"{path} = {_shown(value)}" for path, value in values.items())
             pairs = zip(self.tasks, runs, strict=True)
             mine = [each.measures for task, each in pairs if task.point == number]
-            found.append(Group(label, mine, values))
+            found.append(Group(_label(values), mine, values))
         return found
 
     def about(self, runs: Sequence[Run]) -> About:
@@ -165,7 +177,8 @@ def sweep(
     workers), an address, or a ``distributed.Client``. ``out`` is the folder to keep them in; ``resume`` goes
     on in one that is there.
 
-    Raises ``ConfigError`` for what can't be run, ``MissingExtraError``, and what a run raises.
+    Raises ``ConfigError`` for what can't be run, ``LocalError`` where no scheduler answers, ``StorageError``
+    where a run can't be kept, ``MissingExtraError``, and what a run raises.
     """
     planned = Sweep(scenario, parameters, seeds=seeds)
     folder = None if out is None else Path(out)
@@ -191,25 +204,28 @@ def execute(
     need("a sweep of simulations", "sim" if cluster is None else "cluster")
     if jobs < 1:
         raise ConfigError(f"jobs is {jobs}: one process at least has to make the runs")
-    done = _begun(planned, out, resume=resume) if out is not None else {}
-    waiting = [task for task in planned.tasks if task.folder not in done]
-    if on_run is not None:
-        on_run(len(done), len(planned.tasks))
-    with _made(waiting, jobs, cluster, progress, with_tables=with_tables) as made:
-        for task, files in made:
-            found = run_of(files)
-            if found.code != source_digest():
-                msg = "a worker has another version of p2pnode: install the same one on the whole cluster"
-                raise LocalError(msg)
-            if out is not None:
-                write_folder(out / "runs" / task.folder, files)
-            done[task.folder] = found
-            if on_run is not None:
-                on_run(len(done), len(planned.tasks))
+    with _joined(cluster) as workers:
+        done = _begun(planned, out, resume=resume) if out is not None else {}
+        waiting = [task for task in planned.tasks if task.folder not in done]
+        if on_run is not None:
+            on_run(len(done), len(planned.tasks))
+        with _made(waiting, jobs, workers, progress, with_tables=with_tables) as made:
+            for task, files in made:
+                found = run_of(files)
+                if found.code != source_digest():
+                    msg = "a worker has another version of p2pnode: install the same one on the whole cluster"
+                    raise LocalError(msg)
+                if out is not None:
+                    with _to_be_resumed(out):
+                        write_folder(out / "runs" / task.folder, files)
+                done[task.folder] = found
+                if on_run is not None:
+                    on_run(len(done), len(planned.tasks))
     runs = [done[task.folder] for task in planned.tasks]
     if out is not None:
-        for name, data in pages(planned, runs).items():
-            write_atomic(out / name, data)
+        with _to_be_resumed(out):
+            for name, data in pages(planned, runs).items():
+                write_atomic(out / name, data)
     return runs
 
 
@@ -260,6 +276,22 @@ def _begun(planned: Sweep, out: Path, *, resume: bool) -> dict[str, Run]:
     return found
 
 
+@contextmanager
+def _to_be_resumed(out: Path) -> Iterator[None]:
+    """What can't be written in here stops a sweep that has begun: a ``StorageError`` says how it goes on."""
+    try:
+        yield
+    except ConfigError as error:
+        cause = error.__cause__
+        if not isinstance(cause, OSError) or cause.errno in _TAKEN:
+            raise
+        msg = (
+            f"{out} can't be written ({cause.strerror}): free some space, or fix its permissions; the same "
+            f"command with --resume --out {out} goes on"
+        )
+        raise StorageError(msg) from error
+
+
 def _read_plan(folder: Path) -> dict[str, Any]:
     text = read_text_or_none(folder / SWEEP)
     if text is None:
@@ -275,8 +307,12 @@ def _json(value: object) -> bytes:
     return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
 
 
+def _label(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{path} = {_shown(value)}" for path, value in values.items())
+
+
 def _shown(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
 # ---- who makes the runs
@@ -288,6 +324,58 @@ def make(task: Task, *, with_tables: bool, progress: Progress | None = None) -> 
     return result.files() if with_tables else Run.files(result)
 
 
+def require_cluster(name: str) -> None:
+    """Raise ``ConfigError`` where this is neither ``local`` nor the address of a scheduler."""
+    if name == LOCAL:
+        return
+    try:
+        parts = urlsplit(name if "://" in name else f"tcp://{name}")
+        meant = parts.scheme in _SCHEMES and bool(parts.hostname and parts.port)
+    except ValueError:
+        meant = False
+    if not meant:
+        raise ConfigError(f"{name!r} is no address of a scheduler, such as tcp://HOST:8786, or {LOCAL}")
+
+
+@contextmanager
+def _joined(cluster: Any) -> Iterator[Any]:
+    """The client of the scheduler with this address; a ``cluster`` that is no address as it is.
+
+    Raises ``ConfigError``, and ``LocalError`` where nobody answers.
+    """
+    if not isinstance(cluster, str) or cluster == LOCAL:
+        yield cluster
+        return
+    require_cluster(cluster)
+    import asyncio  # noqa: TID251 - Dask's own
+
+    from distributed import Client
+
+    try:
+        # Client has a deadline for the connection, and none for the greeting.
+        asyncio.run(asyncio.wait_for(_greet(cluster), ANSWER_S))
+        client = Client(cluster, timeout=ANSWER_S)
+    except TypeError as error:
+        msg = f"{cluster} can't be used ({error}): name its certificates in Dask's settings, or use tcp://"
+        raise LocalError(msg) from error
+    except Exception as error:  # what is no scheduler sends bytes that fail to parse in many ways
+        msg = f"no scheduler answers at {cluster} in {ANSWER_S} s: start `dask scheduler` there, or check it"
+        raise LocalError(msg) from error
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+async def _greet(address: str) -> None:
+    """Connect as a client of Dask does, and hang up."""
+    from distributed import Security
+    from distributed.comm import connect
+
+    made = await connect(address, timeout=ANSWER_S, **Security().get_connection_args("client"))
+    await made.close()
+
+
 Made: TypeAlias = Iterator[tuple[Task, Files]]
 
 
@@ -296,6 +384,7 @@ def _made(
     tasks: Sequence[Task], jobs: int, cluster: Any, progress: Progress | None, *, with_tables: bool
 ) -> Iterator[Made]:
     """The runs, each as soon as it has ended. Those that are under way are given up when this is left."""
+    jobs = min(jobs, len(tasks))
     if not tasks:
         yield iter(())
     elif cluster is not None:
@@ -332,25 +421,49 @@ def _by_joblib(tasks: Sequence[Task], jobs: int, *, with_tables: bool) -> Iterat
 
 @contextmanager
 def _by_dask(tasks: Sequence[Task], jobs: int, cluster: Any, *, with_tables: bool) -> Iterator[Made]:
-    from distributed import Client, LocalCluster, as_completed
+    from distributed import Client, KilledWorker, LocalCluster, as_completed
 
-    owned = isinstance(cluster, str)
-    local = (
-        LocalCluster(n_workers=jobs, threads_per_worker=1, dashboard_address=None)
-        if cluster == LOCAL
-        else None
-    )
-    client = Client(local or cluster) if owned else cluster
+    local = None
+    if cluster == LOCAL:
+        with _interrupts_put_off():
+            local = LocalCluster(
+                n_workers=jobs, threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL
+            )
+    client = cluster if local is None else Client(local)
     futures = []
     try:
         futures = [client.submit(_made_of, task, with_tables, pure=False) for task in tasks]
         yield (found for _, found in as_completed(futures, with_results=True))
+    except KilledWorker as error:
+        msg = "workers died of a run: give them more memory, or let fewer --jobs share it"
+        raise LocalError(msg) from error
     finally:
         client.cancel(futures)
-        if owned:
-            client.close()
         if local is not None:
+            client.close()
             local.close()
+
+
+@contextmanager
+def _interrupts_put_off() -> Iterator[None]:
+    """Ctrl-C acts at the end of this, and never in the processes that are started in it.
+
+    A terminal sends it to all processes at once, and a child inherits what is blocked.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # no signal acts here
+        return
+    ensure_running()  # multiprocessing's tracker unblocks Ctrl-C where it starts
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        signal.signal(signal.SIGINT, before)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _made_of(task: Task, with_tables: bool) -> tuple[Task, Files]:
@@ -359,6 +472,4 @@ def _made_of(task: Task, with_tables: bool) -> tuple[Task, Files]:
 
 def _ignore_interrupts() -> None:
     """Ctrl-C reaches all processes of a terminal: who started the workers ends them."""
-    import signal
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -25,7 +25,8 @@ def bench(
     suite: Annotated[
         str,
         typer.Argument(
-            help="stream, dial, gossip, cli, idle, gas, paid, economy, failover, storage, or all."
+            help="stream, dial, gossip, attacks, cli, idle, gas, paid, economy, failover, storage, simulate, "
+            "or all."
         ),
     ] = "all",
     pairs: Annotated[

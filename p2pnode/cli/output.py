@@ -62,6 +62,7 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
                 bytes_max, leases, keys, owner_bytes_max} owner{owner, charged, leases, keys}
     doctor      finding{check, verdict, code, detail, remedy}
     simulate    run.ended{done, total}: of a sweep; result{out, seed, trace_hash, figures} of a run,
+                whose out is null where its folder could not be written;
                 result{out, runs} of a sweep; deterministic{trace_hash, events};
                 list: scenario{scenario, nodes, duration_s, description};
                 compare: figure{figure, a, b}; calibrate: cpu{message_s, decode_s, sign_s, check_s, speed}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from p2pnode.cli.options import Commands, JsonOption, LogOption, blaming, configure
+from p2pnode.cli.options import Commands, ForceOption, JsonOption, LogOption, blaming, configure
 from p2pnode.cli.output import Output
 from p2pnode.words import count_of
 
@@ -144,8 +144,10 @@ def simulate_show(scenario: ScenarioArgument, set_: SetOption = None) -> None:
     def work() -> None:
         from p2pnode.simulations.scenario import as_toml
 
+        given = _read(scenario)[0]
         with blaming("--set"):
-            output.result(as_toml(_with(_read(scenario)[0], set_ or [])).rstrip())
+            wanted = _with(given, set_ or [])
+        output.result(as_toml(wanted).rstrip())
 
     run_plain(work, on_error=output.failed)
 
@@ -180,6 +182,7 @@ def simulate_compare(
     out: Annotated[
         Path | None, typer.Option(help="Write a report of both, with their plots, to this file (HTML).")
     ] = None,
+    force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show two runs, or two sweeps over seeds, side by side: each figure and by how much it differs."""
@@ -188,12 +191,14 @@ def simulate_compare(
     output = Output(as_json=as_json)
 
     def work() -> None:
-        from p2pnode.files import write_new
+        from p2pnode.files import refuse_taken, write_new
         from p2pnode.simulations.compare import compared
 
+        if out is not None:
+            refuse_taken(out, force=force)
         found = compared(one, other)
         if out is not None:
-            write_new(out, found.html().encode())
+            write_new(out, found.html().encode(), force=force)
         if as_json:
             for name, values in found.figures().items():
                 output.event("figure", {"figure": name, "a": values[0], "b": values[1]})
@@ -225,9 +230,14 @@ def _with(scenario: Scenario, assignments: Sequence[str]) -> Scenario:
 
 
 def _planned(scenario: Scenario, assignments: Sequence[str], seeds: Sequence[int], source: str) -> Sweep:
+    from p2pnode.errors import ConfigError
     from p2pnode.simulations.sweeps import Sweep
 
-    values = {key: _listed(text) for key, text in (_parted(each, "KEY=A,B,C") for each in assignments)}
+    values: dict[str, list[Any]] = {}
+    for key, text in (_parted(each, "KEY=A,B,C") for each in assignments):
+        if key in values:
+            raise ConfigError(f"{key} is given twice: write all of its values in one, as {key}=A,B,C")
+        values[key] = _listed(text)
     return Sweep(scenario, values, seeds=seeds, source=source)
 
 
@@ -261,7 +271,7 @@ def _one(
 ) -> None:
     from p2pnode.errors import LocalError
     from p2pnode.files import refuse_folder
-    from p2pnode.simulations.result import ANALYSIS, REPORT
+    from p2pnode.simulations.result import REPORT
     from p2pnode.simulations.runs import run
 
     folder = out or _free(f"{scenario.name}-{seed}")
@@ -281,16 +291,23 @@ def _one(
         reached = f"{reached_s:g} of {scenario.duration_s:g} simulated seconds"
         output.note(f"interrupted at {reached}: nothing is kept of a run that did not end")
         raise
-    result.save(folder)
+    lost: LocalError | None = None
+    try:
+        result.save(folder)
+    except LocalError as error:
+        lost = error  # the figures took long to make: they are told first
     told = {"trace_hash": result.trace_hash, "figures": dict(result.figures)}
     if output.as_json:
-        output.event("result", {"out": str(folder), "seed": seed, **told})
+        output.event("result", {"out": None if lost else str(folder), "seed": seed, **told})
     else:
-        output.result((folder / ANALYSIS).read_text(encoding="utf-8").rstrip())
-        output.note(f"the report is {folder / REPORT}")
+        output.result(result.analysis().rstrip())
+    if lost is not None:
+        raise lost
+    output.note(f"the report is {folder / REPORT}")
     if held_hash and held_hash != result.trace_hash:
         msg = (
-            f"the trace is not that of params.json ({held_hash[:16]}…): other code or another Python made it"
+            f"the trace is not that of params.json ({held_hash[:16]}…): other code or another Python made it, "
+            "or it was edited by hand"
         )
         raise LocalError(msg)
     if held_hash:
@@ -309,8 +326,11 @@ def _sweep(
 ) -> None:
     from p2pnode.errors import UsageError
     from p2pnode.simulations.result import ANALYSIS, REPORT
-    from p2pnode.simulations.sweeps import execute
+    from p2pnode.simulations.sweeps import ANSWER_S, LOCAL, execute, require_cluster
 
+    if cluster is not None:
+        with blaming("--cluster"):
+            require_cluster(cluster)
     if resume and out is None:
         msg = "--resume needs --out FOLDER: the folder of the sweep to go on with"
         raise UsageError(msg)
@@ -318,6 +338,8 @@ def _sweep(
     ended = 0
     total = len(planned.tasks)
     duration_s = planned.scenario.duration_s
+    if cluster not in (None, LOCAL):
+        output.note(f"asking the scheduler at {cluster}, for {ANSWER_S} s at most …")
     try:
         with _bar(output, f"{planned.scenario.name}, {count_of(total, 'run')}") as advance:
 

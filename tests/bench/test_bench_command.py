@@ -13,7 +13,7 @@ import trio
 from typer.testing import CliRunner
 
 from p2pnode.bench import suites as runner
-from p2pnode.bench.figure import GOALS, Figure, Measurement
+from p2pnode.bench.figure import GOALS, SUITES, Figure, Measurement
 from p2pnode.cli.app import app
 
 
@@ -38,6 +38,11 @@ def test_the_longer_suites_do_too(name: str) -> None:
     assert [figure["name"] for figure in figures] == [goal.name for goal in GOALS if goal.suite == name]
     assert all(isinstance(figure["value"], float) for figure in figures), figures
     assert code == (0 if all(figure["holds"] for figure in figures) else 1)
+
+
+def test_the_help_names_each_suite() -> None:
+    said = " ".join(CliRunner().invoke(app, ["bench", "--help"]).stdout.split())
+    assert f"{', '.join(SUITES)}, or all." in said
 
 
 @pytest.mark.parametrize(("value", "code"), [(0.1, 0), (99.0, 1)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,11 +101,23 @@ def test_the_library_is_listed_and_one_of_it_is_shown_as_a_file_of_ones_own(here
         (["small.toml", "--set", "jitter"], 2, "--set: 'jitter' must be KEY=VALUE"),
         (["small.toml", "--nodes", "3"], 2, "gossip.dials is 3: of 3 nodes a node can dial 2 others"),
         (["small.toml", "--duration", "-1"], 2, "duration_s is -1.0: it must be above 0"),
+        (["small.toml", "--duration", "inf"], 2, "duration_s is inf: it must be a finite number"),
         (["small.toml", "--sweep", "nodes=10,-1"], 2, "--sweep: nodes is -1"),
         (["small.toml", "--sweep", "nodes=[1"], 2, "is no list of values"),
+        (["small.toml", "--sweep", "nodes=9,10,9"], 2, "nodes = 9 is there twice: give each value once"),
+        (["small.toml", "--sweep", "links.loss_share=0.1,0.10"], 2, "links.loss_share = 0.1 is there twice"),
+        (["small.toml", "--sweep", "nodes=9", "--sweep", "nodes=10"], 2, "--sweep: nodes is given twice"),
+        (["small.toml", "--cluster", "nowhere"], 2, "--cluster: 'nowhere' is no address of a scheduler"),
+        (["small.toml", "--cluster", "http://host:80"], 2, "is no address of a scheduler"),
         (["small.toml", "--resume"], 2, "give --sweep or --repeat as before"),
         (["small.toml", "--repeat", "2", "--resume"], 2, "--resume needs --out"),
         (["small.toml", "--out", "."], 2, "exists: name another folder"),
+        (["small.toml", "--out", "small.toml/below"], 2, "small.toml/below can't be written"),
+        (["show", "stedy"], 1, "there is no scenario 'stedy': did you mean steady?"),
+        (["show", "steady", "--set", "nods=1"], 2, "--set: nods is no parameter"),
+        (["xyzzy"], 1, "steady. For a file of your own, write ./xyzzy.toml"),
+        (["./"], 1, "is a folder: name a file in it"),
+        (["compare", ".", ".", "--out", "small.toml"], 2, "or overwrite this one with --force"),
         (["compare", ".", "none"], 1, "there is no params.json: name the folder of a run that ended"),
     ],
 )
@@ -122,12 +135,46 @@ def test_a_disk_that_is_full_leaves_nothing_that_looks_like_a_result(here: Path)
     with file_size_limit(3000):
         one = simulate("small.toml", "--out", "one")
         sweep = simulate("small.toml", "--repeat", 2, "--out", "sweep")
-    for ran in (one, sweep):
-        assert ran.code == 2
-        assert "can't be written (File too large): name another folder" in ran.err
+    assert one.code == 2
+    assert "can't be written (File too large): free some space, or name another folder" in one.err
+    assert one.out == ""
+    assert sweep.code == 1
+    assert "sweep can't be written (File too large): free some space" in sweep.err
+    assert "the same command with --resume --out sweep goes on" in sweep.err
     assert sorted(each.name for each in here.iterdir()) == ["small.toml", "sweep"]
     assert {each.name for each in (here / "sweep").rglob("*")} == {"sweep.json", "runs"}
     assert simulate("small.toml", "--repeat", 2, "--out", "sweep", "--resume").code == 0
+
+
+def test_figures_are_told_though_their_folder_cannot_be_kept(here: Path) -> None:
+    with file_size_limit(6000):  # enough for the file that is tried first, too little for the report
+        ran = simulate("small.toml", "--out", "one")
+        told = simulate("small.toml", "--out", "one", "--json")
+    assert (ran.code, told.code) == (2, 2)
+    assert "one can't be written (File too large)" in ran.err
+    assert ran.out.splitlines()[0] == "small: 8 nodes for 6 s, seed 1"
+    assert "the report is" not in ran.err
+    event = json.loads(told.out.splitlines()[0])
+    assert (event["event"], event["out"], event["figures"]["reliability"]) == ("result", None, 1.0)
+    assert [each.name for each in here.iterdir()] == ["small.toml"]
+
+
+def test_a_comparison_is_written_over_an_older_one_if_it_is_forced(here: Path) -> None:
+    assert simulate("small.toml", "--out", "one").code == 0
+    (here / "both.html").write_text("older")
+    assert simulate("compare", "one", "one", "--out", "both.html").code == 2
+    assert (here / "both.html").read_text() == "older"
+    assert simulate("compare", "one", "one", "--out", "both.html", "--force").code == 0
+    assert "<svg" in (here / "both.html").read_text()
+
+
+@pytest.mark.long
+def test_a_scheduler_that_never_answers_is_not_waited_for(here: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        ran = simulate("small.toml", "--repeat", 2, "--cluster", f"127.0.0.1:{deaf.getsockname()[1]}")
+    assert ran.code == 1
+    assert "no scheduler answers at 127.0.0.1:" in ran.err
+    assert [each.name for each in here.iterdir()] == ["small.toml"]
 
 
 @pytest.mark.long

@@ -104,15 +104,33 @@ def test_a_folder_that_is_there_is_left_alone(tmp_path: Path) -> None:
         ("params.json", "{", "is not JSON"),
         ("params.json", "[]", "is not the file of a run"),
         ("params.json", '{"format": 99}', "is not the params.json of a run of this version"),
-        ("summary.json", "{}", "is no folder of a run"),
-        ("summary.json", '{"figures": {"a": "b"}, "curves": {}}', "is no folder of a run"),
+        ("params.json", '{"format": 1, "seed": 1}', "has no table of a scenario: name the scenario and the"),
+        (
+            "params.json",
+            '{"format": 1, "scenario": {}, "seed": "one"}',
+            "has the seed 'one', which is no whole number",
+        ),
+        ("params.json", b"\xff\xfe", "it is not text in UTF-8.: save it in UTF-8"),
+        ("params.json", None, "params.json is a folder, not a file"),
+        ("summary.json", "{}", "is no folder of a run .summary.json has no figures.: run it again"),
+        (
+            "summary.json",
+            '{"figures": {"a": "b"}, "curves": {}}',
+            "summary.json: a is 'b', which is no fig",
+        ),
+        ("summary.json", '{"figures": [], "curves": {}}', "summary.json has another form than a run writes"),
     ],
 )
 def test_a_folder_whose_files_are_damaged_is_told_from_a_run(
-    tmp_path: Path, name: str, text: str, said: str
+    tmp_path: Path, name: str, text: str | bytes | None, said: str
 ) -> None:
     a_result().save(tmp_path / "run")
-    (tmp_path / "run" / name).write_text(text)
+    path = tmp_path / "run" / name
+    path.unlink()
+    if text is None:
+        path.mkdir()
+    else:
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
     with pytest.raises(ConfigError, match=said):
         load_run(tmp_path / "run")
 
