@@ -306,7 +306,7 @@ def _one(
     output.note(f"the report is {folder / REPORT}")
     if held_hash and held_hash != result.trace_hash:
         msg = (
-            f"the trace is not that of params.json ({held_hash[:16]}…): other code or another Python made it, "
+            f"the trace is not that of params.json ({held_hash[:16]}…): another code or Python made it, "
             "or it was edited by hand"
         )
         raise LocalError(msg)
