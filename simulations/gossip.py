@@ -28,7 +28,7 @@ from p2pnode.protocols.gossipsub.commands import (
     Validator,
     Verdict,
 )
-from p2pnode.protocols.gossipsub.messages import ENTRIES_MAX, RPC, Control, Message, Published, Rpc
+from p2pnode.protocols.gossipsub.messages import Control, Rpc, decode_rpc
 from p2pnode.protocols.gossipsub.parameters import Parameters
 from p2pnode.protocols.gossipsub.router import Check, GossipRouter
 from p2pnode.shares import origin_of
@@ -96,46 +96,6 @@ def _charged(queue: CpuQueue, cpu: Cpu, sign: Signer) -> tuple[Signer, Check]:
         return check(public_key, message, signature)
 
     return sign_for, check_for
-
-
-class _SharedMessage(Message):
-    """A message whose bytes are put together once."""
-
-    __slots__ = ("_encoded", "_signed")
-    _encoded: bytes
-    _signed: bytes
-
-    def signed(self) -> bytes:
-        try:
-            return self._signed
-        except AttributeError:
-            self._signed = super().signed()
-            return self._signed
-
-    def encode(self) -> bytes:
-        try:
-            return self._encoded
-        except AttributeError:
-            self._encoded = super().encode()
-            return self._encoded
-
-
-class _SharedEntry(Published):
-    """An entry of ``publish`` that is looked at once."""
-
-    __slots__ = ("_message",)
-    _message: Message
-
-    def message(self) -> Message:
-        try:
-            return self._message
-        except AttributeError:
-            found = super().message()
-            self._message = _SharedMessage(
-                author=found.author, seqno=found.seqno, topic=found.topic, data=found.data,
-                signature=found.signature, key=found.key,
-            )  # fmt: skip
-            return self._message
 
 
 @dataclass(slots=True)
@@ -210,9 +170,7 @@ class SharedCodec:
             return payload
         found = self._known.get(payload)
         if found is None:
-            entries = RPC.count(payload, entries_max=ENTRIES_MAX)
-            body = RPC.parse(payload)
-            found = Rpc(body, entries, [_SharedEntry(sent) for sent in body.publish])
+            found = decode_rpc(payload)
             found.subscriptions = tuple(found.subscriptions)
             if found.control is not None:
                 found.control = _SharedControl(found.control)

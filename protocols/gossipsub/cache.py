@@ -115,7 +115,7 @@ class MessageCache:
         """Keep a message. Where there is no room it is neither offered nor served: ``until`` is ``now``."""
         if now >= self._first_ends_at:
             self.sweep(now)
-        size = len(message.data) + OVERHEAD
+        size = message.size + OVERHEAD
         limits = self._parameters
         if self.bytes + size > limits.cache_bytes_max or len(self._kept) >= limits.cache_messages_max:
             return Kept(message, size, now, now)

@@ -35,6 +35,10 @@ _KEY_PREFIX: Final = bytes.fromhex("08011220")
 _AUTHOR_PREFIX: Final = bytes.fromhex("0024") + _KEY_PREFIX
 """A peer id that holds such a key itself (the identity multihash)."""
 _PUBLIC_KEY_BYTES: Final = 32
+_FIELDS_OF_ONE: Final = 6
+"""Of an RPC of one message without a key: the message, and five fields in it."""
+_MORE: Final = 0x80
+"""From this byte on, a length goes on in the next."""
 
 SUBSCRIPTION: Final = Schema("SubOpts", Field("subscribe", 1, "bool"), Field("topic", 2, "bytes"))
 MESSAGE: Final = Schema(
@@ -69,30 +73,59 @@ RPC: Final = Schema(
 
 
 class Message:
-    """A signed message. Its fields are those of the wire; it is never changed."""
+    """A signed message, kept as the bytes of an RPC that publishes it and does nothing else.
 
-    __slots__ = ("author", "data", "id", "key", "seqno", "signature", "topic")
+    Its fields are those of the wire; it is never changed. ``data``, ``seqno`` and ``signature`` are cut out
+    of the bytes at each use, so that a message that waits to be served is held once.
+    """
+
+    __slots__ = ("_data_at", "_signed_at", "_signed_end", "_wire", "author", "id", "key", "size", "topic")
 
     def __init__(
         self, *, author: bytes, seqno: bytes, topic: bytes, data: bytes, signature: bytes, key: bytes = b""
     ) -> None:
-        self.author, self.seqno, self.topic, self.data = author, seqno, topic, data
-        self.signature, self.key = signature, key
+        signed = signed_fields(author, data, seqno, topic)
+        parts = [signed, b"\x2a", _length(len(signature)), signature]
+        if key:
+            parts += [b"\x32", _length(len(key)), key]
+        body = b"".join(parts)
+        self._wire = b"".join((b"\x12", _length(len(body)), body))
+        self._signed_at = len(self._wire) - len(body)
+        self._signed_end = self._signed_at + len(signed)
+        self._data_at = self._signed_end - len(data) - len(_length(len(topic))) - len(topic) - SEQNO_BYTES - 3
+        self.author, self.topic, self.key = author, topic, key
+        self.size = len(data)
+        """Bytes of ``data``."""
         self.id = author + seqno
         """As stock peers compute it."""
 
+    @property
+    def data(self) -> bytes:
+        """What is said."""
+        return self._wire[self._data_at : self._data_at + self.size]
+
+    @property
+    def seqno(self) -> bytes:
+        """The message's number, of those of its author."""
+        return self.id[len(self.author) :]
+
+    @property
+    def signature(self) -> bytes:
+        """The author's, of :meth:`signed`."""
+        key_bytes = len(self.key) and 1 + len(_length(len(self.key))) + len(self.key)
+        field = self._wire[self._signed_end : len(self._wire) - key_bytes]
+        at = 1
+        while field[at] >= 0x80:  # noqa: PLR2004  the length goes on
+            at += 1
+        return field[at + 1 :]
+
     def signed(self) -> bytes:
-        """What its author signed."""
-        return signed_bytes(self.author, self.data, self.seqno, self.topic)
+        """What its author signed: the fields 1 to 4, as they stand in the message."""
+        return SIGN_PREFIX + self._wire[self._signed_at : self._signed_end]
 
     def encode(self) -> bytes:
         """The bytes of an RPC that publishes this message and does nothing else."""
-        parts = [signed_fields(self.author, self.data, self.seqno, self.topic), b"\x2a"]
-        parts += [_length(len(self.signature)), self.signature]
-        if self.key:
-            parts += [b"\x32", _length(len(self.key)), self.key]
-        body = b"".join(parts)
-        return b"".join((b"\x12", _length(len(body)), body))
+        return self._wire
 
 
 def message_of(sent: Any) -> Message:
@@ -112,20 +145,21 @@ def message_of(sent: Any) -> Message:
 
 
 class Published:
-    """An entry of ``publish`` that nothing is checked of yet."""
+    """An entry of ``publish`` that nothing is checked of yet but, at most, its form."""
 
     __slots__ = ("_sent", "id", "topics")
 
-    def __init__(self, sent: Any) -> None:
-        self._sent = sent
-        self.topics: Sequence[bytes] = sent.topics
-        author, seqno = sent.author, sent.seqno
-        self.id: bytes | None = author + seqno if len(author) + len(seqno) <= ID_MAX else None
+    def __init__(self, sent: Any, topics: Sequence[bytes], message_id: bytes | None) -> None:
+        """``sent``: what the parser read, or a ``Message``."""
+        self._sent, self.topics = sent, topics
+        self.id = message_id
         """None where it is longer than any that is remembered."""
 
     def message(self) -> Message:
         """The message. Raises ``ProtocolError`` for a form that nobody sends."""
-        return message_of(self._sent)
+        if not isinstance(self._sent, Message):
+            self._sent = message_of(self._sent)
+        return self._sent
 
 
 class Rpc:
@@ -133,12 +167,12 @@ class Rpc:
 
     __slots__ = ("control", "entries", "publish", "subscriptions")
 
-    def __init__(self, body: Any, entries: int, publish: Sequence[Published]) -> None:
+    def __init__(
+        self, subscriptions: Sequence[Any], publish: Sequence[Published], control: Any | None, entries: int
+    ) -> None:
+        self.subscriptions, self.publish, self.control = subscriptions, publish, control
         self.entries = entries
         """Its fields, nested ones included."""
-        self.subscriptions: Sequence[Any] = body.subscriptions
-        self.publish = publish
-        self.control: Any | None = body.control if body.HasField("control") else None
 
     @property
     def is_one_message(self) -> bool:
@@ -148,9 +182,68 @@ class Rpc:
 
 def decode_rpc(payload: bytes) -> Rpc:
     """Count the fields of an RPC, then parse it. Raises ``ProtocolError``."""
+    message = _only_message(payload)  # most RPCs are one message, and this reads it five times as fast
+    if message is not None:
+        entry = Published(message, (message.topic,), message.id)
+        return Rpc((), (entry,), None, _FIELDS_OF_ONE + bool(message.key))
     entries = RPC.count(payload, entries_max=ENTRIES_MAX)
     body = RPC.parse(payload)
-    return Rpc(body, entries, [Published(sent) for sent in body.publish])
+    publish = [Published(sent, sent.topics, _id_of(sent)) for sent in body.publish]
+    return Rpc(body.subscriptions, publish, body.control if body.HasField("control") else None, entries)
+
+
+def _id_of(sent: Any) -> bytes | None:
+    author, seqno = sent.author, sent.seqno
+    return author + seqno if len(author) + len(seqno) <= ID_MAX else None
+
+
+def _only_message(payload: bytes) -> Message | None:
+    """The message of an RPC that is just what ``Message.encode`` writes; None where it is anything else, or
+    a message of 16 KiB or more, which are left to the parser."""
+    try:
+        at = 2 if payload[1] < _MORE else 3
+        if payload[0] != 0x12 or at + _short(payload, 1) != len(payload):  # noqa: PLR2004  the field's key
+            return None
+        signed_at, author_at = at, at + 2
+        at = author_at + payload[at + 1]
+        author = payload[author_at:at]
+        if payload[signed_at] != 0x0A or payload[at] != 0x12:  # noqa: PLR2004
+            return None
+        size = _short(payload, at + 1)
+        data_at = at + (2 if size < _MORE else 3)
+        at = data_at + size
+        seqno_at, topic_at = at + 2, at + 4 + SEQNO_BYTES
+        if payload[at:seqno_at] != b"\x1a\x08" or payload[topic_at - 2] != 0x22:  # noqa: PLR2004
+            return None
+        at = topic_at + payload[topic_at - 1]
+        topic, signed_end = payload[topic_at:at], at
+        if payload[at] != 0x2A or payload[at + 1] >= _MORE:  # noqa: PLR2004
+            return None
+        at += 2 + payload[at + 1]
+        key = b""
+        if at != len(payload):
+            key = payload[at + 2 :]
+            if payload[at] != 0x32 or not 0 < payload[at + 1] == len(key) < _MORE:  # noqa: PLR2004
+                return None
+    except IndexError:
+        return None
+    # A name or an author of 128 bytes or more has a longer length before it: neither is taken.
+    if not (0 < len(author) <= ID_MAX - SEQNO_BYTES and 0 < len(topic) <= TOPIC_MAX and size >= 0):
+        return None
+    message = Message.__new__(Message)
+    message._wire, message.author, message.topic, message.key = payload, author, topic, key  # noqa: SLF001
+    message._signed_at, message._signed_end, message._data_at = signed_at, signed_end, data_at  # noqa: SLF001
+    message.size, message.id = size, author + payload[seqno_at : topic_at - 2]
+    return message
+
+
+def _short(payload: bytes, at: int) -> int:
+    """A length of one byte, or of two where it needs two; below 0 for any other."""
+    first = payload[at]
+    if first < _MORE:
+        return first
+    second = payload[at + 1]
+    return first - _MORE + (second << 7) if 0 < second < _MORE else -len(payload)
 
 
 def signed_fields(author: bytes, data: bytes, seqno: bytes, topic: bytes) -> bytes:

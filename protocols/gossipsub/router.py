@@ -566,12 +566,12 @@ class GossipRouter:
         # From here on the id belongs to this message: nobody else can make one with it that passes.
         self._seen.add(message.id, now)
         self._promises.kept(message.id)
-        if len(message.data) >= IDONTWANT_FROM and self._parameters.idontwant:
+        if message.size >= IDONTWANT_FROM and self._parameters.idontwant:
             for other in joined.mesh.values():
                 if other is not peer and other.idontwant:
                     self._tell(other.id).idontwant.append(message.id)
-        author = peer_id_of(public_key)
-        verdict = joined.validator(author, message.data)
+        author, data = peer_id_of(public_key), message.data
+        verdict = joined.validator(author, data)
         if verdict.kind == "reject":
             self._fault(peer, "refused", now)
         elif verdict.kind == "ignore":
@@ -584,7 +584,7 @@ class GossipRouter:
             kept.have = peer.bit
             if (at_author := self._peers.get(author)) is not None:
                 kept.have |= at_author.bit
-            self._effects.append(Emit(Delivered(joined.name, author, message.data)))
+            self._effects.append(Emit(Delivered(joined.name, author, data)))
             self._forward(joined, kept, now)
             return kept
         return None
@@ -616,7 +616,7 @@ class GossipRouter:
 
     def _send(self, kept: Kept, receivers: Iterable[_Peer]) -> None:
         message = kept.message
-        small = len(message.data) < IDONTWANT_FROM
+        small = message.size < IDONTWANT_FROM
         found = [peer for peer in receivers if peer.sends and (small or kept.id not in (peer.unwanted or ()))]
         if found:
             payload = message.encode()
@@ -776,7 +776,7 @@ class GossipRouter:
                 break
             message = self._cache.serve(message_id, peer.bit, now)
             if message is not None:
-                peer.answered += len(message.data)
+                peer.answered += message.size
                 found.append(message)
         if found:
             self.counts["served"] += len(found)

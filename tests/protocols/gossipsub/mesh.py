@@ -53,6 +53,12 @@ def message_from(number: object, data: bytes = b"data", *, seqno: int = 7, topic
     return Message(author=author, seqno=counted, topic=topic, data=data, signature=signature)
 
 
+def changed(message: Message, **changes: Any) -> Message:
+    """A message whose fields were changed after it was signed."""
+    names = ("author", "seqno", "topic", "data", "signature", "key")
+    return Message(**{**{name: getattr(message, name) for name in names}, **changes})
+
+
 def sends(effects: Iterable[Effect], to: PeerId | None = None) -> list[Any]:
     """The RPCs that are sent, parsed; to one peer or to all."""
     found = [each for each in effects if isinstance(each, Send) and to in (None, each.peer)]

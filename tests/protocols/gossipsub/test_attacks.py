@@ -26,6 +26,7 @@ from tests.protocols.gossipsub.mesh import (
     AT_ONCE,
     NAME,
     Subject,
+    changed,
     control,
     message_from,
     peer_of,
@@ -53,10 +54,7 @@ def ids(number: int, count: int) -> list[bytes]:
 def messages(number: int, count: int, **changes: Any) -> bytes:
     """Messages of an author of its own, changed after they were signed."""
     made = [message_from("mallory", ADVERT, seqno=number * count + each) for each in range(count)]
-    for message in made:
-        for name, value in changes.items():
-            setattr(message, name, value)
-    return encode_publish(made)
+    return encode_publish([changed(message, **changes) for message in made])
 
 
 def several_topics(number: int) -> Any:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.peer.id import ID
@@ -26,6 +27,8 @@ from p2pnode.protocols.gossipsub.messages import (
     TOPIC_MAX,
     Control,
     Message,
+    Rpc,
+    decode_rpc,
     encode_publish,
     encode_subscriptions,
     key_fits,
@@ -127,6 +130,80 @@ def test_a_message_travels_on_as_it_came() -> None:
     without = theirs()
     without.ClearField("key")
     assert parsed(without).encode() == rpc_pb2.RPC(publish=[without]).SerializeToString()
+
+
+def read_by_the_parser(payload: bytes) -> tuple[Any, ...]:
+    """What protocol buffers read: entries, and of each message its fields, or None for a bad form."""
+    entries, body = RPC.count(payload, entries_max=ENTRIES_MAX), RPC.parse(payload)
+    return entries, len(body.subscriptions), body.HasField("control"), [fields(each) for each in body.publish]
+
+
+def fields(sent: Any) -> tuple[Any, ...] | None:
+    try:
+        message = message_of(sent)
+    except ProtocolError:
+        return None
+    signed = signed_bytes(sent.author, sent.data, sent.seqno, sent.topics[0])
+    assert message.signed() == signed
+    return (message.id, sent.author, sent.seqno, sent.topics[0], sent.data, sent.signature, sent.key, signed)
+
+
+def as_read(rpc: Rpc) -> tuple[Any, ...]:
+    """The same of ``decode_rpc``."""
+    found: list[Any] = []
+    for entry in rpc.publish:
+        try:
+            read = entry.message()
+        except ProtocolError:
+            found.append(None)
+            continue
+        assert (entry.id, list(entry.topics), read.size) == (read.id, [read.topic], len(read.data))
+        found.append(
+            (read.id, read.author, read.seqno, read.topic, read.data, read.signature, read.key, read.signed())
+        )
+    return rpc.entries, len(rpc.subscriptions), rpc.control is not None, found
+
+
+def outcome(read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except ProtocolError as error:
+        return type(error)
+
+
+SIZES = st.sampled_from([0, 1, 2, 38, 64, 88, 89, 100, 101, 127, 128, 129, 200, 16_383, 16_384, 20_000])
+
+
+@given(
+    sizes=st.tuples(SIZES, SIZES, st.sampled_from([8, 8, 7, 9]), SIZES, SIZES, st.sampled_from([0, 36, 200])),
+    ordered=st.booleans(),
+    changes=st.lists(st.tuples(st.integers(0, 400), st.binary(max_size=3), st.integers(0, 3)), max_size=2),
+)
+@example(sizes=(38, 500, 8, 82, 64, 0), ordered=True, changes=[])
+@example(sizes=(38, 500, 8, 82, 64, 36), ordered=True, changes=[])
+@example(sizes=(0, 0, 8, 0, 0, 0), ordered=True, changes=[(1, b"\x8e\x00", 1)])
+def test_decode_rpc_reads_what_the_parser_reads(
+    sizes: tuple[int, ...], ordered: bool, changes: list[tuple[int, bytes, int]]
+) -> None:
+    author, data, seqno, topic, signature, key = (bytes([65 + at]) * size for at, size in enumerate(sizes))
+    made = Message(author=author, data=data, seqno=seqno, topic=topic, signature=signature, key=key)
+    payload = made.encode() if ordered else made.encode() * 2
+    for at, put, instead in changes:
+        payload = payload[:at] + put + payload[at + instead :]
+    assert outcome(lambda: as_read(decode_rpc(payload))) == outcome(lambda: read_by_the_parser(payload))
+
+
+@given(st.binary(max_size=40))
+def test_decode_rpc_raises_for_the_same_bytes_as_the_parser(payload: bytes) -> None:
+    assert outcome(lambda: as_read(decode_rpc(payload))) == outcome(lambda: read_by_the_parser(payload))
+
+
+def test_a_message_that_was_read_travels_on_as_it_came() -> None:
+    for message in (ours(), ours(b""), ours(b"x" * 20_000), ours(key=PAIR.public_key.serialize())):
+        payload = message.encode()
+        [entry] = decode_rpc(payload).publish
+        assert entry.message().encode() == payload
+        assert entry.message().signed() == message.signed()
 
 
 def test_several_messages_are_one_rpc() -> None:

@@ -27,6 +27,7 @@ from tests.protocols.gossipsub.mesh import (
     NAME,
     TOPIC,
     Subject,
+    changed,
     control,
     deliveries,
     faults,
@@ -330,10 +331,7 @@ def test_streams_are_not_its_business(event: Any) -> None:
 
 def envelope(**changes: Any) -> bytes:
     """An RPC whose message has been changed after it was signed."""
-    message = message_from("author")
-    for name, value in changes.items():
-        setattr(message, name, value)
-    return message.encode()
+    return changed(message_from("author"), **changes).encode()
 
 
 @pytest.mark.parametrize(
