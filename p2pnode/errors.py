@@ -12,6 +12,7 @@
     └── RemoteError         the peer's: it ends that conversation, never more
         ├── ProtocolError   the peer broke the protocol; it counts against the peer
         ├── HostFault       a host broke it in a session of this client, which remembers that
+        ├── DisagreementError  two hosts contradict one another: it counts against neither
         ├── ClockError      the peer's clock and ours differ too much: one of the two is wrong
         ├── RefusedError    the peer said no, with a stable wire code
         └── StoreRefusedError  the same of a peer that stores
@@ -110,6 +111,10 @@ class ProtocolError(RemoteError):
 
 class HostFault(RemoteError):  # noqa: N818 - it names what the host did
     """A host broke the protocol in a session of this client, which remembers that."""
+
+
+class DisagreementError(RemoteError):
+    """What a host sent can't follow what another host sent before. Which of them is right is unknown here."""
 
 
 class ClockError(RemoteError):

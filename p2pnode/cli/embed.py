@@ -125,7 +125,7 @@ def lines_of(data: bytes) -> list[str]:
 async def _print(output: Output, embedding: Any) -> None:
     index = 0
     async for vector in embedding:
-        fields = {"index": index, "embedding": vector}
+        fields = {"index": index, "embedding": vector.tolist()}
         if output.as_json:
             output.event("embedding", fields)
         else:

@@ -7,6 +7,7 @@ and wallets are unknown here.
 
 from __future__ import annotations
 
+import itertools
 import math
 import weakref
 from collections import deque
@@ -163,8 +164,10 @@ class Answer:
         trusted: bool = False,
         shorten: Shorten | None = None,
         vocabulary: Callable[[], Awaitable[Vocabulary | None]] | None = None,
+        ids_end: Callable[[], Awaitable[int | None]],
     ) -> None:
         """``vocabulary`` fetches the model's, where it is here: text and calls are checked against the ids.
+        ``ids_end`` gives the first id that is none of the model's, where that is known here.
         ``trusted``: a host that the user trusts knows the question already. ``shorten`` leaves the oldest
         messages out of a prompt that fits no host; without it such a question is refused."""
         self._runtime, self._pool, self._searches = runtime, pool, searches
@@ -172,8 +175,9 @@ class Answer:
         self._watcher, self._answers = watcher, answers
         self._failover = Failover(partial, attempts_max=runtime.limits.hosts_per_answer)
         self._partial = partial
-        self._fetch_vocabulary = vocabulary
+        self._fetch_vocabulary, self._fetch_ids_end = vocabulary, ids_end
         self._vocabulary: Vocabulary | None = None
+        self._ids_end: int | None = None
         self._asked: PromptBody | None = None
         """What the attempt that runs asks for."""
         self._check: TextCheck | None = None
@@ -240,13 +244,9 @@ class Answer:
 
     @property
     def vectors(self) -> list[bytes]:
-        """Those that came, where texts are embedded."""
-        return self._partial.vectors
-
-    @property
-    def vectors_sure(self) -> int:
-        """How many of them stay, whatever is learnt of their hosts."""
-        return self._partial.vectors_sure
+        """Of texts that are embedded: those up to the first one that is missing. Receipts cover them."""
+        vectors = self._partial.vectors
+        return [vectors[place] for place in itertools.takewhile(vectors.__contains__, itertools.count())]
 
     @property
     def said_aside(self) -> int:
@@ -303,6 +303,7 @@ class Answer:
             renderers=self._renderers,
             answers=self._answers,
             vocabulary=self._fetch_vocabulary,
+            ids_end=self._fetch_ids_end,
             trusted=self.trusted,
             shorten=self._shorten,
         )
@@ -459,6 +460,7 @@ class Answer:
         if self._search is None:
             self._asked_at = self._asked_at or trio.current_time()
             self._search = await self._open_search()
+            self._ids_end = await self._fetch_ids_end()
             if self._fetch_vocabulary is not None:
                 self._vocabulary = await self._fetch_vocabulary()
             if self.trusted:
@@ -469,8 +471,8 @@ class Answer:
         spent = sum(item.cost for item in self.bill)
         tokens_out = ask.body.tokens_out_max
         self._search.ask_for(TurnBound(tokens_in=ask.input_max, tokens_out=tokens_out, spent=spent))
-        if candidate is not None and not self._search.within_cost(candidate.advert.peer):
-            failover.leave_host()  # another session with it could cost more than the user allows
+        if candidate is not None and not self._search.may_ask_again(candidate.advert.peer):
+            failover.leave_host()
         anew = failover.wants_next_host
         if anew:
             self._candidate = candidate = await self._search.next()
@@ -538,6 +540,7 @@ class Answer:
                 self._searches.note_quote(attempt.peer, attempt.session, body, quoted, attempt.prefix)
             case Receipted():
                 self.checkpoints += 1
+                attempt.receipted()
                 self._partial.receipt()
                 if self._watcher is not None:
                     self._watcher.receipted(self)
@@ -561,6 +564,10 @@ class Answer:
             attempt.engine_restarted = True
             self._searches.note_failure(attempt.peer, fault=False)
             self._runtime.tell("engine.restarted", {"peer": attempt.peer, "held": tokens.index})
+        if self._ids_end is not None and max(tokens.ids, default=-1) >= self._ids_end:
+            # Before anybody sees its text: no other host could go on from it.
+            msg = f"the host sent id {max(tokens.ids)}; its model has {self._ids_end} tokens"
+            raise HostFault(msg)
         if self._check is not None:
             self._check.take(tokens)
         said = Said(tokens.channel, tokens.text, tokens.call, tokens.name)
@@ -584,7 +591,8 @@ class Answer:
         state = self._state(turn.session, turn)
         decision = self._failover.turn_ended(over, state, early=self._early)
         if decision.blames:
-            self._searches.note_failure(attempt.peer, fault=False)
+            took = decision.took_for_nothing
+            self._searches.note_failure(attempt.peer, fault=False, took_for_nothing=took)
         elif decision.move == "finish" and not attempt.engine_restarted:
             now = trio.current_time()
             self._searches.note_answer(attempt.peer, attempt.ttft_s(now), attempt.speed(now))
@@ -648,7 +656,8 @@ class Answer:
             return
         retrying = decision.move == "again" or (decision.move == "next" and search.may_give_more)
         if decision.blames:
-            self._searches.note_failure(peer, fault=isinstance(error, HostFault))
+            fault, took = isinstance(error, HostFault), decision.took_for_nothing
+            self._searches.note_failure(peer, fault=fault, took_for_nothing=took)
         if isinstance(error, RefusedError) and error.code == "context_overflow":
             search.need_context(candidate.offer.n_ctx + 1)
         self._runtime.tell("host.failed", {"peer": peer, "reason": str(error), "retrying": retrying})
@@ -702,7 +711,8 @@ class Answer:
         self._end(None)
         if self.ids:
             self._runtime.tell("answer.cut", {"held": len(self.ids), "reason": str(error)})
-            error = cut_short(error, len(self.ids))
+            if not self._failover.is_disputed:
+                error = cut_short(error, len(self.ids))
         raise error
 
     def _end(self, finish: FinishReason | None) -> None:

@@ -7,24 +7,41 @@ followed by others as for a question.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self, TypeAlias
 
 from p2pnode.client.answer import Answer
 from p2pnode.client.bill import BillItem
-from p2pnode.client.failover import is_failure
+from p2pnode.client.failover import DISAGREES, is_failure
 from p2pnode.errors import ConfigError, NoHostError, P2PNodeError, RefusedError
-from p2pnode.protocols.inference.embeddings import embed_tokens_max, vector_numbers
+from p2pnode.ids import PeerId
+from p2pnode.protocols.inference.embeddings import FLOAT_BYTES, embed_tokens_max, vector_numbers
 from p2pnode.protocols.inference.messages import EMBED_MAX, EMBED_TOKENS_MAX
 
 _HOSTS: Final = "`p2pnode hosts --why --needs embeddings` shows them"
-MakeAnswer: TypeAlias = Callable[[tuple[str, ...], int], Answer]
-"""(texts of one turn, token units spent so far) -> the turn that embeds them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingTurn:
+    """A turn of several that embed a list of texts."""
+
+    texts: tuple[str, ...]
+    spent: int = 0
+    """Token units that the turns before it cost."""
+    vector_size: int = 0
+    """Bytes of each vector that came before; 0 where none did."""
+    passed_over: frozenset[PeerId] = frozenset()
+    """Hosts whose vectors can't be of the model that these are of."""
+
+
+MakeAnswer: TypeAlias = Callable[[EmbeddingTurn], Answer]
 
 
 class Embedding:
-    """``async for vector in embedding``: a tuple of numbers for each text, in the order of the texts.
+    """``async for vector in embedding``: an array of float32 for each text, in the order of the texts.
 
     Those of one turn come together, when its receipt was checked. After the end, and after an error,
     ``vectors`` has what came and ``bill`` what it cost. Ask again for ``texts[len(vectors):]`` to go on.
@@ -41,7 +58,8 @@ class Embedding:
         """How many texts went before those of the turn."""
         self._billed: list[BillItem] = []
         self._given = 0
-        self.vectors: list[tuple[float, ...]] = []
+        self._passed_over: frozenset[PeerId] = frozenset()
+        self.vectors: list[array[float]] = []
         """Those that came so far."""
 
     @property
@@ -62,22 +80,29 @@ class Embedding:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> tuple[float, ...]:
+    async def __anext__(self) -> array[float]:
         while self._given == len(self.vectors):
             if self._answer is None:
                 texts = next(self._turns, None)
                 if texts is None:
                     raise StopAsyncIteration
                 self._turn, self._begun_at = texts, len(self.vectors)
-                self._answer = self._make(texts, self.cost)
+                size = FLOAT_BYTES * len(self.vectors[0]) if self.vectors else 0
+                self._answer = self._make(
+                    EmbeddingTurn(
+                        texts=texts, spent=self.cost, vector_size=size, passed_over=self._passed_over
+                    )
+                )
             await self._finish(self._answer)
         self._given += 1
         return self.vectors[self._given - 1]
 
     async def _finish(self, answer: Answer) -> None:
+        is_whole = False
         try:
             async for _ in answer.events():
                 pass
+            is_whole = True
         except P2PNodeError as error:
             told = self._explained(error, answer)
             if told is error:
@@ -85,13 +110,17 @@ class Embedding:
             raise told from error
         finally:
             # Those of a turn that was cut short are paid, too, and stay.
-            self.vectors += map(vector_numbers, answer.vectors[: answer.vectors_sure])
+            self.vectors += map(vector_numbers, answer.vectors)
             self._billed += answer.bill
+            # It is not known who is right. But vectors of one list are to be of one model.
+            self._passed_over |= {item.peer for item in answer.bill if item.reason == DISAGREES}
             self._answer = None
+            if not is_whole:
+                self._turns = iter(())  # vectors of later texts would stand in the place of those that lack
 
     def _explained(self, error: P2PNodeError, answer: Answer) -> P2PNodeError:
         """The error of a turn in words about texts, with what came and where to go on."""
-        came, text = self._begun_at + answer.vectors_sure, str(error)
+        came, text = self._begun_at + len(answer.vectors), str(error)
         code = error.code if isinstance(error, RefusedError) else ""
         if code == "context_overflow":
             text += f". {self._longest(came)}: cut it, or choose a host with a larger context ({_HOSTS})"
@@ -103,7 +132,7 @@ class Embedding:
             error = NoHostError(text)
         elif self._nobody and (isinstance(error, NoHostError) or code == "model_not_available"):
             text += f". {self._nobody}"
-        if came:
+        if came and not any(item.reason == DISAGREES for item in answer.bill):
             good = "1 vector came and is good" if came == 1 else f"{came} vectors came and are good"
             text += f". {good}: go on with text {came + 1}"
         error.args = (text, *error.args[1:])

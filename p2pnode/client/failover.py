@@ -17,6 +17,7 @@ from p2pnode.client.ranking import Candidate, Ranking, is_priced
 from p2pnode.errors import (
     WIRE_CODES,
     ConfigError,
+    DisagreementError,
     HostFault,
     LocalError,
     NoHostError,
@@ -29,6 +30,7 @@ from p2pnode.errors import (
 from p2pnode.ids import PeerId, SessionId
 from p2pnode.models.answer import Said
 from p2pnode.protocols.inference.commands import Quoted, SessionFailed, TurnDone, TurnFailed
+from p2pnode.protocols.inference.embeddings import FLOAT_BYTES
 from p2pnode.protocols.inference.messages import CHECKPOINT_EVERY, PREFIX_MAX, FinishReason, PromptBody
 from p2pnode.protocols.inference.prompt_rules import next_seed
 
@@ -40,7 +42,11 @@ go on, or nobody should, and the user is told why."""
 _REFUSED_BY_ALL: Final = frozenset({"bad_request"})
 """Codes that every host would answer with. One host alone may lie: it takes two of them to end an answer."""
 _WITNESSES: Final = 2
+AGAIN_MAX: Final = 2
+"""So often one answer asks the same host once more. A host that hangs up costs an answer so many attempts."""
 _EMPTY: Final = "the host was paid for the question and ended its answer without a token"
+DISAGREES: Final = "disagrees"
+"""On the bill: what the host sent can't follow what others sent."""
 _SLOW_SHARE: Final = 0.1
 """A host is slow below this share of the median speed."""
 _BETTER_FACTOR: Final = 2
@@ -101,12 +107,16 @@ class PartialAnswer:
     """Bytes said in all thoughts and calls."""
     receipted: int = 0
     """How many ids a host's receipt covers. When a host is gone, the ids it left count as covered."""
-    vectors: list[bytes] = field(default_factory=list)
-    """Those of the texts that are embedded."""
-    vectors_sure: int = 0
-    """How many of them a receipt covers, or came of a host that is gone and broke nothing."""
+    vectors: dict[int, bytes] = field(default_factory=dict)
+    """Those of the texts that are embedded, by the text's place: a receipt covers each."""
+    vector_size: int = 0
+    """How many bytes each has, where earlier ones of the same list of texts say so; otherwise 0."""
+    _vectors_coming: list[bytes] = field(default_factory=list)
+    """Of the turn that runs, in the order of its texts: no receipt covers them yet."""
     seed: bytes = b""
     """What is asked for next is drawn from this one; from that of the prompt where it is empty."""
+    _others_began: bool = False
+    """Whether the call of a tool that runs was begun by another host than the one that goes on with it."""
 
     @classmethod
     def of(cls, body: PromptBody, held: Held | None) -> PartialAnswer:
@@ -123,6 +133,7 @@ class PartialAnswer:
             list(held.calls),
             held.aside,
             held.said_aside,
+            _others_began=bool(held.ids),
         )
 
     @property
@@ -135,7 +146,8 @@ class PartialAnswer:
     def take(self, ids: Sequence[int], said: Said) -> None:
         """Add what a host sent. A text that is not empty completes the text of all ids so far.
 
-        Raises ``HostFault`` for a piece of a call that was not begun.
+        Raises ``HostFault`` for a piece of a call that was not begun, and ``DisagreementError`` where it was
+        another host that said so.
         """
         self.ids.extend(ids)
         if said.channel != "content":
@@ -164,24 +176,38 @@ class PartialAnswer:
             self.calls[-1] = (name, arguments + said.text)
         else:
             msg = f"the host sent a piece of call {said.call} when {len(self.calls)} were begun"
+            if self._others_began:
+                raise DisagreementError(f"{msg} by other hosts")
             raise HostFault(msg)
+        self._others_began = False
 
     def take_vector(self, data: bytes) -> None:
-        """Add a vector. Raises ``HostFault`` where it can't be of the model that the ones before are of."""
-        if self.vectors and len(data) != len(self.vectors[0]):
-            msg = (
-                f"the host made a vector of {len(data) // 4} numbers after one of {len(self.vectors[0]) // 4}"
-            )
-            raise HostFault(msg)
-        self.vectors.append(data)
+        """Add a vector of the turn that runs. It counts once a receipt covers it.
+
+        Raises ``DisagreementError`` where it can't be of the model that earlier ones are of.
+        """
+        if self.vector_size and len(data) != self.vector_size:
+            sizes = len(data) // FLOAT_BYTES, self.vector_size // FLOAT_BYTES
+            msg = "the host made a vector of {} numbers after other hosts' vectors of {}".format(*sizes)
+            raise DisagreementError(msg)
+        self._vectors_coming.append(data)
 
     def receipt(self) -> None:
         """The host's receipt over everything so far was checked."""
-        self.receipted, self.vectors_sure = len(self.ids), len(self.vectors)
+        self.receipted = len(self.ids)
+        coming = self._vectors_coming
+        places = self.places_missing
+        if coming and any(len(each) != len(coming[0]) for each in self.vectors.values()):
+            # Two hosts signed for vectors of different sizes. Either may lie: the older ones are asked for
+            # again, so that no host that gave one and left can keep all others from answering.
+            self.vectors.clear()
+        self.vectors.update(zip(places, coming, strict=False))
+        coming.clear()
 
     def left_by_host(self) -> None:
-        """A host is gone. What it left stays, unless it was dropped."""
-        self.vectors_sure = len(self.vectors)
+        """A host is gone. Vectors that no receipt of it covers prove nothing."""
+        self._vectors_coming.clear()
+        self._others_began = bool(self.ids)
 
     def draw_anew(self) -> None:
         """What follows is drawn from another seed, for the host could see what this one gives."""
@@ -193,10 +219,19 @@ class PartialAnswer:
         For a host that broke the protocol. A receipt proves who sent an id, not that a model made it: so text
         that was seen without a receipt is worth no less, and stays, unpaid.
         """
-        sure = max(self.text_known, self.receipted)
-        dropped = len(self.ids) - sure
-        del self.ids[sure:]
-        del self.vectors[self.vectors_sure :]
+        return self._keep(max(self.text_known, self.receipted))
+
+    def drop_unseen(self) -> int:
+        """Drop ids whose text nobody saw, also those that a receipt covers; returns how many.
+
+        For a prompt with these ids that was called wrong: another host may have made them up and signed.
+        """
+        return self._keep(self.text_known)
+
+    def _keep(self, count: int) -> int:
+        dropped = len(self.ids) - count
+        del self.ids[count:]
+        self.receipted = min(self.receipted, count)
         return dropped
 
     @property
@@ -215,11 +250,16 @@ class PartialAnswer:
         """Whether a prompt can hold these ids and ask for more."""
         return self.room > 0 and len(self.ids) <= PREFIX_MAX
 
+    @property
+    def places_missing(self) -> list[int]:
+        """Places of the texts that have no vector yet."""
+        return [place for place in range(len(self.body.embed)) if place not in self.vectors]
+
     def next_prompt(self) -> PromptBody:
         """What to ask the next host for: the rest."""
         body = replace(self.body, seed=self.seed or self.body.seed)
         if self.body.embed:
-            return replace(body, embed=self.body.embed[len(self.vectors) :])
+            return replace(body, embed=tuple(self.body.embed[place] for place in self.places_missing))
         if not self.ids:
             return body
         return replace(
@@ -265,6 +305,8 @@ class Attempt:
     host_failed: bool = False
     """Whether the host ended it, or was lost, without a cause here."""
     vectors_out: int = 0
+    vectors_receipted: int = 0
+    """How many of them the host's receipts cover."""
     _arrivals: deque[tuple[float, int]] = field(default_factory=deque)
     """When tokens were taken, and how many."""
 
@@ -272,7 +314,7 @@ class Attempt:
     def fruitful(self) -> bool:
         """Whether enough came to ask this host again. A paid one bills its input anew, so it needs more."""
         # Of texts that are embedded only those that are missing are asked for again.
-        return self.vectors_out > 0 or self.tokens_out >= (CHECKPOINT_EVERY if self.paid else 1)
+        return self.vectors_receipted > 0 or self.tokens_out >= (CHECKPOINT_EVERY if self.paid else 1)
 
     def quoted(self, quoted: Quoted) -> None:
         """The host counted the input."""
@@ -292,13 +334,20 @@ class Attempt:
             self.first_at = now
         self.vectors_out += 1
 
+    def receipted(self) -> None:
+        """The host's receipt over everything so far was checked."""
+        self.vectors_receipted = self.vectors_out
+
+    @property
+    def took_for_nothing(self) -> bool:
+        """Whether the host was to be paid for the input, and nothing came of it."""
+        return self.paid and self.tokens_in > self.tokens_cached and not (self.tokens_out or self.vectors_out)
+
     def done(self, over: TurnDone) -> None:
         """The host ended the turn. By its count, which was checked, input whose voucher was lost is free."""
         self.tokens_in, self.tokens_cached = over.done.tokens_in, over.done.reused
         self.turn_over = True
-        came = self.tokens_out or self.vectors_out
-        took = self.paid and self.tokens_in > self.tokens_cached and not came
-        self.is_empty = took and over.done.reason != "cancelled"
+        self.is_empty = self.took_for_nothing and over.done.reason != "cancelled"
 
     def failed(self, failed: TurnFailed) -> None:
         """The turn failed, and the session goes on."""
@@ -361,6 +410,12 @@ class Situation:
     """How many attempts at this host in a row, up to this one, brought nothing or too little."""
     refusals: int = 0
     """How many hosts, up to this one, called the question itself wrong."""
+    disputes: int = 0
+    """How many hosts, up to this one, could not go on from what others sent."""
+    dropped: bool = False
+    """Whether something of what others sent was dropped, so that this host may be able to go on now."""
+    again: int = 0
+    """How often the host was asked once more already for this answer, without the reader's doing."""
     reused: bool = False
     """Whether the session served an earlier turn."""
     lost: bool = False
@@ -388,7 +443,11 @@ def after_turn(reason: FinishReason, situation: Situation) -> Move:
         return "finish"
     if not situation.continuable or not situation.attempts_left:
         return "stop"
-    return "again" if situation.fruitless <= 1 else "next"
+    return "again" if _may_go_again(situation) else "next"
+
+
+def _may_go_again(situation: Situation) -> bool:
+    return situation.fruitless <= 1 and situation.again < AGAIN_MAX
 
 
 def after_failure(error: P2PNodeError, situation: Situation) -> Move:
@@ -396,6 +455,8 @@ def after_failure(error: P2PNodeError, situation: Situation) -> Move:
     if situation.cancelled or (situation.held and not situation.room):
         return "finish"
     if is_final(error, situation.refusals) or not situation.continuable or not situation.attempts_left:
+        return "stop"
+    if situation.disputes >= _WITNESSES:
         return "stop"
     honest = _is_honest(error)
     # A session from before may have ended because of its age: that says nothing of the host.
@@ -406,8 +467,9 @@ def after_failure(error: P2PNodeError, situation: Situation) -> Move:
     # Another machine has the session that was left: the host is there, and others would take a fee as well.
     # Once: no host may say so without end.
     taken = isinstance(error, RefusedError) and error.code == "in_use" and not situation.asked_again
-    same_host = aged or broke or slept or taken or situation.restarted or (situation.used_up and honest)
-    return "again" if same_host and situation.fruitless <= 1 and not situation.empty else "next"
+    there = situation.restarted or situation.dropped or (situation.used_up and honest)
+    same_host = aged or broke or slept or taken or there
+    return "again" if same_host and _may_go_again(situation) and not situation.empty else "next"
 
 
 def _is_honest(error: P2PNodeError) -> bool:
@@ -424,6 +486,15 @@ def is_failure(error: P2PNodeError) -> bool:
 def calls_question_wrong(error: P2PNodeError) -> bool:
     """Whether a host says by this error that the question itself is wrong."""
     return isinstance(error, RefusedError) and error.code in _REFUSED_BY_ALL
+
+
+def _disputes(error: P2PNodeError, attempt: Attempt | None) -> bool:
+    """Whether a host says no more than that it can't go on from what others sent: they may have lied, or it
+    may, and it counts against neither."""
+    if isinstance(error, DisagreementError):
+        return True
+    asked = attempt is not None and attempt.prefix > 0 and not attempt.tokens_out
+    return asked and calls_question_wrong(error)
 
 
 def is_final(error: P2PNodeError, refusals: int) -> bool:
@@ -463,6 +534,8 @@ class Decision:
     """Of ``stop``: what the user is told."""
     blames: bool = False
     """Whether the failure counts against the host."""
+    took_for_nothing: bool = False
+    """Of one that does: whether the host was to be paid for the input, and nothing came of it."""
 
 
 class Failover:
@@ -486,7 +559,7 @@ class Failover:
         self._move: Move = "next"
         self._same_host = False
         """Whether the attempt that runs, or could not begin, is at the host of the one before."""
-        self._fruitless = self._refusals = self._empty = 0
+        self._fruitless = self._again = self._refusals = self._disputes = self._empty = 0
         self._last_error: P2PNodeError | None = None
 
     # ---- attempts
@@ -499,6 +572,7 @@ class Failover:
     def begin(self) -> None:
         """A host is to be asked for ``partial.next_prompt()``."""
         self._same_host = self._move == "again"
+        self._again = self._again + 1 if self._same_host else 0
         if not self._same_host:
             self._fruitless = 0
         self._move, self._attempts_left = "next", self._attempts_left - 1
@@ -511,11 +585,11 @@ class Failover:
         """Ask for another answer instead, of which nothing is here: any host may be asked again."""
         self.partial, self._attempts_left = partial, self._attempts_max
         self._move, self._last_error = "next", None
-        self._fruitless = self._refusals = self._empty = 0
+        self._fruitless = self._again = self._refusals = self._disputes = self._empty = 0
 
     def spare_attempt(self) -> None:
         """The reader gives the host's place back: that is no attempt of the answer's."""
-        self._attempts_left += 1
+        self._attempts_left, self._again = self._attempts_left + 1, self._again - 1
 
     def turn_ended(self, over: TurnDone, state: SessionState, *, early: str = "") -> Decision:
         """The host ended its turn; ``early`` is why this side wanted it to end, for the bill.
@@ -543,16 +617,22 @@ class Failover:
             raise UnreachableError("the connection to the host was lost, and the turn with it")
         ended = self._end(attempt, state, reason if move == "finish" else early or "lost")
         self._move = move
-        return Decision(move=move, ended=ended, finish=reason, blames=blames)
+        return Decision(move=move, ended=ended, finish=reason, blames=blames, took_for_nothing=blames)
 
     def failed(self, error: P2PNodeError, state: SessionState | None) -> Decision:
         """The attempt failed, or the host could not be asked; then there is no ``state``."""
         attempt = self.attempt
-        dropped = self.partial.drop_unproven() if isinstance(error, HostFault) else 0
-        if attempt is not None and isinstance(error, RemoteError) and not _is_honest(error):
+        dropped = 0
+        if attempt is not None and isinstance(error, HostFault | DisagreementError):
+            # Of other hosts' ids there may be some among them: these are on the bill.
+            dropped = min(self.partial.drop_unproven(), attempt.tokens_out)
+        disputes = _disputes(error, attempt)
+        if attempt is not None and isinstance(error, RemoteError) and not (_is_honest(error) or disputes):
             attempt.host_failed = True
-        self._refusals += calls_question_wrong(error)
-        situation = self._situation(attempt, state)
+        unseen = self.partial.drop_unseen() if disputes and calls_question_wrong(error) else 0
+        self._refusals += calls_question_wrong(error) and not disputes
+        self._disputes += disputes and not unseen
+        situation = replace(self._situation(attempt, state), dropped=unseen > 0)
         move = after_failure(error, situation)
         blames = self._blames(error, attempt, state)
         ended = None
@@ -564,7 +644,20 @@ class Failover:
         self._move = move
         as_it_is = is_final(error, self._refusals) or not situation.held or bool(self.partial.body.embed)
         shown = error if as_it_is else too_long(error)
-        return Decision(move=move, ended=ended, error=shown if move == "stop" else None, blames=blames)
+        if self.is_disputed:
+            shown = not_continuable(error)
+        return Decision(
+            move=move,
+            ended=ended,
+            error=shown if move == "stop" else None,
+            blames=blames,
+            took_for_nothing=blames and attempt is not None and attempt.took_for_nothing,
+        )
+
+    @property
+    def is_disputed(self) -> bool:
+        """Whether two hosts could not go on from what is here: then no other one is asked to."""
+        return self._disputes >= _WITNESSES
 
     def abandon(self, state: SessionState) -> AttemptEnd:
         """The user ended the answer, and the host did not end its turn in time."""
@@ -613,6 +706,8 @@ class Failover:
 
     @staticmethod
     def _blames(error: P2PNodeError, attempt: Attempt | None, state: SessionState | None) -> bool:
+        if _disputes(error, attempt):
+            return False
         if not _is_honest(error):
             return True
         # It took money for the input, and the deposit covers more output: then no code excuses it.
@@ -628,6 +723,8 @@ class Failover:
             attempts_left=self._attempts_left,
             cancelled=self.cancelled,
             refusals=self._refusals,
+            disputes=self._disputes,
+            again=self._again,
             asked_again=self._same_host,
         )
         if attempt is None or state is None:
@@ -658,7 +755,8 @@ class Failover:
         if attempt.messages_tokens is not None:
             self.n_ctx = state.n_ctx
             self.context_used = attempt.messages_tokens + len(self.partial.ids)
-            context_needed = self.context_used + 1
+            # Of texts to embed each has a context of its own, and what the longest one needs is not known.
+            context_needed = None if self.partial.body.embed else self.context_used + 1
         item = BillItem(
             peer=attempt.peer,
             session=attempt.session,
@@ -721,6 +819,16 @@ def too_long(last: P2PNodeError) -> NoHostError:
     return error
 
 
+def not_continuable(last: P2PNodeError) -> NoHostError:
+    """Two hosts could not go on from what others sent."""
+    error = NoHostError(
+        f"hosts can't go on from what came of other hosts, which may have been made up ({last}): ask anew, "
+        "perhaps of hosts that you trust (--only)"
+    )
+    error.__cause__ = last
+    return error
+
+
 def cut_short(error: E, held: int) -> E:
     """The same error, with how many tokens are kept and how to go on."""
     kept = f"The {held} tokens that came are kept: a chat goes on from them with /go, a program with go_on()"
@@ -755,6 +863,8 @@ def reason_of(error: P2PNodeError, *, lost: bool) -> str:
         return error.code
     if isinstance(error, HostFault):
         return "fault"
+    if isinstance(error, DisagreementError):
+        return DISAGREES
     if isinstance(error, LocalError):
         return "unpaid"
     return "lost" if lost else "stalled"

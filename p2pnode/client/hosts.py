@@ -187,9 +187,9 @@ class HostSearch:
         """This is the most that is asked of the next host."""
         self._choice.turn = turn
 
-    def within_cost(self, peer: PeerId) -> bool:
-        """Whether this host may be asked once more, as far as its cost goes: it may take another fee."""
-        return self._choice.within_cost(peer)
+    def may_ask_again(self, peer: PeerId) -> bool:
+        """See ``HostChoice.may_ask_again``."""
+        return self._choice.may_ask_again(peer, self._wall())
 
     @property
     def standby(self) -> PeerId | None:
@@ -414,10 +414,11 @@ class Searches:
         """A host closed a session that was left with it, before its time."""
         self.measured[peer] = self.measured.pop(peer, Measured()).closed_early()
 
-    def note_failure(self, peer: PeerId, *, fault: bool) -> None:
-        """A host failed; ``fault`` where it broke the protocol."""
-        known = self.measured.pop(peer, Measured())
-        self.measured[peer] = known.failed(self._runtime.node.wall(), fault=fault)
+    def note_failure(self, peer: PeerId, *, fault: bool, took_for_nothing: bool = False) -> None:
+        """A host failed; ``fault`` where it broke the protocol, ``took_for_nothing`` as ``Measured.failed``
+        has it."""
+        known, now = self.measured.pop(peer, Measured()), self._runtime.node.wall()
+        self.measured[peer] = known.failed(now, fault=fault, took_for_nothing=took_for_nothing)
 
     # ---- peers
 

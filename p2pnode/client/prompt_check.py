@@ -61,7 +61,8 @@ class PromptRenderers:
             if body.embed:
                 texts = await engine.embed_ids(body.embed)
                 return sum(map(len, texts)), texts_hash(texts)
-            ids = (await engine.prompt(body)).ids
+            # Without the ids that hosts sent: one that no grammar or vocabulary has must not end this check.
+            ids = (*(await engine.prompt(replace(body, prefix=(), text_bytes=None))).ids, *body.prefix)
         except EngineError as error:
             log.debug("prompt.not_rendered", reason=str(error))
             return None

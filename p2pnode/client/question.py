@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64decode
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, TypeAlias, cast, get_args
 import trio
 
 from p2pnode.client.answer import Answer, Answers, Watcher
-from p2pnode.client.embedding import Embedding
+from p2pnode.client.embedding import Embedding, EmbeddingTurn
 from p2pnode.client.failover import Held, PartialAnswer
 from p2pnode.client.history import without_oldest
 from p2pnode.client.host_rules import HostRules
@@ -28,10 +28,11 @@ from p2pnode.client.ranking import Candidate, CostBound, Filters, TurnBound, cos
 from p2pnode.client.runtime import Runtime
 from p2pnode.config import DEFAULT_MODEL
 from p2pnode.errors import ConfigError, ProtocolError
-from p2pnode.ids import ModelId, pasted
+from p2pnode.ids import ModelId, PeerId, pasted
 from p2pnode.models.answer_grammar import check_answer_form
 from p2pnode.models.catalogue import Catalogue
 from p2pnode.models.generic_form import generic_messages, uses_tools
+from p2pnode.models.gguf import read_header
 from p2pnode.models.grammar import GrammarError
 from p2pnode.models.local_models import installed
 from p2pnode.models.manifest import SCRIPTED, Manifest, parse_model_id, scripted_model_id
@@ -257,6 +258,7 @@ class Questions:
         self.answers = Answers(runtime)
         self.renderers = PromptRenderers(runtime.data.models)
         self._vocabularies: dict[ModelId, Vocabulary | None] = {}
+        self._ids_ends: dict[ModelId, int | None] = {}
 
     def answer(
         self,
@@ -274,24 +276,30 @@ class Questions:
         Raises ``ConfigError`` for an unknown model, a malformed multiaddr, and a prompt that no host takes.
         """
         known, body = self._question(messages, options)
-        return self._answer(known, body, options, held=held, watcher=watcher, trusted=trusted)
+        return self._answer(known, PartialAnswer.of(body, held), options, watcher=watcher, trusted=trusted)
 
     def _answer(
         self,
         known: KnownModel,
-        body: PromptBody,
+        partial: PartialAnswer,
         options: ChatOptions,
         *,
-        held: Held | None = None,
+        passed_over: Collection[PeerId] = (),
         watcher: Watcher | None = None,
         trusted: bool = False,
     ) -> Answer:
+        """``passed_over``: hosts that have disagreed with others."""
+        body = partial.body
         peer, allowed = self._allowed(options, body)
 
         async def open_search() -> HostSearch:
             if peer is not None:
-                return await self._searches.of_named_host(peer, known.model, allowed)
-            return self._searches.with_idle_sessions(known.model, allowed)
+                search = await self._searches.of_named_host(peer, known.model, allowed)
+            else:
+                search = self._searches.with_idle_sessions(known.model, allowed)
+            for each in passed_over:
+                search.pass_over(each, "its vectors and those of other hosts are not of one model")
+            return search
 
         def make_ask(body: PromptBody) -> Ask:
             return Ask(body, known.input_max(body))
@@ -300,7 +308,7 @@ class Questions:
             self._runtime,
             self._pool,
             self._searches,
-            PartialAnswer.of(body, held),
+            partial,
             search=open_search,
             make_ask=make_ask,
             renderers=self.renderers,
@@ -309,6 +317,7 @@ class Questions:
             trusted=trusted,
             shorten=_shortened if options.context == "drop-oldest" else None,
             vocabulary=(lambda: self._vocabulary(known)) if body.tools else None,
+            ids_end=lambda: self._ids_end(known),
         )
 
     def embedding(self, texts: Sequence[str], options: ChatOptions) -> Embedding:
@@ -319,10 +328,12 @@ class Questions:
         known = resolve_model(options.model if options.model is not None else DEFAULT_MODEL)
         filters = options.filters or Filters()
 
-        def make(turn: tuple[str, ...], spent: int) -> Answer:
-            left = None if filters.cost_max is None else max(0, filters.cost_max - spent)
-            body = PromptBody(embed=turn, seed=self._runtime.node.draw(16))
-            return self._answer(known, body, replace(options, filters=replace(filters, cost_max=left)))
+        def make(turn: EmbeddingTurn) -> Answer:
+            left = None if filters.cost_max is None else max(0, filters.cost_max - turn.spent)
+            body = PromptBody(embed=turn.texts, seed=self._runtime.node.draw(16))
+            partial = PartialAnswer(body, vector_size=turn.vector_size)
+            allowed = replace(options, filters=replace(filters, cost_max=left))
+            return self._answer(known, partial, allowed, passed_over=turn.passed_over)
 
         trying = "" if known.model == scripted_model_id() else _NO_EMBEDDINGS
         return Embedding(texts, make, nobody=trying)
@@ -337,6 +348,17 @@ class Questions:
             load = partial(_installed_vocabulary, self._runtime.data.models, known.model)
             self._vocabularies[known.model] = await trio.to_thread.run_sync(load)
         return self._vocabularies[known.model]
+
+    async def _ids_end(self, known: KnownModel) -> int | None:
+        """The first id that is none of the model's; None where its file is not on this machine."""
+        if known.model == scripted_model_id():
+            from p2pnode.models.scripted import VOCABULARY
+
+            return len(VOCABULARY)
+        if known.model not in self._ids_ends:
+            load = partial(_installed_ids_end, self._runtime.data.models, known.model)
+            self._ids_ends[known.model] = await trio.to_thread.run_sync(load)
+        return self._ids_ends[known.model]
 
     async def estimate(self, messages: Messages, options: ChatOptions) -> list[Estimate]:
         """What a question can cost at each host that is found, in the order of trial; those that may not be
@@ -399,11 +421,21 @@ class Questions:
         return known, body
 
 
+def _installed_path(models_dir: Path, model: ModelId) -> Path | None:
+    models = installed(models_dir) if models_dir.is_dir() else []
+    return next((each.path for each in models if each.model_id == model), None)
+
+
 def _installed_vocabulary(models_dir: Path, model: ModelId) -> Vocabulary | None:
     """Blocks on the disk."""
-    models = installed(models_dir) if models_dir.is_dir() else []
-    path = next((each.path for each in models if each.model_id == model), None)
+    path = _installed_path(models_dir, model)
     return None if path is None else load_vocabulary(path)
+
+
+def _installed_ids_end(models_dir: Path, model: ModelId) -> int | None:
+    """Blocks on the disk."""
+    path = _installed_path(models_dir, model)
+    return None if path is None else read_header(path).array("tokenizer.ggml.tokens").count
 
 
 def _shortened(body: PromptBody) -> PromptBody | None:

@@ -16,6 +16,7 @@ pay are left out, also where no other host is found.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
@@ -45,6 +46,9 @@ cache: some 8 ms a token, and 30 tokens/s of output."""
 BREAKER_FAILURES: Final = 3
 BREAKER_S: Final = 60.0
 BREAKER_MAX_S: Final = 3600.0
+FORGIVEN: Final = 1 / 8
+"""Of one question that was paid for and not answered, an answer makes good so much: a host that gives nothing
+for more than one question in nine is left out in the end."""
 _UNKNOWN_TTFT_S: Final = 0.5
 _UNKNOWN_TOKENS_PER_S: Final = 30.0
 _UNKNOWN_CONNECT_S: Final = 0.2
@@ -64,6 +68,8 @@ class Measured:
     failures_in_a_row: int = 0
     last_failure: float = 0.0
     faults: int = 0
+    unanswered: float = 0.0
+    """Questions that it was paid for and gave nothing, less an eighth for each answer since."""
     left_closed: int = 0
     """Sessions that were left with the host and that it closed before their time."""
     reuse: float | None = None
@@ -90,26 +96,30 @@ class Measured:
             tokens_per_s=speed,
             failure_rate=self.failure_rate * (1 - WEIGHT),
             failures_in_a_row=0,
+            unanswered=max(0.0, self.unanswered - FORGIVEN),
         )
 
-    def failed(self, now: float, *, fault: bool = False) -> Measured:
-        """With a dial or a turn that failed; ``fault`` where the host broke the protocol."""
+    def failed(self, now: float, *, fault: bool = False, took_for_nothing: bool = False) -> Measured:
+        """With a dial or a turn that failed; ``fault`` where the host broke the protocol,
+        ``took_for_nothing`` where it was to be paid for the question and gave nothing."""
         return replace(
             self,
             failure_rate=self.failure_rate * (1 - WEIGHT) + WEIGHT,
             failures_in_a_row=self.failures_in_a_row + 1,
             last_failure=now,
             faults=self.faults + fault,
+            unanswered=self.unanswered + took_for_nothing,
         )
 
     def broken_until(self) -> float:
         """Until when the circuit breaker leaves this host out.
 
-        The time doubles with each failure in a row after the third.
+        The time doubles with each failure in a row after the third, and with each question after the third
+        that was paid for and not answered: of these one answer makes good only a part.
         """
         if self.faults:
             return self.last_failure + BREAKER_MAX_S
-        over = self.failures_in_a_row - BREAKER_FAILURES
+        over = max(self.failures_in_a_row, math.ceil(self.unanswered)) - BREAKER_FAILURES
         return (
             0.0 if over < 0 else self.last_failure + backoff_s(over, first_s=BREAKER_S, max_s=BREAKER_MAX_S)
         )
@@ -314,7 +324,11 @@ def exclusion(advert: Advert, offer: Offer, known: Measured, filters: Filters, n
     if advert.draining:
         return "draining: it is about to leave"
     if known.broken_until() > now:
-        what = "broke the protocol" if known.faults else f"failed {known.failures_in_a_row} times in a row"
+        what = f"failed {known.failures_in_a_row} times in a row"
+        if known.failures_in_a_row < BREAKER_FAILURES:
+            what = f"took pay for {math.ceil(known.unanswered)} questions and gave nothing"
+        if known.faults:
+            what = "broke the protocol"
         return f"{what}: left out for {known.broken_until() - now:.0f} s more"
     if filters.price_in_max is not None and offer.price_in > filters.price_in_max:
         highest = usdc_text(filters.price_in_max)
@@ -391,8 +405,11 @@ class HostChoice:
         """Leave out hosts whose context is smaller."""
         self._filters = replace(self._filters, n_ctx_min=max(tokens, self._filters.n_ctx_min))
 
-    def within_cost(self, peer: PeerId) -> bool:
-        """Whether :attr:`turn` may be asked of this host once more, as far as its cost goes."""
+    def may_ask_again(self, peer: PeerId, now: float) -> bool:
+        """Whether :attr:`turn` may be asked once more of this host, which was given out: another session with
+        it could cost more than is allowed, and the circuit breaker may leave it out by now."""
+        if self._measured.get(peer, Measured()).broken_until() > now:
+            return False
         advert = self._found.get(peer)
         offer = advert.offer(self._model) if advert is not None else None
         paid = self._fee_paid(peer)

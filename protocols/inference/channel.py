@@ -641,10 +641,6 @@ class ChannelSender:
         """Whether a turn may be served: it was quoted, and its input was paid or costs nothing."""
         return turn in self._paid_turns
 
-    def is_unanswered(self, turn: int) -> bool:
-        """Whether the input of a turn under way was paid, and nothing billed has come of it."""
-        return turn in self._unanswered
-
     def first_token(self, turn: int, effects: Effects) -> None:
         """The host has begun to answer: the next input may be paid."""
         if turn in self._unanswered:

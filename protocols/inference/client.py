@@ -371,7 +371,7 @@ class ClientSession:
         del held.turns[turn.number]
         self._upload.drop(turn.number)
         whole = isinstance(outcome, TurnDone) and outcome.done.reason != "cancelled"
-        if whole and not self._channel.is_unanswered(turn.number) and turn.metered.has_frames:
+        if whole and turn.was_paid_and_answered:
             self._channel.finished(self._effects)
         self._channel.end_turn(turn.number, self._effects, wanted=turn.is_wanted)
         self._effects.emit(outcome)

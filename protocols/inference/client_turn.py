@@ -425,6 +425,15 @@ class ClientTurn:
     # ---- how it ends
 
     @property
+    def was_paid_and_answered(self) -> bool:
+        """Whether its input cost something and its host sent a token or a vector for it.
+
+        Nothing else shows that a host can be trusted with another input: with a turn that costs nothing it
+        could not run off.
+        """
+        return self._is_billed and bool(self._delivered)
+
+    @property
     def _is_billed(self) -> bool:
         quote = self._quote
         return quote is not None and self.is_paid and quote.tokens_in > quote.reused

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import struct
+import sys
+from array import array
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -14,7 +16,7 @@ from p2pnode.errors import ProtocolError
 from p2pnode.protocols.crypto import keccak256
 from p2pnode.protocols.inference.messages import EMBED_TOKENS_AROUND, VECTOR_MAX
 
-_FLOAT_BYTES: Final = 4
+FLOAT_BYTES: Final = 4
 
 
 def vector_bytes(numbers: Iterable[float]) -> bytes:
@@ -23,9 +25,12 @@ def vector_bytes(numbers: Iterable[float]) -> bytes:
     return struct.pack(f"<{len(made)}f", *made)
 
 
-def vector_numbers(data: bytes) -> tuple[float, ...]:
-    """The inverse of :func:`vector_bytes`, for bytes that ``VectorCheck`` took."""
-    return struct.unpack(f"<{len(data) // _FLOAT_BYTES}f", data)
+def vector_numbers(data: bytes) -> array[float]:
+    """The inverse of :func:`vector_bytes`, for bytes that ``VectorCheck`` took. It takes no more memory."""
+    numbers = array("f", data)
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers
 
 
 def texts_hash(inputs: Sequence[Sequence[int]]) -> bytes:
@@ -73,13 +78,13 @@ class VectorCheck:
             return f"a second vector of text {index}"
         if index > self.count:
             return f"a vector of text {index}; that of {self.count} was next"
-        if not data or len(data) % _FLOAT_BYTES:
+        if not data or len(data) % FLOAT_BYTES:
             return f"a vector of {len(data)} bytes, which are no whole float32 numbers"
         if len(data) > VECTOR_MAX:
-            size, most = len(data) // _FLOAT_BYTES, VECTOR_MAX // _FLOAT_BYTES
+            size, most = len(data) // FLOAT_BYTES, VECTOR_MAX // FLOAT_BYTES
             return f"a vector of {size} numbers; at most {most} are taken"
         if self._size and len(data) != self._size:
-            size, usual = len(data) // _FLOAT_BYTES, self._size // _FLOAT_BYTES
+            size, usual = len(data) // FLOAT_BYTES, self._size // FLOAT_BYTES
             return f"a vector of {size} numbers after one of {usual}"
         if not all(map(math.isfinite, vector_numbers(data))):
             return "a vector with a number that is infinite or none (NaN)"

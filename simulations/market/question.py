@@ -215,7 +215,7 @@ class Question:
         tokens_out = ask.body.sampling.tokens_max
         choice.turn = TurnBound(tokens_in=ask.input_max, tokens_out=tokens_out, spent=spent)
         candidate = self._candidate
-        if candidate is not None and not choice.within_cost(candidate.advert.peer):
+        if candidate is not None and not choice.may_ask_again(candidate.advert.peer, client.wall()):
             failover.leave_host()
         if not failover.wants_next_host and candidate is not None:
             self._take(candidate)
@@ -399,7 +399,9 @@ class Question:
             if fault:
                 self.found_fraud = True
             if decision.blames:
-                client.measure(peer, partial(Measured.failed, now=client.wall(), fault=fault))
+                took = decision.took_for_nothing
+                failed = partial(Measured.failed, now=client.wall(), fault=fault, took_for_nothing=took)
+                client.measure(peer, failed)
             if isinstance(error, RefusedError) and error.code == "context_overflow":
                 self.choice.need_context(candidate.offer.n_ctx + 1)
             client.market.note_host_failed(self, peer, error)

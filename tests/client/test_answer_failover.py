@@ -13,6 +13,7 @@ from trio.testing import MockClock
 
 from p2pnode.client.answer import Answer
 from p2pnode.client.client import Client
+from p2pnode.client.failover import AGAIN_MAX
 from p2pnode.errors import NoHostError, RefusedError
 from p2pnode.models.engine import GenerateRequest
 from p2pnode.models.manifest import SCRIPTED
@@ -26,12 +27,15 @@ from p2pnode.protocols.inference.messages import (
     Done,
     Error,
     Prompt,
+    PromptBody,
     Quote,
     Refuse,
     SamplingParams,
     Tokens,
 )
 from p2pnode.protocols.inference.prompt_rules import call_seed, next_seed, seed_of
+from p2pnode.protocols.inference.receipts import ids_hash
+from p2pnode.protocols.wire import decode_record
 from tests.client.failing import (
     ONE_BY_ONE,
     SESSION,
@@ -48,7 +52,7 @@ from tests.client.failing import (
     stage,
     unkilled,
 )
-from tests.client.support import HELLO_HASH, Events, misbehave, whole
+from tests.client.support import HELLO, HELLO_HASH, Events, misbehave, whole
 from tests.node.world import Member, World, scripted_host, world
 
 
@@ -362,6 +366,40 @@ async def test_ids_whose_text_a_dead_host_kept_are_told_by_the_next(autojump_clo
         shown = await read(answer)
         await check_whole(answer, shown)
         assert [item.tokens_out for item in answer.bill] == [9, TOKENS - 9]
+
+
+@pytest.mark.parametrize(
+    ("ids", "times", "reason"), [((4_000_000_000,), 1, "fault"), ((104,), 1 + AGAIN_MAX, "lost")]
+)
+async def test_a_host_that_sends_a_token_and_hangs_up_takes_few_attempts_of_an_answer(
+    ids: tuple[int, ...], times: int, reason: str, autojump_clock: MockClock
+) -> None:
+    async with stage(3) as (_, members, client):
+        asked: list[tuple[int, ...]] = []
+
+        async def handler(stream: Stream) -> None:
+            channel = MessageChannel(stream, CODEC)
+            await channel.receive()
+            await channel.send([Accept(session=SESSION, nonce=bytes(32), epoch=1, n_ctx=2048)])
+            request = await channel.receive()
+            assert isinstance(request, Prompt)
+            asked.append(decode_record(PromptBody, request.body).prefix)
+            prompt = (*HELLO, *asked[-1])
+            quote = Quote(turn=1, tokens_in=len(prompt), prompt_hash=ids_hash(prompt))
+            await channel.send([quote, Tokens(turn=1, index=0, ids=ids, text="h")])
+            await trio.sleep(0.5)
+            await stream.reset()
+
+        misbehave(members[0], handler)
+        answer = ask(client)
+        shown = await read(answer)
+        assert len(asked) == times
+        assert (answer.host, len(answer.ids)) == (members[1].node.peer_id, TOKENS)
+        assert shown.startswith("h" * times) == (reason == "lost"), "an id that is none is seen by nobody"
+        assert {item.reason for item in answer.bill} == {reason, "length"}
+        assert client.searches.measured[members[1].node.peer_id].failures_in_a_row == 0
+        (left_out,) = (await client.hosts(SCRIPTED)).excluded
+        assert left_out.advert.peer == members[0].node.peer_id
 
 
 async def test_a_host_that_calls_a_turn_cancelled_unasked_is_left_and_remembered(

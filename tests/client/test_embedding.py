@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from array import array
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,10 +18,23 @@ from p2pnode.client.ranking import Filters
 from p2pnode.errors import ConfigError, NoHostError, RefusedError
 from p2pnode.models.manifest import SCRIPTED
 from p2pnode.models.scripted import DIMENSIONS, END, Faults
+from p2pnode.net.stream import Stream
+from p2pnode.node.driver import MessageChannel
 from p2pnode.protocols.adverts.messages import Capability
-from p2pnode.protocols.inference.embeddings import texts_hash, vector_bytes
-from p2pnode.protocols.inference.messages import Quote, Vector
-from tests.client.failing import engine_of, seeds, speaks, stage
+from p2pnode.protocols.inference.embeddings import texts_hash, vector_bytes, vector_numbers
+from p2pnode.protocols.inference.messages import (
+    CODEC,
+    Accept,
+    Prompt,
+    PromptBody,
+    PromptReceived,
+    Quote,
+    Refuse,
+    Resume,
+    Vector,
+)
+from p2pnode.protocols.wire import decode_record
+from tests.client.failing import SESSION, engine_of, seeds, speaks, stage
 from tests.client.support import Events, misbehave
 from tests.host.paid import FEE, PRICE_IN, RICH, paid_world
 from tests.node.world import scripted_host, world
@@ -27,11 +42,11 @@ from tests.node.world import scripted_host, world
 TEXTS = ["the sea is wide", "the sea is deep", "a ledger of debts"]
 
 
-async def read(embedding: Embedding) -> list[tuple[float, ...]]:
+async def read(embedding: Embedding) -> list[array[float]]:
     return [vector async for vector in embedding]
 
 
-async def honest(texts: list[str]) -> list[tuple[float, ...]]:
+async def honest(texts: list[str]) -> list[array[float]]:
     """What one host gives that nothing happens to."""
     async with world() as w:
         host = await w.add([scripted_host()])
@@ -43,7 +58,7 @@ def tokens_of(texts: list[str]) -> int:
     return sum(len(text.encode()) + 1 for text in texts)
 
 
-def close(one: tuple[float, ...], other: tuple[float, ...]) -> float:
+def close(one: array[float], other: array[float]) -> float:
     return sum(a * b for a, b in zip(one, other, strict=True))
 
 
@@ -242,6 +257,87 @@ async def test_when_nobody_is_left_the_vectors_that_came_stay(autojump_clock: Mo
 
 
 # ---- hosts that lie
+
+
+def hangs_up_after(numbers: list[float], asked: list[int]) -> Callable[[Stream], Awaitable[None]]:
+    """A free host that sends one vector and hangs up; ``asked`` grows each time that it is asked."""
+    digest = texts_hash([(*text.encode(), END) for text in TEXTS])
+    quote = Quote(turn=1, tokens_in=tokens_of(TEXTS), prompt_hash=digest)
+
+    async def handler(stream: Stream) -> None:
+        asked.append(1)
+        channel = MessageChannel(stream, CODEC)
+        await channel.receive()
+        await channel.send([Accept(session=SESSION, nonce=bytes(32), epoch=1, n_ctx=2048)])
+        await channel.receive()
+        await channel.send([quote, Vector(turn=1, index=0, data=vector_bytes(numbers))])
+        await trio.sleep(0.5)
+        await stream.reset()
+
+    return handler
+
+
+@pytest.mark.parametrize("numbers", [[0.25], [0.125] * DIMENSIONS], ids=["of another size", "made up"])
+async def test_a_vector_of_a_host_that_hung_up_is_not_given_and_blames_no_honest_host(
+    numbers: list[float], autojump_clock: MockClock
+) -> None:
+    async with stage(2) as (_, members, client):
+        other = members[1].node.peer_id
+        asked: list[int] = []
+        misbehave(members[0], hangs_up_after(numbers, asked))
+        embedding = client.embed(TEXTS, model=SCRIPTED)
+        assert await read(embedding) == await honest(TEXTS)
+        assert [(item.peer, item.reason) for item in embedding.bill][-1] == (other, "stop")
+        assert len(asked) == 2, "once more, for a connection may break"
+        assert client.searches.measured[other].failures_in_a_row == 0
+
+
+@pytest.mark.long
+async def test_a_host_whose_vectors_have_another_size_than_earlier_ones_is_passed_over_for_the_rest(
+    autojump_clock: MockClock,
+) -> None:
+    texts = [letter * 2000 for letter in "abcdefghijkl"]  # three turns of four
+    async with stage(2) as (_, (liar, _), client):
+        asked: list[int] = []
+
+        async def other_size(stream: Stream) -> None:
+            channel = MessageChannel(stream, CODEC)
+            if isinstance(await channel.receive(), Resume):
+                await channel.send([Refuse(code="bad_request")])
+                return
+            await channel.send([Accept(session=SESSION, nonce=bytes(32), epoch=1, n_ctx=2048)])
+            raw = b""
+            while isinstance(part := await channel.receive(), Prompt):
+                raw += part.body
+                await channel.send([PromptReceived(turn=1, bytes=len(raw))])
+                if part.last:
+                    break
+            inputs = [(*text.encode(), END) for text in decode_record(PromptBody, raw).embed]
+            asked.append(len(inputs))
+            quote = Quote(turn=1, tokens_in=sum(map(len, inputs)), prompt_hash=texts_hash(inputs))
+            await channel.send([quote, Vector(turn=1, index=0, data=vector_bytes([0.25]))])
+            while await channel.receive() is not None:
+                pass
+
+        embedding = client.embed(texts, model=SCRIPTED)
+        vectors: list[array[float]] = []
+        async for vector in embedding:
+            vectors.append(vector)
+            if len(vectors) % 4 == 0:
+                misbehave(liar, other_size)
+                await trio.sleep(1000)  # the session with the host of this turn is over by then
+        assert vectors == await honest(texts)
+        assert asked == [4]
+        known = client.searches.measured[liar.node.peer_id]
+        assert (known.faults, known.failures_in_a_row) == (0, 0)
+        assert [item.reason for item in embedding.bill] == ["stop", "disagrees", "stop", "stop"]
+
+
+def test_vectors_take_four_bytes_a_number() -> None:
+    data = vector_bytes([0.5, -1.25])
+    numbers = vector_numbers(data)
+    assert (list(numbers), numbers.itemsize * len(numbers)) == ([0.5, -1.25], len(data))
+    assert vector_bytes(numbers) == data
 
 
 async def test_a_host_that_sends_a_malformed_vector_is_left_and_none_of_its_vectors_stays(

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pnode.client.failover import (
+    AGAIN_MAX,
     Attempt,
     Failover,
     PartialAnswer,
@@ -22,6 +23,7 @@ from p2pnode.client.ranking import Candidate, Ranking
 from p2pnode.errors import (
     WIRE_CODES,
     ChainError,
+    DisagreementError,
     HostFault,
     NoHostError,
     P2PNodeError,
@@ -60,6 +62,9 @@ SITUATIONS = st.builds(
     reused=st.booleans(),
     lost=st.booleans(),
     paid=st.booleans(),
+    disputes=st.integers(0, 3),
+    dropped=st.booleans(),
+    again=st.integers(0, 3),
 )
 ERRORS = st.one_of(
     st.sampled_from(sorted(WIRE_CODES)).map(lambda code: RefusedError(code, "x")),  # type: ignore[arg-type]
@@ -142,6 +147,8 @@ def test_nothing_goes_on_for_a_user_who_left_nor_without_end(error: P2PNodeError
         assert move in ("stop", "finish")
     if move == "again":
         assert where.fruitless <= 1
+        assert where.again < AGAIN_MAX
+        assert where.disputes < 2
     if move == "finish":
         assert where.cancelled or (where.held and not where.room)
 
@@ -204,6 +211,72 @@ def test_all_that_an_answer_says_is_counted_and_goes_on_in_its_channel() -> None
     ):
         with pytest.raises(HostFault, match="call"):
             rest.take((), wrong)
+
+
+def test_no_host_is_blamed_for_a_call_that_does_not_follow_what_another_one_said() -> None:
+    partial = PartialAnswer(BODY)
+    partial.take((1,), Said("call", "{", 0, "made_up"))
+    for earlier in (partial, PartialAnswer.of(BODY, partial.held)):
+        earlier.left_by_host()
+        with pytest.raises(DisagreementError, match="begun by other hosts"):
+            earlier.take((2,), Said("call", "", 0, "real"))
+    earlier.take((3,), Said("call", "}"))  # it goes on from that after all
+    with pytest.raises(HostFault):
+        earlier.take((4,), Said("call", "", 0, "real"))
+
+
+# ---- vectors
+
+TWO = PromptBody(embed=("a", "b"), seed=bytes(16))
+ONE, SIXTY_FOUR = b"n" * 4, b"n" * 256
+
+
+def test_a_vector_counts_once_a_receipt_covers_it_and_the_others_are_asked_for_again() -> None:
+    partial = PartialAnswer(TWO)
+    partial.take_vector(SIXTY_FOUR)
+    assert (partial.size, partial.room) == (0, 2)
+    partial.left_by_host()
+    partial.receipt()
+    assert partial.next_prompt().embed == ("a", "b")
+    partial.take_vector(SIXTY_FOUR)
+    partial.receipt()
+    assert partial.next_prompt().embed == ("b",)
+    partial.take_vector(SIXTY_FOUR)
+    partial.receipt()
+    assert (partial.vectors, partial.room) == ({0: SIXTY_FOUR, 1: SIXTY_FOUR}, 0)
+
+
+def test_where_two_hosts_sign_for_vectors_of_two_sizes_the_older_ones_are_asked_for_again() -> None:
+    partial = PartialAnswer(TWO)
+    partial.take_vector(ONE)
+    partial.receipt()
+    partial.left_by_host()
+    partial.take_vector(SIXTY_FOUR)
+    assert partial.vectors == {0: ONE}, "a vector without a receipt drops none"
+    partial.receipt()
+    assert partial.vectors == {1: SIXTY_FOUR}
+    assert partial.next_prompt().embed == ("a",)
+
+
+def test_texts_to_embed_need_no_context_for_all_of_them_together() -> None:
+    failover = Failover(PartialAnswer(TWO), attempts_max=9)
+    start(failover).quoted(Quoted(Quote(turn=1, prompt_hash=bytes(32), tokens_in=8_000)))
+    ended = failover.failed(LOST, STATE).ended
+    assert ended is not None
+    assert ended.context_needed is None
+
+
+def test_a_vector_that_can_not_be_of_the_model_of_earlier_ones_counts_against_nobody_and_two_end_it() -> None:
+    failover = Failover(PartialAnswer(TWO, vector_size=256), attempts_max=9)
+    decisions = []
+    for host in (PEER, OTHER):
+        start(failover, host).embedded(1.0)
+        with pytest.raises(DisagreementError, match="of 1 numbers after other hosts' vectors of 64") as said:
+            failover.partial.take_vector(ONE)
+        decisions.append(failover.failed(said.value, STATE))
+    assert [(each.move, each.blames) for each in decisions] == [("next", False), ("stop", False)]
+    assert {item.reason for item in failover.bill.items} == {"disagrees"}
+    assert "may have been made up" in str(decisions[-1].error)
 
 
 def test_a_faulty_host_costs_what_nobody_saw_and_no_receipt_covers() -> None:
@@ -322,6 +395,114 @@ def test_a_free_host_is_asked_again_once_for_each_time_that_something_came() -> 
         assert not failover.wants_next_host
     start(failover)
     assert failover.failed(LOST, lost).move == "next"  # nothing came: it may be gone
+
+
+def test_a_free_host_that_hangs_up_after_each_token_is_asked_again_twice() -> None:
+    failover, lost = policy(attempts_max=9), replace(STATE, lost=True)
+    for move in (*["again"] * AGAIN_MAX, "next"):
+        start(failover)
+        bring(failover, 1)
+        assert failover.failed(LOST, lost).move == move
+    start(failover, OTHER)
+    bring(failover, 1)
+    assert failover.failed(LOST, lost).move == "again", "another host has its own count"
+
+
+def test_a_reader_who_pauses_often_keeps_the_host() -> None:
+    failover = policy(attempts_max=4)
+    for _ in range(6):
+        start(failover)
+        bring(failover, 1)
+        failover.spare_attempt()
+        assert failover.turn_ended(done("cancelled"), STATE, early="cancelled").move == "again"
+
+
+def test_a_vector_without_a_receipt_is_no_reason_to_ask_a_host_again_and_again() -> None:
+    failover, lost = Failover(PartialAnswer(TWO), attempts_max=9), replace(STATE, lost=True)
+    for move in ("again", "next"):
+        start(failover).embedded(1.0)
+        failover.partial.take_vector(SIXTY_FOUR)
+        assert failover.failed(LOST, lost).move == move
+
+
+WRONG = RefusedError("bad_request", "the text is none of the grammar")
+
+
+def test_where_a_host_calls_wrong_what_nobody_saw_it_is_dropped_and_that_host_is_asked_again() -> None:
+    for receipted in (False, True):
+        failover = policy()
+        start(failover)
+        bring(failover, 2)
+        failover.partial.take((4_000_000_000,), Said("content", ""))
+        if receipted:
+            failover.partial.receipt()  # it proves who sent it, not that a model made it
+        failover.failed(RefusedError("internal", "x"), STATE)
+        start(failover, OTHER)
+        decision = failover.failed(WRONG, STATE)
+        assert (decision.move, decision.blames) == ("again", False)
+        assert failover.partial.next_prompt().prefix == (0, 1)
+        start(failover, OTHER)
+        bring(failover, 8)
+        assert failover.turn_ended(done("length", tokens_out=8), STATE).move == "finish"
+
+
+def test_two_hosts_that_can_not_go_on_from_what_was_seen_end_the_answer_and_are_not_blamed() -> None:
+    failover = policy()
+    start(failover)
+    bring(failover, 2)
+    failover.failed(RefusedError("internal", "x"), STATE)
+    decisions = []
+    for host in (OTHER, peer(3)):
+        start(failover, host)
+        decisions.append(failover.failed(WRONG, STATE))
+    assert [(each.move, each.blames) for each in decisions] == [("next", False), ("stop", False)]
+    assert failover.is_disputed
+    error = decisions[-1].error
+    assert isinstance(error, NoHostError)
+    assert "ask anew" in str(error)
+    assert error.__cause__ is WRONG
+
+
+def test_a_question_that_two_hosts_call_wrong_from_its_beginning_is_wrong() -> None:
+    failover = policy()
+    decisions = []
+    for host in (PEER, OTHER):
+        start(failover, host)
+        decisions.append(failover.failed(WRONG, STATE))
+    assert [(each.move, each.blames) for each in decisions] == [("next", True), ("stop", True)]
+    assert decisions[-1].error is WRONG
+
+
+def test_a_host_that_breaks_the_protocol_is_billed_no_less_for_what_others_left() -> None:
+    failover = policy()
+    start(failover)
+    bring(failover, 2)
+    failover.partial.take((3, 4), Said("content", ""))
+    failover.failed(RefusedError("internal", "x"), STATE)
+    start(failover, OTHER)
+    failover.failed(HostFault("it lied"), STATE)
+    assert [item.tokens_out for item in failover.bill.items] == [2, 0]
+
+
+@pytest.mark.parametrize(("tokens_in", "came", "took"), [(5, 0, True), (5, 1, False), (0, 0, False)])
+def test_a_failure_says_whether_the_host_took_the_input_for_nothing(
+    tokens_in: int, came: int, took: bool
+) -> None:
+    failover = policy()
+    attempt = start(failover, paid=True)
+    attempt.quoted(Quoted(Quote(turn=1, prompt_hash=bytes(32), tokens_in=tokens_in)))
+    bring(failover, came)
+    assert failover.failed(LOST, STATE).took_for_nothing is took
+
+
+def test_an_empty_rest_of_an_answer_was_paid_for_nothing() -> None:
+    failover = policy()
+    start(failover)
+    bring(failover, 2)
+    failover.failed(RefusedError("internal", "x"), STATE)
+    start(failover, OTHER, paid=True)
+    decision = failover.turn_ended(done("stop"), STATE)
+    assert (decision.move, decision.blames, decision.took_for_nothing) == ("finish", True, True)
 
 
 def test_a_slow_host_is_left_although_it_ended_its_turn_in_order() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,10 @@ from p2pnode.protocols.inference.messages import (
     Open,
     PromptBody,
     Quote,
+    ResponseFormat,
     Voucher,
 )
+from p2pnode.protocols.inference.receipts import ids_hash
 from p2pnode.protocols.typed_data import session_id
 from tests.client.support import HELLO, HELLO_HASH, ask, misbehave, whole
 from tests.host.paid import FEE, RICH, domains, paid_world
@@ -82,6 +85,18 @@ async def test_an_honest_quote_is_the_clients_own_count_and_hash(
     assert await renderers.rendered(scripted_model_id(), BODY) == (len(HELLO), HELLO_HASH)
     texts = PromptBody(embed=("a", "bc"), seed=bytes(16))
     assert await renderers.rendered(scripted_model_id(), texts) == (5, texts_hash([(97, 256), (98, 99, 256)]))
+    await renderers.aclose()
+
+
+@pytest.mark.parametrize("prefix", [(65, 66), (65, 4_000_000_000), tuple(b"no json")])
+async def test_no_ids_that_a_host_sent_end_the_clients_own_count(
+    prefix: tuple[int, ...], tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    renderers = PromptRenderers(tmp_path)
+    body = replace(BODY, response_format=ResponseFormat(kind="json_object"))
+    alone = (await ScriptedEngine().prompt(body)).ids
+    count, digest = len(alone) + len(prefix), ids_hash((*alone, *prefix))
+    assert await renderers.rendered(scripted_model_id(), replace(body, prefix=prefix)) == (count, digest)
     await renderers.aclose()
 
 

@@ -233,12 +233,24 @@ def test_a_host_whose_session_is_gone_may_be_too_dear_to_ask_once_more() -> None
     )
     choice.found(advert(1, **PAID))
     choice.turn = replace(TURN, spent=5_070)  # the fee, and a part of the answer
-    assert choice.within_cost(peer(1))
+    assert choice.may_ask_again(peer(1), NOW)
     open_with.clear()
-    assert not choice.within_cost(peer(1))  # another fee
+    assert not choice.may_ask_again(peer(1), NOW)  # another fee
     choice.turn = TURN
-    assert choice.within_cost(peer(1))
-    assert choice.within_cost(peer(2))  # of which nothing is known
+    assert choice.may_ask_again(peer(1), NOW)
+    assert choice.may_ask_again(peer(2), NOW)  # of which nothing is known
+
+
+def test_a_host_that_the_breaker_leaves_out_is_not_asked_once_more_for_the_same_answer() -> None:
+    measured = {peer(1): Measured()}
+    choice = HostChoice(MODEL, Filters(), measured=measured)
+    choice.found(advert(1))
+    assert choice.take_best(NOW) is not None
+    for _ in range(BREAKER_FAILURES):
+        assert choice.may_ask_again(peer(1), NOW)
+        measured[peer(1)] = measured[peer(1)].failed(NOW)
+    assert not choice.may_ask_again(peer(1), NOW)
+    assert choice.may_ask_again(peer(1), NOW + BREAKER_S)
 
 
 def test_a_free_host_costs_nothing_whatever_the_fee_that_it_names() -> None:
@@ -335,6 +347,26 @@ def test_one_good_answer_closes_the_breaker() -> None:
     for _ in range(BREAKER_FAILURES):
         known = known.failed(NOW)
     assert known.answered(0.1, 50.0).broken_until() == 0.0
+
+
+@pytest.mark.parametrize(("answers", "empty", "left_out"), [(1, 2, True), (4, 1, True), (9, 1, False)])
+def test_a_host_that_takes_pay_for_nothing_again_and_again_is_left_out_whatever_it_answers_between(
+    answers: int, empty: int, left_out: bool
+) -> None:
+    known, out = Measured(), 0
+    for _ in range(40):
+        for _ in range(empty):
+            known = known.failed(NOW, took_for_nothing=True)
+            out += known.broken_until() > NOW
+        for _ in range(answers):
+            known = known.answered(0.1, 50.0)
+    assert (out > 0) == left_out
+    if left_out:
+        known = known.failed(NOW, took_for_nothing=True)
+        (excluded,) = rank([advert(1)], MODEL, {peer(1): known}, Filters(), NOW).excluded
+        assert "took pay for" in excluded.excluded
+        assert "questions and gave nothing" in excluded.excluded
+        assert rank([advert(1)], MODEL, {peer(1): known}, Filters(), NOW + BREAKER_MAX_S).chosen
 
 
 def test_the_breaker_doubles_up_to_an_hour() -> None:
