@@ -123,14 +123,28 @@ def lines_of(data: bytes) -> list[str]:
 
 
 async def _print(output: Output, embedding: Any) -> None:
-    index = 0
-    async for vector in embedding:
-        fields = {"index": index, "embedding": vector.tolist()}
-        if output.as_json:
-            output.event("embedding", fields)
-        else:
-            output.result(json.dumps(fields))
-        index += 1
+    import trio
+
+    from p2pnode.errors import P2PNodeError
+
+    printed = 0
+    try:
+        async for vector in embedding:
+            _print_one(output, printed, vector)
+            printed += 1
+    except (P2PNodeError, trio.Cancelled):
+        # Those of a turn that was cut short are paid, and counted among those that came.
+        for index, vector in enumerate(embedding.vectors[printed:], printed):
+            _print_one(output, index, vector)
+        raise
+
+
+def _print_one(output: Output, index: int, vector: Sequence[float]) -> None:
+    fields = {"index": index, "embedding": list(vector)}
+    if output.as_json:
+        output.event("embedding", fields)
+    else:
+        output.result(json.dumps(fields))
 
 
 def _finish(output: Output, embedding: Any, asked: int) -> None:

@@ -12,7 +12,7 @@ from p2pnode.cli.embed import lines_of
 from p2pnode.cli.output import Output
 from p2pnode.cli.user_input import read_all
 from p2pnode.errors import UsageError
-from tests.cli.support import Program, run
+from tests.cli.support import Program, join, run, start
 
 
 def test_texts_and_lines_of_a_file_give_the_same_vectors(data_dir: Path, host: Program) -> None:
@@ -59,6 +59,25 @@ def test_a_line_that_is_no_text_is_named_and_nothing_is_left_out(data: bytes, wh
 def test_lines_are_checked_before_a_host_is_asked(data_dir: Path) -> None:
     ran = run("embed", "-", "--no-mdns", "--data-dir", data_dir, stdin=b"a\n\xff\n")
     assert (ran.code, "line 2 is no UTF-8" in ran.err) == (2, True), ran.err
+
+
+@pytest.mark.long
+def test_what_came_before_the_only_host_was_killed_is_printed_to_the_last_vector(tmp_path: Path) -> None:
+    lines = "".join(f"text number {n} is here\n" for n in range(8_000))
+    with join(tmp_path, "h") as host:
+        flags = ["--model", "scripted", "--peer", host.multiaddr, "--data-dir", tmp_path / "c"]
+        with start(tmp_path, "embed", ["embed", "-", *flags], stdin=True) as embed:
+            embed.send(lines)
+            assert embed.process.stdin is not None
+            embed.process.stdin.close()
+            embed.wait_event("embedding")
+            host.kill()
+            assert embed.wait() == 3
+            cut, failed = embed.wait_event("cut_short"), embed.wait_event("failed")
+            assert [e["index"] for e in embed.events if e["event"] == "embedding"] == list(
+                range(cut["vectors"])
+            )
+            assert f"go on with text {cut['vectors'] + 1}" in failed["message"]
 
 
 class Keyboard(io.TextIOWrapper):
