@@ -95,7 +95,7 @@ class ClientReporter:
                     f"{fields['waited_s']:.0f} s of {fields['most_s']:.0f} s at most]"
                 )
             case "session.left" | "session.gone" | "session.in_use" | "session.elsewhere":
-                return _left_text(name, shorten(str(fields["peer"])))
+                return _left_text(name, shorten(str(fields["peer"])), paid=bool(fields.get("paid")))
             case "voucher" if fields["outcome"] == "delivered":
                 session = str(fields["session"])[:8]
                 return f"[a host that had vanished got its last voucher, for session {session}]"
@@ -125,7 +125,7 @@ def _went_on_text(name: str, fields: Mapping[str, Any]) -> str:
     return f"[the engine of {peer} died after {held}, and went on there: that counts against it]"
 
 
-def _left_text(name: str, host: str) -> str:
+def _left_text(name: str, host: str, *, paid: bool) -> str:
     """What became of a session that was left with a host, as a line for people."""
     if name == "session.left":
         return f"[asking {host}, with which a session was left]"
@@ -133,6 +133,8 @@ def _left_text(name: str, host: str) -> str:
         return f"[another machine or command of yours uses the session with {host}: opening another one]"
     if name == "session.in_use":
         return f"[another of your commands uses the session with {host}: waiting]"
+    if not paid:
+        return f"[{host} has that session no more: opening another one]"
     return f"[{host} closed the session that was left with it before its time: the next one has a fee]"
 
 

@@ -6,8 +6,13 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
                 chain.waiting{chain}: it has not answered for two seconds
                 prefill{processed, total} text{text}
                 tool_call{index, arguments, id?, name?}: a piece of a call, the first with its id and name
+                reasoning{text}; not_checked{}: calls were not compared with the tokens that were paid for
                 host.failed{peer, reason, retrying} failover{from, to, held, reason}
                 slept{peer, seconds, reason}: this machine did; host.slow{peer, tokens_per_s, leaving}
+                engine.restarted{peer, held}: a host's engine died after so many tokens, and went on there
+                session.left{peer}: a session that was left with it is resumed;
+                session.gone{peer, paid, reason}: it has that no more;
+                session.in_use{peer, wait_s}, session.elsewhere{peer}: another command has it
                 answer.cut{held, reason}: nobody can go on; so many tokens of the answer are kept
                 done{host, checkpoints, tokens_in, reused, tokens_out, cost, reason, ttft_s, total_s,
                 context_used, n_ctx, bill}: the conversation takes so much of the last host's context
@@ -21,8 +26,10 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
     ask         with --dry-run estimate{peer, tokens_in_max, tokens_out_max, cost_in, cost_out, fee, cost_max,
                 priced, n_ctx, trusted, excluded}, for each host
                 interrupted{text} cut_short{conversation, held}: `sessions resume` goes on with it
-    chat        chat{} help{} new{} nothing_to_retry{} nothing_to_go_on{} unknown_command{command} stopped{}
-                turn.failed{error, message, code?}
+    embed       embedding{index, embedding} for each text, then done or cut_short{vectors, tokens_in, cost,
+                bill}; hosts and sessions as ask
+    chat        chat{} help{} new{} asking{}: Ctrl-C again leaves; nothing_to_retry{} nothing_to_go_on{}
+                unknown_command{command} stopped{} turn.failed{error, message, code?}
                 result_wanted{id, name, arguments}: the next line is the result of this call;
                 running{id, name, program}: --tool-command does, for this call;
                 result{id, name, result}: of --tool-command; calls_left{}: they got no results
@@ -36,7 +43,8 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
                 context{name, n_ctx, slots, memory, at_hand, why}: of one request; bytes with the model
                 ready{peer_id, multiaddrs, invite, reach, store_for, models}
                 addresses{multiaddrs, invite, reach}: they changed; reach is {code, detail, remedy}
-                stopping{} stopped{}
+                s5{url} stopping{} stopped{} background{pid, log}
+                with --suggest-price suggestion{asked, price_in, price_out, gas_cost, session_fee}
                 answered{peer, tokens_in, tokens_out, reason, cost} settled{session, amount}
     models      model{name, id, size_bytes, quantisation, n_ctx, licence, path}; pull: model.progress{…}
                 and model{name, id, path}; verify: verified{name, path, sha256}
@@ -50,10 +58,15 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
     funds, sessions close, sessions evidence, chain deploy
                 order.waiting{transaction, order, kind, nonce, sent_at}: sent, not seen yet, never sent twice;
                 withdraw: order.ended{order, ending}: what became of one that an earlier command sent
+    chain       deploy: chain.offer{chain_id, deployer, contracts, gas, cost_max_wei, treasury, usdc}
+                contract{name, address, transaction, gas} chain.deployed{profile};
+                dev: chain.ready{url, chain_id, profile, state, new, block} wallets{host, client};
+                dev, faucet: funded{address, usdc, ether_wei}
     sessions    conversation{conversation, title, created, updated, model, …; show: branches, turns}
                 session{session, as, state, peer, deposit, amount, …} closed{session, outcome, until}
                 recovered{conversations, sessions, replicas, failed, revision}
-                loss{kind, conversation, revision, detail} forgotten{conversation} evidence{…};
+                loss{kind, conversation, revision, detail} forgotten{conversation} evidence{…}
+                receipts{session, problem, same, unknown, withheld, conflicts} submitted{…, reward};
                 resume: as ask and chat
     storage     ls: blob{id, size, leases, entries} (a lease {owner, until, pointed}), entry{key, revision,
                 points_at}; put: stored{id, size, until}; get: got{id, size, path};

@@ -318,7 +318,7 @@ async def _show_conversation(
         output.result(turn_lines(turns))
         if links and branch is None:
             text = f"[{len(links)} branches lost against another machine's line: --branch 1 shows the first]"
-            output.event("branches", text=text)
+            output.note(text)
     tell_losses(output, losses)
 
 

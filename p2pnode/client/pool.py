@@ -204,7 +204,8 @@ class SessionPool:
             log.debug("session.not_resumed", peer=lease.host, reason=str(error))
             if not await lease.not_resumed(error):
                 raise
-            self._runtime.tell("session.gone", {"peer": lease.host, "reason": str(error)})
+            fields = {"peer": lease.host, "paid": lease.purchase is not None, "reason": str(error)}
+            self._runtime.tell("session.gone", fields)
             self.on_gone(lease.host)
             return None
         except BaseException:

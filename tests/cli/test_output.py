@@ -1,12 +1,19 @@
-"""What is printed can be typed as it stands: a hint names the data dir that was given."""
+"""What is printed can be typed as it stands: a hint names the data dir that was given. Events are listed."""
 
 from __future__ import annotations
 
+import ast
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import p2pnode
+from p2pnode.cli import output
+from p2pnode.cli.client import ClientReporter
 from p2pnode.cli.output import Output
+from p2pnode.node.datadir import DataDir
 from tests.cli.support import run
 
 
@@ -35,3 +42,37 @@ def test_hints_of_commands_are_for_the_data_dir_that_was_given(data_dir: Path) -
     ):
         ran = run(*command, "--data-dir", data_dir)
         assert f"`p2pnode {hint} --data-dir {data_dir}`" in ran.out + ran.err, command
+
+
+TELLS = {"event", "report", "tell", "_report"}
+"""What an event is told with: its name is the first argument."""
+
+
+def names_told() -> Iterator[str]:
+    """Names of events, as they stand in the source."""
+    root = Path(p2pnode.__file__).parent
+    for folder in ("cli", "client", "host/join.py", "payments"):
+        path = root / folder
+        for file in [path] if path.is_file() else path.rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+                if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args):
+                    continue
+                name = node.args[0].value if isinstance(node.args[0], ast.Constant) else None
+                if node.func.attr in TELLS and isinstance(name, str) and name:
+                    yield name
+
+
+def test_each_event_of_a_script_stands_in_the_list() -> None:
+    told = set(names_told())
+    assert {"done", "session.gone", "ready", "funded"} <= told
+    listed = output.__doc__ or ""
+    assert [name for name in sorted(told) if not re.search(rf"(?<![\w.]){re.escape(name)}\{{", listed)] == []
+
+
+@pytest.mark.parametrize(("paid", "fee"), [(True, True), (False, False)])
+def test_a_fee_is_told_only_where_a_paid_session_is_gone(
+    paid: bool, fee: bool, data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reporter = ClientReporter(Output(as_json=False), DataDir(data_dir))
+    reporter("session.gone", {"peer": "12D3KooWabcdefghij", "paid": paid, "reason": "bad_request"})
+    assert ("the next one has a fee" in capsys.readouterr().err) == fee
