@@ -29,7 +29,7 @@ from p2pnode.cli.options import (
     units_of,
 )
 from p2pnode.cli.output import Output, shorten
-from p2pnode.cli.user_input import read_all
+from p2pnode.cli.user_input import READ_MAX, read_all
 from p2pnode.words import one_line
 
 PeerOption = Annotated[
@@ -243,7 +243,11 @@ def _json_of(path: Path, flag: str) -> Any:
     from p2pnode.protocols.inference.prompt_rules import JSON_DEPTH_MAX
 
     try:
-        return json.loads(path.read_text("utf-8"))
+        with path.open("rb") as file:
+            read = file.read(READ_MAX + 1)
+        if len(read) > READ_MAX:
+            raise UsageError(f"{flag}: {path} has more than {READ_MAX >> 20} MiB: is it the right file?")
+        return json.loads(read)
     except OSError as error:
         raise UsageError(f"{flag}: {path} can't be read: {error.strerror}") from error
     except RecursionError as error:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from prompt_toolkit.data_structures import Size
 
 
+READ_MAX: Final = 64 << 20
+"""Bytes of a whole input or file that a question or texts are made of: more than any host's context holds."""
 _PROMPT: Final = "> "
 _CHUNK: Final = 1 << 16
 _AHEAD_MAX: Final = 1 << 14
@@ -205,17 +207,25 @@ async def read_all(source: TextIO, output: Output) -> str:
 
 
 async def read_bytes(source: TextIO, output: Output) -> bytes:
-    """Everything up to the end of input. A person at a terminal is told that it is read."""
+    """Everything up to the end of input. A person at a terminal is told that it is read.
+
+    Raises ``UsageError`` for more than ``READ_MAX``.
+    """
     import trio
+
+    from p2pnode.errors import UsageError
 
     if source.isatty():
         output.note("[reading from the keyboard: Ctrl-D at the start of a line ends it]")
 
     def read() -> bytes:
-        data, file = b"", _file_of(source)
-        while more := _read_some(source, file):
-            data += more
-        return data
+        pieces, size, file = [], 0, _file_of(source)
+        while size <= READ_MAX and (more := _read_some(source, file)):
+            pieces.append(more)
+            size += len(more)
+        if size > READ_MAX:
+            raise UsageError(f"standard input has more than {READ_MAX >> 20} MiB: give less at once")
+        return b"".join(pieces)
 
     return await trio.to_thread.run_sync(read, abandon_on_cancel=True)
 

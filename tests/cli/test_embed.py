@@ -96,6 +96,14 @@ async def test_who_sits_at_a_terminal_is_told_that_it_is_read(
     assert ("Ctrl-D" in capsys.readouterr().err) == terminal
 
 
+async def test_an_input_without_an_end_is_refused() -> None:
+    with (
+        Path("/dev/zero").open() as endless,  # noqa: ASYNC230  a device: nothing waits
+        pytest.raises(UsageError, match="standard input has more than 64 MiB"),
+    ):
+        await read_all(endless, Output(as_json=False))
+
+
 @pytest.mark.long
 def test_a_model_that_nobody_embeds_with_is_said_so(data_dir: Path, host: Program) -> None:
     refused = run("embed", "one", "--data-dir", data_dir, "--bootstrap", host.multiaddr, "--no-mdns")

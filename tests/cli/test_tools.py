@@ -101,6 +101,7 @@ def test_a_conversation_comes_from_a_file_with_calls_and_results(
     [
         (("--tool", "nowhere.json"), "--tool: nowhere.json can't be read"),
         (("--tool-choice", "rain"), "none of the tools"),
+        (("--schema", "/dev/zero"), "--schema: /dev/zero has more than 64 MiB"),
         (("--format", "xml"), "--format: 'xml' is neither"),
         (("--format", "json", "--schema", "s.json"), "--schema and --format don't go together"),
         (("--messages", "nowhere.json"), "--messages: nowhere.json can't be read"),

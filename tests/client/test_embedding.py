@@ -201,12 +201,17 @@ async def test_when_the_only_host_dies_it_is_said_where_to_go_on(
     came: int, autojump_clock: MockClock
 ) -> None:
     async with world() as w:
-        host = await w.add([scripted_host(prefill_tokens_per_s=2000.0)])
-        async with w.client(seeds([host])) as client:
+        host = await w.add([scripted_host(prefill_tokens_per_s=400.0)])
+        async with w.client(seeds([host])) as client, trio.open_nursery() as nursery:
+
+            async def crash() -> None:
+                await trio.sleep(2.5)  # a text takes five seconds
+                w.crash(host)
+
             embedding = client.embed(LONG, model=SCRIPTED)
             for _ in range(came):
                 assert len(await anext(embedding)) == DIMENSIONS
-            Events(on={"prefill": lambda: w.crash(host)}).of(client)
+            Events(on={"host": lambda: nursery.start_soon(crash)}).of(client)
             with pytest.raises(NoHostError) as lost:
                 await read(embedding)
             what = "text 5 and those after it" if came else "these texts"
