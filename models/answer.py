@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
+from io import StringIO
+from itertools import groupby
 from typing import Any, Final, Literal, NoReturn, TypeAlias
 
 VERSION: Final = 1
@@ -55,8 +58,9 @@ _OPENING_MAX: Final = 512
 _FED_AT_ONCE: Final = 4096
 """Characters: each step copies what waits."""
 _NAMED: Final = re.compile(
-    r"([A-Za-z0-9_.-]{1,64})[ \t\r\n]*(?:\[CALL_ID\][A-Za-z0-9]{0,64})?(?:\[ARGS\])?[ \t\r\n]*(?=\{)"
+    r"([A-Za-z0-9_.-]{1,64}+)[ \t\r\n]*+(?:\[CALL_ID\][A-Za-z0-9]{0,64}+)?(?:\[ARGS\])?[ \t\r\n]*+(?=\{)"
 )
+"""No repetition gives back what it took: else the time for blanks without a call grows with their square."""
 _NAMED_MAX: Final = 256
 _BLANKS: Final = re.compile(f"[{_BLANK}]+")
 _CALLS: Final = re.compile(r'_*\{_*"tool_calls"_*:_*\['.replace("_*", f"[{_BLANK}]*"))
@@ -66,6 +70,8 @@ _LETTERS: Final = re.compile(
     r"|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\u[0-9a-fA-F]{4}"
 )
 """Letters of a JSON string as they stand, or one as an escape; the group is half of a letter, alone."""
+_PLAIN: Final = re.compile(r'[^"\\]*')
+_NO_STRUCTURE: Final = re.compile(r'[^"{}\[\],:]*')
 _HALF_ESCAPE: Final = re.compile(r"\\(?:u[0-9a-fA-F]{0,3})?")
 _HALF_LOW: Final = re.compile(r"(?:\\(?:u(?:[dD](?:[c-fC-F][0-9a-fA-F]?)?)?)?)?")
 
@@ -136,7 +142,7 @@ class AnswerReader:
         """Taken and not yet read."""
         self._state: _State = "reasoning" if thinking else "start"
         self._begins = ""
-        """What stood before the call under way: content, should it be none."""
+        """What stood before the call under way: content, as its letters are, should it be none."""
         self._in_array = False
         self._call: _Call | None = None
         self._calls = 0
@@ -147,8 +153,19 @@ class AnswerReader:
         """Whether anything in a text may mean more than it says."""
         return bool(self._tools or self._marks) or self._state == "reasoning"
 
+    def copy(self) -> AnswerReader:
+        """Another reader that has read the same. What one of them reads from now on the other doesn't know.
+
+        It takes no time for what was read before, but for a call under way, which is copied once.
+        """
+        other = copy(self)
+        other._parts = list(self._parts)  # noqa: SLF001  of this class
+        other._call = self._call.copy() if self._call is not None else None  # noqa: SLF001  of this class
+        return other
+
     def feed(self, text: str) -> list[Part]:
-        """What ``text`` makes certain."""
+        """What ``text`` makes certain. Texts that follow one another are not joined: each is as it was read,
+        so that an answer that is one long text takes no more time than its letters do."""
         for at in range(0, len(text), _FED_AT_ONCE):
             self._waiting += text[at : at + _FED_AT_ONCE]
             while self._step():
@@ -158,6 +175,7 @@ class AnswerReader:
     def finish(self) -> list[Part]:
         """The answer is over: what was held back."""
         if self._call is not None:
+            self._keep_letters(self._call)
             self._end_call(self._call, whole=False)
         if self._state == "reasoning":
             self._say(self._waiting, "reasoning")
@@ -173,12 +191,7 @@ class AnswerReader:
         return taken
 
     def _say(self, text: str, channel: Channel = "content") -> None:
-        if not text:
-            return
-        last = self._parts[-1] if self._parts else None
-        if isinstance(last, Text) and last.channel == channel:
-            self._parts[-1] = Text(channel, last.text + text)
-        else:
+        if text:
             self._parts.append(Text(channel, text))
 
     def _go(self, state: _State, skip: int = 0) -> bool:
@@ -295,14 +308,14 @@ class AnswerReader:
         call = self._call
         assert call is not None  # noqa: S101  _open_call has made it
         took, finished = call.take(self._waiting)
-        text, self._waiting = self._waiting[:took], self._waiting[took:]
-        self._begins += text if not call.begun else ""
+        self._waiting = self._waiting[took:]
         if arguments := call.new_arguments():
             if not call.begun:
                 call.begun, self._begins = True, ""
                 self._parts.append(CallBegun(self._calls, call.name))
             self._parts.append(CallArguments(self._calls, arguments))
         if finished == "no call" and not call.begun:
+            self._keep_letters(call)
             return self._no_call()
         if finished == "more":
             return False
@@ -335,6 +348,11 @@ class AnswerReader:
         self._waiting = text
         self._call = _Call(self._tools, name)
         return None
+
+    def _keep_letters(self, call: _Call) -> None:
+        """Nothing was told of a call that has not begun: its letters stay content."""
+        if not call.begun:
+            self._begins += call.text
 
     def _end_call(self, call: _Call, *, whole: bool) -> None:
         self._call = None
@@ -408,6 +426,12 @@ class AnswerPieces:
         """Whether nothing more is told."""
         return self.calls >= self._calls_max
 
+    def copy(self, *, has: int = 0) -> AnswerPieces:
+        """Another one that goes on from here. Of what follows, its client has the first ``has`` bytes."""
+        other = copy(self)
+        other._reader, other._has = self._reader.copy(), has  # noqa: SLF001  of this class
+        return other
+
     def feed(self, text: str) -> list[Said]:
         """What ``text`` makes certain and the client lacks."""
         return self._new(self._reader.feed(text))
@@ -427,36 +451,54 @@ class AnswerPieces:
                 break
             match part:
                 case Text(channel=channel, text=text):
-                    self.bytes += len(text.encode(errors="replace"))
-                    said += self._lacking(Said(channel, text))
+                    said.append(Said(channel, text))
                 case CallBegun(index=index, name=name):
-                    self.bytes += len(name.encode(errors="replace"))
-                    said += self._lacking(Said("call", "", index, name))
+                    said.append(Said("call", "", index, name))
                 case CallArguments(index=index, text=text):
-                    self.bytes += len(text.encode(errors="replace"))
-                    last = said[-1] if said else None
-                    if last is not None and (last.channel, last.call) == ("call", index):
-                        said[-1] = replace(last, text=last.text + self._rest(text))
-                    else:
-                        said += self._lacking(Said("call", text, index))
+                    said.append(Said("call", text, index))
                 case CallEnded(whole=whole):
                     self.calls += whole
-        return said
+        told = joined(said)
+        size = sum(map(said_bytes, told))
+        self.bytes += size
+        lacking = without_first(told, self._has)
+        self._has = max(0, self._has - size)
+        return lacking
 
-    def _lacking(self, piece: Said) -> list[Said]:
-        if piece.name and self._has:
-            self._has = max(0, self._has - len(piece.name.encode()))
-            return []
-        text = self._rest(piece.text)
-        return [replace(piece, text=text)] if text or piece.name else []
 
-    def _rest(self, text: str) -> str:
-        if not self._has:
-            return text
-        raw = text.encode(errors="replace")
-        rest = raw[self._has :]
-        self._has = max(0, self._has - len(raw))
-        return rest.decode(errors="ignore")
+def said_bytes(piece: Said) -> int:
+    """How many bytes it counts: of its text and its name."""
+    return len(piece.text.encode(errors="replace")) + len(piece.name.encode(errors="replace"))
+
+
+def joined(pieces: Iterable[Said]) -> list[Said]:
+    """The same with neighbours of one channel and call as one. Each letter is copied once."""
+    made: list[Said] = []
+    for (channel, call), each in groupby(pieces, key=lambda piece: (piece.channel, piece.call)):
+        first, *rest = each
+        text = "".join([first.text, *(piece.text for piece in rest)]) if rest else first.text
+        made.append(Said(channel, text, call, first.name))
+    return made
+
+
+def without_first(pieces: Sequence[Said], count: int) -> list[Said]:
+    """``pieces`` without their first ``count`` bytes, as :func:`said_bytes` counts them.
+
+    A name is left out whole, and so is a letter of which the bytes have a part.
+    """
+    lacking: list[Said] = []
+    for piece in pieces:
+        if not count:
+            lacking.append(piece)
+            continue
+        name = piece.name
+        if name:
+            count, name = max(0, count - len(name.encode(errors="replace"))), ""
+        raw = piece.text.encode(errors="replace")
+        text, count = raw[count:].decode(errors="ignore") if count else piece.text, max(0, count - len(raw))
+        if text:
+            lacking.append(replace(piece, text=text, name=name))
+    return lacking
 
 
 def reader_of(form: str, tools: Collection[str], *, reasons: bool, thinking: bool) -> AnswerReader:
@@ -473,75 +515,121 @@ def reader_of(form: str, tools: Collection[str], *, reasons: bool, thinking: boo
 
 
 class _Call:
-    """One call under way: ``{"name": …, "arguments": {…}}``, or the arguments alone where a name is given."""
+    """One call under way: ``{"name": …, "arguments": {…}}``, or the arguments alone where a name is given.
+
+    Its text is kept in buffers: a list of the pieces that come would take many times the memory.
+    """
 
     def __init__(self, tools: Collection[str], name: str) -> None:
         self._tools = tools
         self.name = name
         self.begun = False
         self._named_before = bool(name)
-        self._raw: list[str] = []
-        """Letter by letter: it may be long and come in small pieces, which a string would copy each time."""
+        self._read = StringIO()
+        self._size = 0
+        """Letters of what was read."""
         self._depth = 0
         self._in_string = self._escaped = self._is_value = False
-        self._string_at = 0
+        self._literal = StringIO()
+        """The string under way, where it is a key or a value of the call itself."""
         self._key = ""
         self._keys = 0
-        self._arguments: tuple[int, int | None] | None = (0, None) if name else None
-        """Where they begin, and end; None while they go on."""
-        self._given = 0
+        self._arguments: Literal["no", "open", "over"] = "open" if name else "no"
+        self._new = StringIO()
+        """Of the arguments: what :meth:`new_arguments` has not given."""
+
+    def copy(self) -> _Call:
+        """Another call that has read the same."""
+        other = copy(self)
+        for name in ("_read", "_literal", "_new"):
+            setattr(other, name, _written(getattr(self, name).getvalue()))
+        return other
+
+    @property
+    def text(self) -> str:
+        """All that was read."""
+        return self._read.getvalue()
 
     def take(self, text: str) -> tuple[int, _Judged]:
         """Read on; how many characters were this call's, and whether it is over."""
         if self._named_before and self.name not in self._tools:
             return 0, "no call"
-        begin = len(self._raw)
-        self._raw.extend(text)
-        for at in range(begin, len(self._raw)):
-            judged = self._read(at)
-            if judged != "more":
-                return at + 1 - begin, "broken" if judged == "no call" and self.begun else judged
-        return len(text), "more"
+        text = text[: CALL_MAX - self._size]
+        at, begin = 0, 0
+        judged: _Judged = "more"
+        while at < len(text) and judged == "more":
+            if self._in_string:
+                at, judged = self._in_literal(text, at)
+                continue
+            before = self._arguments
+            at = self._outside(text, at)
+            if before == "no" and self._arguments == "open":
+                begin = at - 1
+            elif before == "open" and self._arguments == "over":
+                self._new.write(text[begin:at])
+            if not self._depth:
+                break
+            if self._depth > DEPTH_MAX:
+                judged = "no call"
+        self._read.write(text[:at])
+        self._size += at
+        if self._arguments == "open":
+            self._new.write(text[begin:at])
+        if at and not self._depth:
+            judged = self._judge()
+        elif self._size >= CALL_MAX:
+            judged = "no call"
+        return at, "broken" if judged == "no call" and self.begun else judged
 
     def new_arguments(self) -> str:
         """What is new of the arguments: nothing while the name or the arguments haven't come."""
-        if not self.name or self._arguments is None:
+        if not self.name:
             return ""
-        begin, end = self._arguments
-        new = self._raw[begin + self._given : end]
-        self._given += len(new)
-        return "".join(new)
+        new = self._new.getvalue()
+        if new:
+            self._new = StringIO()
+        return new
 
-    def _read(self, at: int) -> _Judged:
-        """Follow the structure of the JSON by one letter."""
-        letter = self._raw[at]
+    def _in_literal(self, text: str, at: int) -> tuple[int, _Judged]:
+        """Go on in a string: to its end, or past one escape, or to the end of what came."""
+        is_own = self._depth == 1 and not self._named_before
+        end, is_over = at + 1, False
         judged: _Judged = "more"
-        if self._in_string:
-            if self._escaped or letter == "\\":
-                self._escaped = not self._escaped
-            elif letter == '"':
-                self._in_string = False
-                if self._depth == 1 and not self._named_before:
-                    judged = self._string("".join(self._raw[self._string_at : at + 1]))
-        elif letter == '"':
-            self._in_string, self._string_at = True, at
+        if self._escaped:
+            self._escaped = False
+        else:
+            end = _PLAIN.match(text, at).end()  # type: ignore[union-attr]  # it matches anywhere
+            if end < len(text):
+                self._escaped, is_over = text[end] == "\\", text[end] == '"'
+                end += 1
+        if is_own:
+            self._literal.write(text[at:end])
+        if is_over:
+            self._in_string = False
+            if is_own:
+                judged = self._string(self._literal.getvalue())
+        return end, judged
+
+    def _outside(self, text: str, at: int) -> int:
+        """Go on outside of strings, past the next letter that tells of the structure."""
+        at = _NO_STRUCTURE.match(text, at).end()  # type: ignore[union-attr]  # it matches anywhere
+        if at == len(text):
+            return at
+        letter = text[at]
+        if letter == '"':
+            self._in_string, self._literal = True, _written('"')
         elif letter in "{[":
             self._depth += 1
             is_member = self._depth == _MEMBER and self._is_value and self._key in _ARGUMENTS
-            if is_member and letter == "{" and self._arguments is None:
-                self._arguments = (at, None)
+            if is_member and letter == "{" and self._arguments == "no":
+                self._arguments = "open"
         elif letter in "}]":
             self._depth -= 1
-            if self._arguments is not None and self._arguments[1] is None and self._depth <= 1:
-                self._arguments = (self._arguments[0], None if self._named_before and self._depth else at + 1)
-        elif self._depth == 1 and letter in ":,":
+            if self._arguments == "open" and self._depth <= (0 if self._named_before else 1):
+                self._arguments = "over"
+        elif self._depth == 1:
             self._is_value = letter == ":"
-        if not self._depth or at + 1 >= CALL_MAX or self._depth > DEPTH_MAX:
-            del self._raw[at + 1 :]
-            judged = "no call" if self._depth else self._judge()
-        elif judged == "no call":
-            del self._raw[at + 1 :]
-        return judged
+        return at + 1
 
     def _string(self, literal: str) -> _Judged:
         """A key of the call, or a value that is a string."""
@@ -563,10 +651,10 @@ class _Call:
 
     def _judge(self) -> _Judged:
         """Whether the whole is a call."""
-        value = _loads("".join(self._raw))
+        value = _loads(self.text)
         if not self.name:
             return "no call"
-        if self._arguments is not None:
+        if self._arguments != "no":
             return "whole" if isinstance(value, dict) else "broken"
         # Arguments that are left out are none; as a string that holds an object, they are that object.
         given = next((value[key] for key in sorted(_ARGUMENTS) if key in value), None) if value else None
@@ -574,14 +662,21 @@ class _Call:
         if not isinstance(value, dict) or not isinstance(text, str) or not self._is_object(text):
             return "no call"
         text = text.encode("utf-8", "replace").decode()  # half of a letter alone can't be sent
-        self._arguments = (len(self._raw), None)
-        self._raw.extend(text)
+        self._arguments = "over"
+        self._new.write(text)
         return "whole"
 
     def _is_object(self, text: str) -> bool:
         """Whether a string holds an object, within the bounds of a call."""
         text = text.strip(_BLANK)
         return _Call((self.name,), self.name).take(text) == (len(text), "whole")
+
+
+def _written(text: str) -> StringIO:
+    """A buffer with ``text``, which is written on."""
+    made = StringIO()
+    made.write(text)
+    return made
 
 
 def _loads(text: str) -> Any:

@@ -30,7 +30,7 @@ from p2pnode.models.compiled_prompt import PromptParts
 from p2pnode.models.grammar import Grammar, GrammarError, Matcher
 from p2pnode.models.prompt import Segment
 from p2pnode.models.renderer import ChatTemplate, Renderer
-from p2pnode.models.text import TextAssembler
+from p2pnode.models.text import Released, TextAssembler
 from p2pnode.models.vocabulary import Vocabulary
 from p2pnode.protocols.inference.messages import PromptBody
 from p2pnode.protocols.inference.prompt_rules import check_prompt
@@ -45,6 +45,8 @@ _DEADLINE_S: Final = 30.0
 """On the wall's clock: other programs may have the processor."""
 _ANSWER_MAX: Final = 64 << 20
 _LENGTH: Final = 4
+_IDS_AT_ONCE: Final = 1024
+"""Ids of a prefix that are read before others get their turn."""
 
 
 def compile_prompt(
@@ -90,11 +92,18 @@ def _rest(grammar: Grammar, text: str) -> Grammar:
     return matcher.rest()
 
 
-def text_of_prefix(vocabulary: Vocabulary, body: PromptBody) -> tuple[str, int]:
-    """The text of the prompt's prefix that is certain, and how many ids at its end still need theirs."""
-    text = TextAssembler(vocabulary.piece, body.sampling.stop)
-    released = text.feed(body.prefix)
-    return released.text, len(body.prefix) - len(released.ids)
+async def text_of_prefix(vocabulary: Vocabulary, body: PromptBody) -> tuple[str, int]:
+    """The text of the prompt's prefix that is certain, and how many ids at its end still need theirs.
+
+    A prefix may be as long as a context and nobody has paid for it: others get their turn meanwhile.
+    """
+    assembler, released = TextAssembler(vocabulary.piece, body.sampling.stop), list[Released]()
+    for first in range(0, len(body.prefix), _IDS_AT_ONCE):
+        if not assembler.stopped:
+            released.append(assembler.feed(body.prefix[first : first + _IDS_AT_ONCE]))
+        await trio.lowlevel.checkpoint()
+    known = sum(len(each.ids) for each in released)
+    return "".join(each.text for each in released), len(body.prefix) - known
 
 
 class PromptCompiler:

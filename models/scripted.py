@@ -161,7 +161,7 @@ class ScriptedEngine:
         """As ``TEMPLATE`` renders it, which is our own and needs no limits."""
         await self._ready()
         validate_sampling(body.sampling, len(VOCABULARY))
-        text, pending = text_of_prefix(VOCABULARY, body)
+        text, pending = await text_of_prefix(VOCABULARY, body)
         parts = compile_prompt(
             self._renderer,
             body,

@@ -11,6 +11,11 @@ from __future__ import annotations
 import codecs
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Final
+
+_FED_AT_ONCE: Final = 256
+"""Ids: each one copies the text that is not released yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +62,18 @@ class TextAssembler:
 
     def feed(self, ids: Iterable[int]) -> Released:
         """Take ids in order. Returns all that is certain now."""
+        taken, parts = iter(ids), list[Released]()
+        while not self.stopped and (some := tuple(islice(taken, _FED_AT_ONCE))):
+            parts.append(self._feed_some(some))
+        if len(parts) == 1:
+            return parts[0]
+        return Released(
+            ids=tuple(chain.from_iterable(part.ids for part in parts)),
+            text="".join(part.text for part in parts),
+            stopped=self.stopped,
+        )
+
+    def _feed_some(self, ids: Iterable[int]) -> Released:
         for token in ids:
             begins = len(self._text)
             if not self._partial:

@@ -155,7 +155,7 @@ class LlamaCppEngine:
         """The prompt by the model's chat template, which runs in a process with limits."""
         vocabulary = await self._known_vocabulary()
         validate_sampling(body.sampling, len(vocabulary))
-        text, pending = text_of_prefix(vocabulary, body)
+        text, pending = await text_of_prefix(vocabulary, body)
         letters_max = self._n_ctx * BYTES_PER_TOKEN_MAX
         parts = await self._compiler.compile(body, text=text, letters_max=letters_max)
         pieces = pieces_of(parts.segments, vocabulary)

@@ -7,9 +7,10 @@ the machine never sees this clock. The first tokens of a run go out at once.
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeAlias
 
 import structlog
@@ -20,7 +21,15 @@ from p2pnode.host.admission import origin_of_payer
 from p2pnode.host.unpaid_work import CompileTurns, UnpaidWork
 from p2pnode.ids import SessionId
 from p2pnode.limits import Limits
-from p2pnode.models.answer import CALLS_MAX, AnswerPieces, Said, reader_of
+from p2pnode.models.answer import (
+    CALLS_MAX,
+    AnswerPieces,
+    Said,
+    joined,
+    reader_of,
+    said_bytes,
+    without_first,
+)
 from p2pnode.models.compiled_prompt import CompiledPrompt
 from p2pnode.models.engine import (
     Done,
@@ -93,6 +102,8 @@ TOO_MUCH: Final[tuple[WireCode, str]] = (
     "too many of your prompts were counted and led to no answer: wait, or ask for less at once",
 )
 _LOGPROB_LEAST: Final = 1e6
+_READ_AT_ONCE: Final = 2048
+"""Letters of a text that are read before others get their turn."""
 _NO_PROMPT: Final = CompiledPrompt(ids=())
 _BROKEN: Final[tuple[WireCode, str, float]] = (
     "internal",
@@ -105,11 +116,41 @@ Texts: TypeAlias = tuple[tuple[int, ...], ...]
 
 @dataclass(slots=True)
 class TurnPrompt:
-    """What a turn's prompt was compiled to: kept as long as the turn lives, growing with the answer."""
+    """What a turn's prompt was compiled to: kept as long as the turn lives, growing with the answer.
+
+    An engine is paused whenever its client's credit runs out, so an answer is made by many calls of it. What
+    the calls before have made is read once, here; each call goes on with a copy of that reader, because what
+    a call made and nobody kept is not part of the answer.
+    """
 
     prompt: CompiledPrompt
-    has: int
-    """Bytes of the answer that its client had before the turn."""
+    has: int | None
+    """Bytes of the answer that its client had before the turn; None: all that the prefix says."""
+    pieces: AnswerPieces | None = None
+    """Has read the first letters of the text of ``prompt``."""
+    _read: int = 0
+    """How many."""
+    _lacking: list[Said] = field(default_factory=list)
+    """Of what was read: the end, which the client may lack."""
+
+    async def read_on(self, body: PromptBody, sent: int) -> tuple[AnswerPieces, list[Said]]:
+        """Read what was added to the text. Returns a reader of what follows, and what the client lacks.
+
+        ``sent``: bytes of the answer that were kept for the client since the turn began.
+        """
+        pieces = self.pieces = self.pieces or _pieces(self.prompt, body)
+        had = sys.maxsize if self.has is None else self.has + sent
+        begins = pieces.bytes - sum(map(said_bytes, self._lacking))
+        self._lacking = without_first(self._lacking, max(0, had - begins))
+        text = self.prompt.text
+        while self._read < len(text):
+            part, before = text[self._read : self._read + _READ_AT_ONCE], pieces.bytes
+            self._lacking += without_first(pieces.feed(part), max(0, had - before))
+            self._read += len(part)
+            await trio.lowlevel.checkpoint()  # a prefix may be long, and others wait
+        if self.has is None:
+            self.has = had = pieces.bytes
+        return pieces.copy(has=max(0, had - pieces.bytes)), joined(self._lacking)
 
 
 class ServedSession:
@@ -450,12 +491,7 @@ class SessionWork:
         async with self._compiling.turn_of(self._turns_go_to(record)):
             news, prompt = await counted(self._engine, order, record.session, record.granted.n_ctx)
         if isinstance(prompt, CompiledPrompt):
-            has = order.body.text_bytes
-            if has is None:
-                known = _pieces(prompt, order.body)
-                known.feed(prompt.text)
-                has = known.bytes
-            self._prompts[order.turn] = TurnPrompt(prompt, has)
+            self._prompts[order.turn] = TurnPrompt(prompt, order.body.text_bytes)
         else:
             self._prompts[order.turn] = prompt
         await self.report(news)
@@ -621,9 +657,9 @@ async def _generate(
         grammar=compiled.grammar,
         logprobs=body.logprobs,
     )
-    pieces = _pieces(compiled, body, has=prompt.has + order.answer_text_bytes)
+    pieces, lacking = await prompt.read_on(body, order.answer_text_bytes)
     flow = _AnswerFlow(order.run, len(order.answer_ids), pieces, limits, report)
-    await flow.add(Tokens(ids=(), text=compiled.text))
+    await flow.begin(lacking)
     async with engine.generate(request) as events:
         async for event in events:
             match event:
@@ -661,10 +697,10 @@ async def _embed(
     await report(GenDone(order.run, "stop"))
 
 
-def _pieces(prompt: CompiledPrompt, body: PromptBody, *, has: int = 0) -> AnswerPieces:
+def _pieces(prompt: CompiledPrompt, body: PromptBody) -> AnswerPieces:
     tools = [tool.name for tool in body.tools]
     reader = reader_of(prompt.format, tools, reasons=prompt.reasons, thinking=prompt.thinking)
-    return AnswerPieces(reader, has=has, calls_max=CALLS_MAX if body.parallel_tool_calls else 1)
+    return AnswerPieces(reader, calls_max=CALLS_MAX if body.parallel_tool_calls else 1)
 
 
 class _AnswerFlow:
@@ -685,7 +721,13 @@ class _AnswerFlow:
         self._logprobs: list[TokenLogprob] = []
         self._flushed_at = -1.0
 
+    async def begin(self, lacking: list[Said]) -> None:
+        """Report what the client lacks of what earlier calls made."""
+        await self._tell(lacking)
+        self._flushed_at = trio.current_time()
+
     async def add(self, tokens: Tokens) -> None:
+        """Take what the engine made."""
         room = CHECKPOINT_EVERY - self._made % CHECKPOINT_EVERY
         # A report's text completes all of its ids: ids without text can't follow ids with text in one.
         lags = bool(tokens.ids) and not tokens.text and any(self._texts)

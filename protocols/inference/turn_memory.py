@@ -31,8 +31,9 @@ _OBJECT_BYTES: Final = 192
 """Of a part, a call or a tool, with its place and its strings' heads."""
 _ID_BYTES: Final = 40
 """Of an id in a tuple: the number and its place."""
-_MADE_BYTES: Final = 80
-"""Of an output id: in the turn, in the prompt that goes on from it, and at the engine; with its text."""
+_MADE_BYTES: Final = 96
+"""Of an output id: in the turn, in the prompt that goes on from it, and at the engine; with its text, which
+the reader of a call holds once more."""
 
 
 def bytes_announced(total: int) -> int:

@@ -119,6 +119,23 @@ def test_each_letter_makes_certain_what_its_vector_says(vector: dict[str, Any]) 
     assert made.bytes == told[-1] or not reader.has_marks
 
 
+@pytest.mark.parametrize("vector", ANSWERS, ids=lambda each: str(each["name"]))
+def test_a_copy_reads_on_from_where_it_was_made_and_neither_hears_of_the_other(
+    vector: dict[str, Any],
+) -> None:
+    text, whole = vector["text"], flat(pieces(vector, [])[0])
+    for cut in range(0, len(text) + 1, 3):
+        reader = reader_of(
+            vector["format"], vector["tools"], reasons=vector["reasons"], thinking=vector["thinking"]
+        )
+        first = AnswerPieces(reader)
+        said = first.feed(text[:cut])
+        second = first.copy(has=0)
+        first.feed('"}]} something else')
+        assert flat([*said, *second.feed(text[cut:]), *second.finish(whole=True)]) == whole
+        assert second.calls == vector["calls"]
+
+
 @pytest.mark.parametrize("form", ["hermes/0", "hermes", "unknown/1", "/1"])
 def test_a_format_of_another_version_is_refused(form: str) -> None:
     with pytest.raises(ValueError, match="not known here"):
@@ -327,6 +344,24 @@ def test_no_text_makes_the_effort_grow_with_what_was_read(
         return time.process_time() - begun
 
     assert seconds(128_000) < 4 * 3 * seconds(32_000), "four times as much text"
+
+
+@pytest.mark.parametrize(
+    ("form", "text"),
+    [
+        ("generic", '{"response": "' + "a\\n" * 5000 + '"}'),
+        ("hermes", "a <tool_call>x" * 2000),
+        ("mistral", "[TOOL_CALLS]add{}" * 500),
+    ],
+)
+def test_no_part_of_an_answer_holds_what_a_part_before_it_held(form: ToolFormat, text: str) -> None:
+    """To join each with all before it would take a time that grows with the square of the answer."""
+    parts = AnswerReader(form, TOOLS).feed(text)
+    sizes = [len(part.text) for part in parts if isinstance(part, Text | CallArguments)]
+    assert max(sizes) <= 20
+    assert sum(sizes) <= len(text)
+    said = AnswerPieces(AnswerReader(form, TOOLS)).feed(text)
+    assert len(said) <= 1 + 2 * sum(isinstance(part, CallBegun) for part in parts), "joined once, at the end"
 
 
 def test_blanks_are_held_back_for_a_while_only() -> None:
