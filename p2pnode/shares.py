@@ -226,6 +226,11 @@ class SizedShares(Generic[K]):
         self._add(holder, more)
         return lost
 
+    def enter_again(self, holder: K, origin: Origin, size: int) -> None:
+        """Let a holder that has nothing have ``size``, also where that is more than there is room for."""
+        self._origins[holder] = origin
+        self._add(holder, size)
+
     def leave(self, holder: K) -> None:
         """Give back all that the holder has; for one that has nothing, nothing changes."""
         if holder in self._origins:

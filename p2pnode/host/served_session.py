@@ -370,12 +370,17 @@ class SessionWork:
         record.granted.memory.give_way = self._give_way
         while self._missed:
             driver.command_nowait(self._missed.popleft())
+        # Again, for the stream before may have ended before it heard it: to the others this means nothing.
+        for turn in record.leaving:
+            driver.command_nowait(GiveWay(turn))
         self._reroute()
 
     def detach(self) -> None:
         """No stream has the session: the turns go on as far as their credit reaches."""
         if self.driver is not None:
             self._missed.extend(self.driver.take_reports())
+        if self._record is not None:
+            self._missed.extend(map(GiveWay, self._record.leaving))
         self.driver = None
         self._start_soon(self._catch_up)
         self._reroute()
@@ -405,7 +410,11 @@ class SessionWork:
                 self._calls.pop(turn, None)
 
     def _give_way(self, turn: int) -> None:
-        self._start_soon(self.report, GiveWay(turn))
+        # No report, which would wait as long as the client takes nothing: it must not hold up who needs room.
+        if self.driver is not None:
+            self.driver.command_nowait(GiveWay(turn))
+        else:
+            self._start_soon(self.report, GiveWay(turn))
 
     def _run(
         self, number: int, function: Callable[..., Awaitable[None]], order: Count | Generate | Embed

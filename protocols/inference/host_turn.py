@@ -94,6 +94,10 @@ class TurnSession(Protocol):
         """A number for an engine request."""
         ...
 
+    def free_memory(self, turn: HostTurn) -> None:
+        """A turn is over: give back what it held, but for what is kept of its output."""
+        ...
+
 
 class HostTurn:
     """Turn ``number`` of a session, whose prompt has ``total`` bytes.
@@ -225,8 +229,16 @@ class HostTurn:
         return held
 
     def give_way(self) -> None:
-        """Others have less than their share of this host's memory: end, where it still may."""
-        if self.gives_way is not None:
+        """Others have less than their share of this host's memory: end, where it still may.
+
+        It was told so when it could. Since then its input may have been paid, or an engine may work for it.
+        """
+        memory = self._session.granted.memory
+        if not memory.is_leaving(self):
+            return
+        if self.gives_way is None:
+            memory.stay(self)
+        else:
             self.fail("capacity", NO_MEMORY, RETRY_S)
 
     # ---- the input
@@ -499,7 +511,7 @@ class HostTurn:
             self._session.channel.issue(self._session.effects)
 
     def _close(self, reason: str) -> None:
-        self._session.granted.memory.release(self)
+        self._session.free_memory(self)
         if self._is_parallel:
             self._session.granted.places.leave()
         if not self.is_quoted:  # no voucher can follow but an advance

@@ -43,7 +43,7 @@ from p2pnode.protocols.inference.messages import (
     prompt_bytes_max,
 )
 from p2pnode.protocols.inference.meter import Meter
-from p2pnode.protocols.inference.turn_memory import bytes_announced
+from p2pnode.protocols.inference.turn_memory import KeptOutput, bytes_announced
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -79,6 +79,8 @@ class OpenSession:
     unheard: bool = False
     """Rebuilt from the journal, and the client not heard since: it may know neither nonce."""
     _frames: int = 0
+    _kept: dict[int, KeptOutput] = field(default_factory=dict)
+    """By turn: output of turns that are over, in the replay buffer."""
 
     @property
     def meter(self) -> Meter:
@@ -150,6 +152,28 @@ class OpenSession:
         self.runs += 1
         return self.runs
 
+    # ---- memory
+
+    @property
+    def leaving(self) -> list[int]:
+        """The turns that were told to give way, and are not over yet."""
+        return [number for number, turn in self.turns.items() if self.granted.memory.is_leaving(turn)]
+
+    def free_memory(self, turn: HostTurn) -> None:
+        """A turn is over: give back what it held, but for what is kept of its output."""
+        size = self.channel.replay.bytes_of(turn.number)
+        if size:
+            self._kept[turn.number] = self.granted.memory.keep(turn, size)
+        else:
+            self.granted.memory.release(turn)
+
+    def _free_received(self) -> None:
+        """Give back the memory of output that is kept no longer."""
+        if self._kept:
+            known = self.channel.replay.answered_since(0)
+            for number in [each for each in self._kept if each not in known]:
+                self.granted.memory.release(self._kept.pop(number))
+
     # ---- what the client says of its turns
 
     def prompt(self, part: Prompt, now: float, *, draining: bool) -> None:
@@ -176,6 +200,7 @@ class OpenSession:
             raise ProtocolError(msg)
         self.asked = number
         self.channel.begin_turn(number, granted.turns_max, self.turns)
+        self._free_received()
         bytes_max = prompt_bytes_max(granted.n_ctx)
         refusal = None
         is_parallel = bool(self.turns)  # one turn of each session needs no place
@@ -266,6 +291,7 @@ class OpenSession:
             turn.steer()
             turn.conclude()
             turn.watch_reading(now)
+        self._free_received()
 
     def _next_to_send(self) -> HostTurn | None:
         """Of the turns that may send, the one that did so longest ago."""
@@ -318,6 +344,9 @@ class OpenSession:
         """The session is over: nobody is answered."""
         for turn in tuple(self.turns.values()):
             turn.abandon(reason)
+        for kept in self._kept.values():
+            self.granted.memory.release(kept)
+        self._kept.clear()
         self.holder = None
 
     def fail_prompts(self, code: WireCode, detail: str) -> None:

@@ -32,8 +32,12 @@ from p2pnode.protocols.inference.messages import (
     Vector,
 )
 
-_TEXT_CHARACTERS: Final = TEXT_MAX // 4
-"""A character takes at most four bytes."""
+_LETTER_BYTES: Final = 4
+_TEXT_CHARACTERS: Final = TEXT_MAX // _LETTER_BYTES
+"""A character takes at most four bytes, on the wire and in memory."""
+_OBJECT_BYTES: Final = 192
+_ID_BYTES: Final = 40
+"""Of a number in a tuple, and its place."""
 
 
 def is_counted(message: object) -> bool:
@@ -42,6 +46,14 @@ def is_counted(message: object) -> bool:
     return isinstance(message, Quote | Tokens | Vector | Checkpoint | Done) or (
         isinstance(message, Error) and message.turn is not None
     )
+
+
+def _held_bytes(frame: Tokens | Vector) -> int:
+    """Bytes of memory of a frame, estimated from above."""
+    if isinstance(frame, Vector):
+        return _OBJECT_BYTES + len(frame.data)
+    told = sum(1 + len(each.top) for each in frame.logprobs)
+    return _OBJECT_BYTES * (1 + told) + _ID_BYTES * len(frame.ids) + _LETTER_BYTES * len(frame.text)
 
 
 class ReplayBuffer:
@@ -93,6 +105,14 @@ class ReplayBuffer:
         if not self._forgotten <= count <= self.count:
             return None
         return tuple(islice(self._messages, count - self._forgotten, None))
+
+    def bytes_of(self, turn: int) -> int:
+        """Bytes of memory that the output of a turn takes here."""
+        return sum(
+            _held_bytes(message)
+            for message in self._messages
+            if isinstance(message, Tokens | Vector) and message.turn == turn
+        )
 
     def answered_since(self, count: int) -> frozenset[int]:
         """The turns whose answer is not among the first ``count``."""

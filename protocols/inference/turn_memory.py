@@ -1,9 +1,10 @@
 """What the turns of a host hold of its memory, shared out by origin.
 
 A turn is counted from its first part to its end: while its prompt comes, while it waits to be paid, while it
-is served, and while it waits for credit. What it can come to hold is counted before it does, so that a turn
-that is paid for never lacks memory. Where there is none left, a turn that no engine has begun, or a free one
-that waits for its client's credit, gives way to one of an origin that holds less.
+is served, and while it waits for credit. Output that is kept for a resume is counted until its client is
+known to have it. What a turn can come to hold is counted before it does, so that a turn that is paid for
+never lacks memory. Where there is none left, a turn that no engine has begun, or a free one that waits for
+its client's credit, gives way to one of an origin that holds less.
 
 The figures are estimates from above, of CPython's own objects. Pure: it knows neither streams nor engines.
 """
@@ -11,6 +12,7 @@ The figures are estimates from above, of CPython's own objects. Pure: it knows n
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from p2pnode.protocols.inference.messages import VECTOR_CREDIT, VECTOR_MAX, PromptBody
@@ -21,7 +23,8 @@ MEMORY_BYTES: Final = 256 << 20
 SESSION_BYTES: Final = 32 << 20
 """For the turns of one session, or one turn of any size."""
 LEAVING_BYTES: Final = MEMORY_BYTES // 4
-"""Where turns that were told to give way, and are not over yet, hold so much, no other one is told."""
+"""Where turns that were told to give way, and are not over yet or could not any more, hold so much, no other
+one is told."""
 TURN_BYTES: Final = 64 << 10
 """Of each turn, whatever it is: what waits to be sent, with log-probabilities."""
 _SOMEWHERE: Final = Origin("", "")
@@ -64,7 +67,10 @@ def bytes_beside_embedding(texts: tuple[str, ...]) -> int:
 class MemoryHolder(Hashable, Protocol):
     """A turn."""
 
-    number: int
+    @property
+    def number(self) -> int:
+        """Its number in its session."""
+        ...
 
     @property
     def gives_way(self) -> int | None:
@@ -97,7 +103,8 @@ class TurnMemory:
         others = session.held - before
         if turn in self._leaving or (others and others + size > SESSION_BYTES):
             return False
-        rank = _never if self.leaving >= LEAVING_BYTES else _rank
+        beyond = self.leaving + max(0, self.used - self._shares.room)
+        rank = _never if beyond >= LEAVING_BYTES else _rank
         lost = self._shares.resize(turn, session.origin, size, rank)
         if lost is None:
             return False
@@ -108,12 +115,37 @@ class TurnMemory:
             self._sessions[victim].give_way(victim.number)
         return True
 
+    def take(self, holder: MemoryHolder, size: int, session: SessionMemory) -> None:
+        """Let a holder that has nothing hold ``size`` bytes, whether there is room or not."""
+        self._shares.enter_again(holder, session.origin, size)
+        self._sessions[holder] = session
+        session.held += size
+
+    def is_leaving(self, turn: MemoryHolder) -> bool:
+        """Whether the turn was told to give way, and is not over yet."""
+        return turn in self._leaving
+
+    def stay(self, turn: MemoryHolder) -> None:
+        """The turn was told to give way when it could, and cannot any more: it holds what it held, whether
+        there is room or not. ``LEAVING_BYTES`` bounds that."""
+        if (held := self._leaving.pop(turn, None)) is not None:
+            self._shares.enter_again(turn, self._sessions[turn].origin, held)
+
     def release(self, turn: MemoryHolder) -> None:
         """The turn is over."""
         session = self._sessions.pop(turn, None)
         if session is not None:
             session.held -= self._leaving.pop(turn, 0) or self._shares.size_of(turn)
             self._shares.leave(turn)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KeptOutput:
+    """What was sent of a turn that is over, and may have to be sent again."""
+
+    number: int
+    gives_way: None = None
+    """Its client paid for it, and may not have it yet."""
 
 
 def _rank(turn: MemoryHolder) -> int | None:
@@ -141,8 +173,26 @@ class SessionMemory:
         """Whether ``turn`` may hold ``size`` bytes; where it may not, it holds what it held before."""
         return self._memory.hold(turn, size, self)
 
+    def is_leaving(self, turn: MemoryHolder) -> bool:
+        """Whether the turn was told to give way, and is not over yet."""
+        return self._memory.is_leaving(turn)
+
+    def stay(self, turn: MemoryHolder) -> None:
+        """The turn was told to give way, and cannot any more."""
+        self._memory.stay(turn)
+
+    def keep(self, turn: MemoryHolder, size: int) -> KeptOutput:
+        """The turn is over; ``size`` bytes of what was sent of it are kept until they are known to have come.
+
+        Nobody is asked for room: they were a part of what the turn held.
+        """
+        kept = KeptOutput(turn.number)
+        self._memory.release(turn)
+        self._memory.take(kept, size, self)
+        return kept
+
     def release(self, turn: MemoryHolder) -> None:
-        """The turn is over."""
+        """The turn is over, or nothing is kept of it any more."""
         self._memory.release(turn)
 
     def forget_role(self) -> None:

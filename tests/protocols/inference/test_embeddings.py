@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from p2pnode.errors import ProtocolError
 from p2pnode.protocols.crypto import keccak256
-from p2pnode.protocols.events import Command, Received
+from p2pnode.protocols.events import Closed, Command, Received
 from p2pnode.protocols.inference import messages as m
-from p2pnode.protocols.inference.channel import HostTerms
+from p2pnode.protocols.inference.channel import HostTerms, exact_voucher
 from p2pnode.protocols.inference.commands import (
+    Counted,
+    Embed,
     GenDone,
     GenFailed,
     GenVector,
@@ -26,9 +28,21 @@ from p2pnode.protocols.inference.commands import (
 )
 from p2pnode.protocols.inference.embeddings import VectorCheck, texts_hash, vector_bytes, vector_numbers
 from p2pnode.protocols.inference.prompt_rules import check_prompt
+from p2pnode.protocols.inference.prompts import prompt_parts
 from p2pnode.protocols.inference.receipts import Leaf, ids_hash
-from tests.protocols.inference.paid_pair import PaidPair
-from tests.protocols.inference.pair import CLIENT, HOST, STREAM, Pair, ask, embed, turn_of, vector_of
+from p2pnode.protocols.wire import encode
+from tests.protocols.inference.paid_pair import PaidPair, client_payment
+from tests.protocols.inference.pair import (
+    CLIENT,
+    HOST,
+    PROMPT_HASH,
+    STREAM,
+    Pair,
+    ask,
+    embed,
+    turn_of,
+    vector_of,
+)
 from tests.protocols.support import emitted, only, sent
 
 BIG = 8192
@@ -577,3 +591,32 @@ def test_a_late_report_of_an_engine_that_was_stopped_means_nothing() -> None:
     effects = pair.host.handle(Command(GenVector(run, bytes(4))), pair.now)
     assert sent(effects) == []
     assert turn_of(pair.host).queue.waiting == before
+
+
+def test_vectors_that_are_kept_for_a_resume_are_counted_until_the_client_is_known_to_have_them() -> None:
+    """Each turn may be paid by a voucher that names no later receipt: then nothing says that they came."""
+    pair = paid()
+    host, money = pair.host, client_payment(pair.money)
+    session = host.session
+    assert session is not None
+    root, billed, kept, most = session.meter.root, 20, 0, 0
+    for turn in range(1, 7):
+        for part in prompt_parts(turn, encode(embed(*texts(8)).body)):
+            host.handle(Received(CLIENT, STREAM, part), 0.0)
+        host.handle(Command(Counted(turn, billed, 0, PROMPT_HASH)), 0.0)
+        voucher = exact_voucher(
+            money, session.session, seq=0, tokens_in=billed * turn, tokens_out=0, root=root, turn=turn
+        )
+        order = only(Embed, emitted(host.handle(Received(CLIENT, STREAM, voucher), 0.0)))
+        for _ in range(8):
+            host.handle(Command(GenVector(order.run, bytes(4 * BIG))), 0.0)
+        host.handle(Command(GenDone(order.run, "stop")), 0.0)
+        assert not session.turns, "it is over"
+        kept = sum(session.channel.replay.bytes_of(each) for each in range(1, turn + 1))
+        assert session.granted.memory.held == kept >= min(turn, 2) * 8 * 4 * BIG
+        most = max(most, kept)
+    assert most < 3 * 9 * 4 * BIG, "who asks another turn has the answers of all but one"
+    host.handle(Closed(CLIENT, STREAM, "lost"), 0.0)
+    assert session.granted.memory.held == kept, "it lingers, and may be resumed"
+    session.abandon("its client did not come back")
+    assert session.granted.memory.held == 0

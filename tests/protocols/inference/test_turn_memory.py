@@ -98,6 +98,11 @@ class Served:
         found = [each for each in self.heard if isinstance(each, m.Error) and each.turn == turn]
         return found[0] if found else None
 
+    @property
+    def delivered(self) -> int:
+        """Output tokens that were sent of all turns."""
+        return sum(len(each.ids) for each in self.heard if isinstance(each, m.Tokens))
+
     def pause(self, turn: int) -> None:
         """Have the engine make more than the client has credit for: it is paused then."""
         for _ in range(8):
@@ -188,6 +193,50 @@ def test_a_stream_that_takes_nothing_holds_up_no_more_than_a_bound() -> None:
         most = max(most, memory.leaving)
         assert memory.used <= 4 * LEAVING_BYTES
     assert most <= LEAVING_BYTES + bytes_announced(len(body))
+
+
+def test_a_turn_that_cannot_give_way_any_more_when_it_hears_of_it_is_counted_again() -> None:
+    """Its client's credit came first. Uncounted, it would let others in for it again and again."""
+    memory = TurnMemory(4 * COMPILED)
+    evil = Served(memory, "evil", ends_turns=False)
+    for turn in range(1, 5):
+        assert evil.ask(turn) is None
+        evil.pause(turn)
+    honest = Served(memory, "honest")
+    assert honest.ask(1) is None
+    assert (memory.used, memory.leaving) == (4 * COMPILED, COMPILED)
+    assert evil.host.session is not None
+    told = evil.host.session.leaving[0]
+    run = evil.runs[told]
+    while evil.runs[told] == run:
+        evil.say(m.Ack(seq=evil.delivered))
+    evil.tell(GiveWay(told))
+    assert evil.error(told) is None, "an engine works for it"
+    assert (memory.used, memory.leaving) == (5 * COMPILED, 0)
+    evil.tell(GiveWay(1))
+    assert evil.error(1) is None, "nobody told it to"
+    evil.say(m.Cancel(turn=told))
+    assert memory.used == 4 * COMPILED
+
+
+def test_turns_that_could_not_give_way_hold_up_no_more_than_a_bound() -> None:
+    memory, size = TurnMemory(4 * LEAVING_BYTES), LEAVING_BYTES // 4
+
+    class Turn:
+        def __init__(self, number: int) -> None:
+            self.number, self.gives_way = number, 0
+
+    evil: list[tuple[SessionMemory, Turn]] = []
+    for number in range(16):
+        evil.append((SessionMemory(memory, origin("evil")), Turn(number)))
+        assert evil[-1][0].hold(evil[-1][1], size)
+    entered = 0
+    for number in range(64):
+        entered += SessionMemory(memory, origin(f"honest{number}")).hold(Turn(100 + number), size)
+        for session, turn in evil:
+            session.stay(turn)
+    assert entered == 4
+    assert memory.used == 5 * LEAVING_BYTES
 
 
 def test_one_session_holds_a_part_or_one_turn_of_any_size() -> None:
