@@ -158,12 +158,22 @@ class MessageCache:
             each.reverse()
         return found
 
+    def newest_offered(self, now: float, most: int) -> list[Kept]:
+        """The newest of what is offered now, at most so many; the newest first."""
+        found: list[Kept] = []
+        for kept in reversed(self._kept.values()):
+            if kept.offered_until < now or len(found) == most:
+                break
+            found.append(kept)
+        return found
+
     def serve(self, message_id: bytes, bit: int, now: float) -> Message | None:
         """A message for a peer that asked for it; None where we have it no more, or the peer had it."""
         kept = self._kept.get(message_id)
         if kept is None or kept.until <= now or kept.served & bit:
             return None
         kept.served |= bit
+        kept.have |= bit
         return kept.message
 
     def sweep(self, now: float) -> None:

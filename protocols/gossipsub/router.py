@@ -76,6 +76,8 @@ WHOLE_ENTRIES: Final = 8.0
 """What one of them counts of its sender's allowance: about the fields that it has."""
 BROUGHT_MAX: Final = 64
 """Peers that are remembered of one duplicate key."""
+OFFERED_LOOKED_AT: Final = 64
+"""Messages that are looked at to know whether a peer lacks one. Where more are offered, some peer does."""
 REPLAYS_FROM: Final = 3
 """So often a peer brings one key before it is charged. A node that starts anew, or whose memory of the key
 ends a moment before ours, forwards to us what a stranger replays to it: that is no fault of its own."""
@@ -195,6 +197,9 @@ class GossipRouter:
         self._effects: list[Effect] = []
         self._control: dict[PeerId, Control] = {}
         self._beat_at: float | None = None
+        """When the heartbeat is set to."""
+        self._must_beat_at: float | None = None
+        """When it has something to do besides offering messages and forgetting them."""
         self._opportunity_at = self._sweep_at = 0.0
         self.counts = Counts()
         """What was done since the start; ``entries`` and ``checks`` are the work that peers caused.
@@ -254,7 +259,7 @@ class GossipRouter:
                 self._forward_at = None
                 self._forward_due(now)
             elif event.key == HEARTBEAT and self._beat_at is not None:
-                self._beat_at = None
+                self._beat_at = self._must_beat_at = None
                 self._plan(now, offers=self._heartbeat(now))
         elif type(event) is Command:
             self._command(event.value, now)
@@ -611,7 +616,7 @@ class GossipRouter:
             # Only who is outside the mesh is offered it. Where nobody is, the next thing is to forget it.
             joined = self._topics.get(message.topic)
             offered = joined is not None and self._outside(joined)
-            self._beat_by(now + self._parameters.heartbeat_s if offered else kept.until)
+            self._set_beat(now + self._parameters.heartbeat_s if offered else kept.until)
         return kept
 
     def _send(self, kept: Kept, receivers: Iterable[_Peer]) -> None:
@@ -748,6 +753,7 @@ class GossipRouter:
         ]
         del ids[limits.ids_per_rpc :]
         unknown = self._cache.note_offers(ids, peer.bit)
+        self._put_off_offers(now)
         wanted: dict[bytes, None] = {}
         for message_id in self._seen.missing(unknown, now):
             if peer.asked + len(wanted) >= limits.wants_per_heartbeat:
@@ -889,7 +895,7 @@ class GossipRouter:
     # ---- the heartbeat
 
     def _heartbeat(self, now: float) -> bool:
-        """Whether somebody is offered messages, or may be at the next one."""
+        """Whether messages are to be offered at the next one, too."""
         self.counts["heartbeats"] += 1
         for peer_id in self._promises.broken(now):
             if (peer := self._peers.get(peer_id)) is not None:
@@ -966,14 +972,23 @@ class GossipRouter:
                 self._graft(topic, joined, peer, now)
 
     def _offer(self, now: float) -> bool:
-        """Tell peers outside the mesh what we have (v1.0, "Gossip Emission"); whether there are any."""
+        """Tell peers outside the mesh what we have and they may lack (v1.0, "Gossip Emission").
+
+        Whether there is such a message at the next heartbeat, too.
+        """
         limits = self._parameters
-        found = False
+        again, until = False, now + limits.heartbeat_s
         for topic, offered in self._cache.offered(now).items():
             joined = self._topics.get(topic)
             if joined is None or not (outside := self._outside(joined)):
                 continue
-            found = True
+            lacking = 0
+            for kept in offered:
+                lack = outside if limits.offer_to_holders else outside & ~kept.have
+                lacking |= lack
+                again = again or (lack != 0 and kept.offered_until >= until)
+            if not lacking:
+                continue
             others = [
                 peer for peer in self._peers.values() if peer.bit & outside and self._may_gossip(peer, now)
             ]
@@ -983,7 +998,16 @@ class GossipRouter:
                 bit = 0 if limits.offer_to_holders else peer.bit
                 if ids := [kept.id for kept in newest if not kept.have & bit]:
                     self._tell(peer.id).ihave[topic] = ids
-        return found
+        return again
+
+    def _may_offer(self, now: float) -> bool:
+        """Whether a peer outside a mesh may lack a message that is offered; looks at some of them only."""
+        newest = self._cache.newest_offered(now, OFFERED_LOOKED_AT)
+        for kept in newest:
+            joined = self._topics.get(kept.message.topic)
+            if joined is not None and self._outside(joined) & ~kept.have:
+                return True
+        return len(newest) == OFFERED_LOOKED_AT
 
     # ---- when the next heartbeat is
 
@@ -992,18 +1016,43 @@ class GossipRouter:
         self._beat_by(now + self._parameters.heartbeat_s)
 
     def _beat_by(self, at: float) -> None:
+        if self._must_beat_at is None or at < self._must_beat_at:
+            self._must_beat_at = at
+        self._set_beat(at)
+
+    def _set_beat(self, at: float) -> None:
+        """As ``_beat_by``, for offers, which may be put off again, and for what is only to be forgotten."""
         if self._beat_at is None or at < self._beat_at:
             self._beat_at = at
             self._effects.append(SetTimer(HEARTBEAT, at))
 
+    def _put_off_offers(self, now: float) -> None:
+        """A peer has told what it has. Where nobody lacks anything now, no heartbeat is needed to offer it:
+        of two peers that are in no mesh of one another, one offers, and not both."""
+        beat_at, must = self._beat_at, self._must_beat_at
+        if beat_at is None or (must is not None and must <= beat_at) or self._parameters.offer_to_holders:
+            return
+        ends_at = self._cache.ends_at()
+        if beat_at <= now or ends_at is None or ends_at <= beat_at or self._may_offer(now):
+            return
+        self._beat_at = ends_at if must is None else min(must, ends_at)
+        self._effects.append(SetTimer(HEARTBEAT, self._beat_at))
+
     def _plan(self, now: float, *, offers: bool) -> None:
         """After a heartbeat: set the timer for the next one that has something to do, if any has."""
-        due = now if self._parameters.always_beat else self._due(now, offers=offers)
-        if due is not None:
-            self._wake(max(now, due - self._parameters.heartbeat_s))
+        earliest = now + self._parameters.heartbeat_s
+        if self._parameters.always_beat:
+            self._beat_by(earliest)
+            return
+        if offers:
+            self._set_beat(earliest)
+        elif (ends_at := self._cache.ends_at()) is not None:
+            self._set_beat(max(earliest, ends_at))
+        if (due := self._due(now)) is not None:
+            self._beat_by(max(earliest, due))
 
-    def _due(self, now: float, *, offers: bool) -> float | None:
-        moments = [now if offers else self._cache.ends_at(), self._promises.next_at()]
+    def _due(self, now: float) -> float | None:
+        moments = [self._promises.next_at()]
         for topic, joined in self._topics.items():
             size = len(joined.mesh)
             if size > self._parameters.degree_high:

@@ -712,6 +712,62 @@ def test_nothing_is_offered_to_who_offers_it() -> None:
     assert told(subject.beat(), "ihave").keys() == set(outside[1:])
 
 
+def with_one_outside() -> tuple[Subject, PeerId, PeerId]:
+    """A subject that has nothing to do, one of its mesh, and the only peer outside of it."""
+    subject, peers = joined(5)
+    subject.rest(5)
+    [outside] = set(peers) - set(subject.router.mesh(TOPIC))
+    return subject, subject.router.mesh(TOPIC)[0], outside
+
+
+def test_of_two_peers_outside_of_one_anothers_mesh_one_offers() -> None:
+    subject, neighbour, outside = with_one_outside()
+    beats = subject.router.counts["heartbeats"]
+    for number in range(4):  # one a second: the other side's heartbeat comes first each time
+        message = message_from("author", seqno=number)
+        assert told(subject.hear(neighbour, message.encode()), "ihave") == {}
+        subject.rest(0.5)
+        subject.hear(outside, ihave(message.id))
+        assert told(subject.rest(0.5), "ihave") == {}
+    assert subject.router.counts["heartbeats"] == beats
+    unheard = message_from("author", seqno=9)
+    subject.hear(neighbour, unheard.encode())
+    offered = told(subject.beat(), "ihave")
+    assert [list(each.ids) for each in offered[outside]] == [[unheard.id]]
+    subject.rest(20)
+    assert (subject.router.held()["messages"], subject.timer) == (0, None)
+
+
+def test_no_other_work_is_put_off_with_offers() -> None:
+    subject, neighbour, outside = with_one_outside()
+    message = message_from("author")
+    subject.hear(neighbour, message.encode())
+    due = subject.timer
+    subject.command(PeerDown(neighbour))
+    subject.hear(outside, ihave(message.id))
+    assert (subject.timer, due) == (due, subject.now + DEFAULT.heartbeat_s)
+    assert told(subject.beat(), "graft").keys() == {outside}
+
+
+def test_an_offer_of_some_messages_puts_off_no_offer_of_the_others() -> None:
+    subject, neighbour, outside = with_one_outside()
+    first, second = (message_from("author", seqno=number) for number in range(2))
+    subject.hear(neighbour, first.encode())
+    subject.hear(neighbour, second.encode())
+    subject.hear(outside, ihave(second.id))
+    offered = told(subject.beat(), "ihave")
+    assert [list(each.ids) for each in offered[outside]] == [[first.id]]
+
+
+def test_a_peer_that_asked_for_a_message_is_not_offered_it_again() -> None:
+    subject, neighbour, outside = with_one_outside()
+    message = message_from("author")
+    subject.hear(neighbour, message.encode())
+    assert told(subject.beat(), "ihave").keys() == {outside}
+    subject.hear(outside, control(iwant=[{"ids": [message.id]}]))
+    assert told(subject.rest(20), "ihave") == {}
+
+
 def test_where_all_are_in_the_mesh_no_heartbeat_offers_anything() -> None:
     subject, peers = joined(4)
     assert len(subject.router.mesh(TOPIC)) == 4
