@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from p2pnode.ids import PeerId
 from p2pnode.protocols.crypto import Signer
-from p2pnode.protocols.events import Command, Fault, Received
+from p2pnode.protocols.events import Command, Fault
 from p2pnode.protocols.gossipsub.commands import (
     ACCEPT,
     Delivered,
@@ -260,7 +260,9 @@ class GossipService:
             elif type(value) is Fault:
                 on_fault(node, value)
 
-        self._world.mount(node, PROTOCOL, router, on_emit=emitted, size=len, carry=self._carry)
+        self._world.mount(
+            node, PROTOCOL, router, on_emit=emitted, size=len, carry=self._carry, receive=router.received
+        )
 
     def stopped(self, node: Node) -> None:
         """Its machine is gone."""
@@ -374,11 +376,10 @@ class Messages:
         published_at, hops = self._published[number]
         if node.number >= len(hops):  # it came later
             hops.extend([0] * (node.number + 1 - len(hops)))
-        handled = world.handled
-        if not isinstance(handled, Received):
+        if (sender := world.heard_from) is None:
             hops[node.number] = 1
             return
-        before = max(1, hops[world.by_peer[handled.peer].number])
+        before = max(1, hops[world.by_peer[sender].number])
         hops[node.number] = before + 1
         at_s = world.now if node.cpu is None else node.cpu.done_at()  # once it is checked
         delay_s = at_s - published_at

@@ -253,8 +253,8 @@ class GossipRouter:
         # By type, not by patterns: this runs for each message. Streams are the shell's: ``HalfClosed`` and
         # ``Closed`` say nothing here.
         if type(event) is Received:
-            self._received(event.peer, event.message, now)
-        elif type(event) is TimerFired:
+            return self.received(event.peer, event.message, now)
+        if type(event) is TimerFired:
             if event.key == FORWARD and self._forward_at is not None:
                 self._forward_at = None
                 self._forward_due(now)
@@ -263,6 +263,9 @@ class GossipRouter:
                 self._plan(now, offers=self._heartbeat(now))
         elif type(event) is Command:
             self._command(event.value, now)
+        return self._decided()
+
+    def _decided(self) -> Sequence[Effect]:
         if self._control:
             self._say(self._control)
             self._control = {}
@@ -434,23 +437,30 @@ class GossipRouter:
 
     # ---- what a peer sends
 
-    def _received(self, sender: PeerId, payload: bytes, now: float) -> None:
+    def received(self, sender: PeerId, payload: bytes, now: float) -> Sequence[Effect]:
+        """What ``handle`` does with ``Received``."""
         peer = self._peers.get(sender)
         if peer is None:
-            return
-        standing, size = peer.standing, len(payload)
-        self.counts["bytes"] += size
+            return ()
+        standing, counts, size = peer.standing, self.counts, len(payload)
+        counts["bytes"] += size
         if not standing.afford(size, now):
             self._flood(peer, now)
-            return
-        if self._blamed & peer.bit and self._is_graylisted(peer, now):
-            self.counts["graylisted"] += 1
-            return
-        known = self._whole.get(payload)
-        if known is not None and known.seen_until > now:
+        elif self._blamed & peer.bit and self._is_graylisted(peer, now):
+            counts["graylisted"] += 1
+        elif (known := self._whole.get(payload)) is not None and known.seen_until > now:
             standing.entries -= WHOLE_ENTRIES
-            self._duplicate(peer, known)
-            return
+            counts["duplicates"] += 1
+            known.have |= peer.bit
+            if known.forward_at is None or self._lacking(known):
+                return ()
+            self._drop_forward(known)
+        else:
+            self._read(peer, payload, now)
+        return self._decided()
+
+    def _read(self, peer: _Peer, payload: bytes, now: float) -> None:
+        standing, size = peer.standing, len(payload)
         try:
             rpc = self._decode(payload)
         except ProtocolError:

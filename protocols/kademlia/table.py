@@ -7,7 +7,6 @@ one. Source: Maymounkov and Mazières, "Kademlia", sections 2.2 and 2.4 and 4.1.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -184,25 +183,29 @@ def spread(
     ``occupied`` the places that origins have had before.
     """
     chosen: list[T] = []
-    left = list(candidates)
-    taken: Counter[str] = Counter(occupied or ())
-    told: Counter[str] = Counter(charged or ())
+    # Mostly the first ones are enough.
+    left: Iterable[tuple[T, str, Collection[str]]] = (
+        (each, origin(each), tellers(each)) for each in candidates
+    )
+    taken, told = dict(occupied or ()), dict(charged or ())
     allowed = 0
     while left and len(chosen) < count:
         allowed += 1
-        passed: list[T] = []
-        for each in left:
-            where = origin(each)
-            if taken[where] >= allowed:
-                passed.append(each)
+        passed = []
+        for candidate in left:  # a loop and no generators: it runs for each answer, over all candidates
+            each, where, named_by = candidate
+            if taken.get(where, 0) >= allowed:
+                passed.append(candidate)
                 continue
-            if named_by := tellers(each):
-                teller = next((by for by in named_by if told[by] < allowed), None)
-                if teller is None:
-                    passed.append(each)
+            for by in named_by:
+                if told.get(by, 0) < allowed:
+                    told[by] = told.get(by, 0) + 1
+                    break
+            else:
+                if named_by:
+                    passed.append(candidate)
                     continue
-                told[teller] += 1
-            taken[where] += 1
+            taken[where] = taken.get(where, 0) + 1
             chosen.append(each)
             if len(chosen) == count:
                 return chosen
