@@ -144,11 +144,10 @@ class Told(Rpc):
         self._size = control.size()
         self.publish = self.subscriptions = ()
         self.control = told = _ToldControl(control)
-        self.entries = 1 + 2 * len(told.graft) + 3 * len(told.prune) + len(told.iwant) + len(told.idontwant)
+        entries = 1 + 2 * len(told.graft) + 3 * len(told.prune) + len(told.iwant) + len(told.idontwant)
         for each in told.ihave:
-            self.entries += 2 + len(each.ids)
-        for each in (*told.iwant, *told.idontwant):
-            self.entries += len(each.ids)
+            entries += 2 + len(each.ids)
+        self.entries = entries + len(control.iwant) + len(control.idontwant)
 
     def __len__(self) -> int:
         return self._size

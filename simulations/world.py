@@ -76,10 +76,15 @@ class Service(Protocol):
 class Link:
     """One direction of a connection."""
 
-    __slots__ = ("back", "dialled", "is_open", "last_at", "latency_s", "receiver", "relayed", "sender")
+    __slots__ = (
+        "back", "dialled", "ear", "is_open", "last_at", "latency_s", "peer", "receiver", "relayed", "sender",
+    )  # fmt: skip
 
     def __init__(self, sender: Node, receiver: Node, latency_s: float, *, dialled: bool) -> None:
         self.sender, self.receiver, self.latency_s = sender, receiver, latency_s
+        self.peer = sender.peer
+        self.ear: Shell | None = None
+        """The receiver's shell that the last message without a stream was for; mostly the next is, too."""
         self.dialled = dialled
         """Whether the sender opened the connection."""
         self.relayed = False
@@ -131,6 +136,7 @@ class Shell:
 
     __slots__ = (
         "carry",
+        "cpu",
         "is_over",
         "machine",
         "node",
@@ -156,6 +162,7 @@ class Shell:
         receive: Receive | None = None,
     ) -> None:
         self.world, self.node, self.protocol, self.machine = world, node, protocol, machine
+        self.cpu = node.cpu
         self.receive: Receive = receive if receive is not None else self._received
         self.on_emit, self.size, self.carry = on_emit, size, carry
         self.timers: dict[str, int] = {}
@@ -390,6 +397,8 @@ class World:
         """Put a message of a shell on its way; without a stream, to the same protocol's shell over there."""
         self.sent += 1
         loop, sender = self.loop, link.sender
+        if sender.is_silent:
+            return
         at = loop.now if sender.cpu is None else sender.cpu.done_at()
         size = 0
         if self._counts_bytes:
@@ -423,26 +432,31 @@ class World:
             arrived(link, whither, message)
 
     def _arrived(self, link: Link, protocol: str, message: Any) -> None:
-        sender, node = link.sender, link.receiver
-        shell = node.shells.get(protocol)
-        if shell is None or not link.is_open or sender.is_silent:
+        # What is needed for a message stands in few objects: thousands of nodes don't fit into a processor's
+        # cache, and each object costs about as much as a call.
+        shell = link.ear
+        if shell is None or shell.protocol is not protocol:
+            shell = link.ear = link.receiver.shells.get(protocol)
+        if shell is None or shell.is_over or not link.is_open:
             self.lapsed += 1
-        elif node.cpu is None:
-            shell.hear(sender.peer, message)
+        elif shell.cpu is None:
+            peer = self.heard_from = link.peer
+            effects = shell.receive(peer, message, self.loop.now)
+            if effects:
+                shell.perform(effects)
         else:
-            node.cpu.run(self._message_s, shell.hear, sender.peer, message)
+            shell.cpu.run(self._message_s, shell.hear, link.peer, message)
 
     def _arrived_on(self, link: Link, stream: Stream, message: Any) -> None:
         """The same of a stream of its own."""
-        sender, node, shell = link.sender, link.receiver, stream.target
-        if not link.is_open or sender.is_silent:
+        if not link.is_open:
             self.lapsed += 1
             return
-        event = Received(sender.peer, stream.ref, message)
-        if node.cpu is None:
+        shell, event = stream.target, Received(link.peer, stream.ref, message)
+        if shell.cpu is None:
             shell.give(event)
         else:
-            node.cpu.run(self._message_s, shell.give, event)
+            shell.cpu.run(self._message_s, shell.give, event)
 
     # ---- connections
 

@@ -305,15 +305,18 @@ class Control:
         return _field(b"\x1a", b"".join(parts))
 
     def size(self) -> int:
-        """How many bytes :meth:`encode` makes, without making them. Ids have less than 512 bytes."""
-        body = sum(_field_size(_field_size(len(topic)) + _sizes(ids)) for topic, ids in self.ihave.items())
+        """How many bytes :meth:`encode` makes, without making them. Ids have at most ``ID_MAX`` bytes."""
+        body = 0
+        for topic, ids in self.ihave.items():
+            body += _field_size(_field_size(len(topic)) + _ids_size(ids))
         if self.iwant:
-            body += _field_size(_sizes(self.iwant))
-        body += sum(_field_size(_field_size(len(topic))) for topic in self.graft)
+            body += _field_size(_ids_size(self.iwant))
+        for topic in self.graft:
+            body += _field_size(_field_size(len(topic)))
         for topic, backoff in self.prune.items():
-            body += _field_size(_field_size(len(topic)) + 1 + _length_size(backoff))
+            body += _field_size(_field_size(len(topic)) + 1 + len(_length(backoff)))
         if self.idontwant:
-            body += _field_size(_sizes(self.idontwant))
+            body += _field_size(_ids_size(self.idontwant))
         return _field_size(body)
 
 
@@ -348,17 +351,12 @@ def _each(values: Iterable[bytes], tag: bytes) -> bytes:
     return b"".join([tag + _length(len(value)) + value for value in values])
 
 
-def _length_size(length: int) -> int:
-    return max(1, (length.bit_length() + 6) // 7)
-
-
 def _field_size(length: int) -> int:
-    return 1 + _length_size(length) + length
+    return 2 + length if length < 0x80 else 1 + len(_length(length)) + length  # noqa: PLR2004
 
 
-def _sizes(values: Iterable[bytes]) -> int:
-    return sum(map(_FIELD_SIZES.__getitem__, map(len, values)))
+def _ids_size(ids: Sequence[bytes]) -> int:
+    return sum(map(len, ids)) + 2 * len(ids)
 
 
-_FIELD_SIZES: Final = tuple(map(_field_size, range(512)))
 _SHORT: Final = tuple(bytes((length,)) for length in range(0x80))

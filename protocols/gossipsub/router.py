@@ -101,11 +101,15 @@ class Counts(dict[str, int]):
 
 
 class _Peer:
-    """What is known of one connected peer."""
+    """What is known of one connected peer.
+
+    Of bytes and of entries it has a token bucket each, kept as the time at which what it sent is paid: later
+    by one's cost for each, and never in the past. How far ahead that may be is the bucket's burst.
+    """
 
     __slots__ = (
-        "answered", "asked", "bit", "dialled", "early", "flooded_at", "group", "id", "idontwant", "offers",
-        "sends", "standing", "topics", "unwanted", "window",
+        "answered", "asked", "bit", "bytes_at", "dialled", "early", "entries_at", "flooded_at", "group", "id",
+        "idontwant", "offers", "sends", "standing", "topics", "unwanted", "window",
     )  # fmt: skip
 
     def __init__(self, up: PeerUp, standing: Standing, bit: int) -> None:
@@ -120,7 +124,7 @@ class _Peer:
         self.window = -1
         """The heartbeat that the three counts below belong to."""
         self.offers = self.asked = self.answered = 0
-        self.flooded_at = -1e9
+        self.flooded_at = self.bytes_at = self.entries_at = -1e9
         self.renew(up)
 
     def renew(self, up: PeerUp) -> None:
@@ -201,13 +205,27 @@ class GossipRouter:
         self._must_beat_at: float | None = None
         """When it has something to do besides offering messages and forgetting them."""
         self._opportunity_at = self._sweep_at = 0.0
-        self.counts = Counts()
+        self._counts = Counts()
+        self._bytes = self._copies = 0
+        """The two counts that grow with each message."""
+        # Allowances: see ``_Peer``. What is left of one is less than 1 when it is paid later than this.
+        self._byte_s, self._entry_s = 1 / limits.bytes_per_s, 1 / limits.entries_per_s
+        self._bytes_ahead_s = (limits.bytes_burst - 1) / limits.bytes_per_s
+        self._entries_ahead_s = (limits.entries_burst - 1) / limits.entries_per_s
+
+    # ---- what the role asks
+
+    @property
+    def counts(self) -> Counts:
         """What was done since the start; ``entries`` and ``checks`` are the work that peers caused.
 
         Under ``sent.`` stand messages, IWANT by RPCs, and IHAVE, GRAFT and PRUNE by topics.
         """
-
-    # ---- what the role asks
+        found = Counts(self._counts)
+        for name, count in (("bytes", self._bytes), ("duplicates", self._copies)):
+            if count:
+                found[name] = count
+        return found
 
     def topic_peers(self, topic: str) -> tuple[PeerId, ...]:
         """The peers that said they are on a topic, sorted."""
@@ -283,9 +301,9 @@ class GossipRouter:
     def _count_sent(self, control: Control) -> None:
         for name, entries in (("ihave", control.ihave), ("graft", control.graft), ("prune", control.prune)):
             if entries:
-                self.counts[f"sent.{name}"] += len(entries)
+                self._counts[f"sent.{name}"] += len(entries)
         if control.iwant:
-            self.counts["sent.iwant"] += 1
+            self._counts["sent.iwant"] += 1
 
     def _tell(self, peer: PeerId) -> Control:
         control = self._control.get(peer)
@@ -295,7 +313,7 @@ class GossipRouter:
 
     def _fault(self, peer: _Peer, name: FaultName, now: float) -> None:
         """Something that an honest peer doesn't do, or hardly ever: it costs the peer its score as well."""
-        self.counts[f"fault.{name}"] += 1
+        self._counts[f"fault.{name}"] += 1
         self._blamed |= peer.bit
         if name == "refused":
             peer.standing.invalid(now)
@@ -412,13 +430,13 @@ class GossipRouter:
         joined = self._topics.get(topic)
         verdict = ACCEPT if joined is None else joined.validator(self._peer, data)
         if verdict.kind != "accept":
-            self.counts["refused_own"] += 1
+            self._counts["refused_own"] += 1
             return
         self._seqno = (self._seqno + 1) % _SEQNO_MAX
         seqno = self._seqno.to_bytes(SEQNO_BYTES, "big")
         signature = self._sign(signed_bytes(self._raw_peer, data, seqno, topic))
         message = Message(author=self._raw_peer, seqno=seqno, topic=topic, data=data, signature=signature)
-        self.counts["published"] += 1
+        self._counts["published"] += 1
         self._seen.add(message.id, now)
         if verdict.key is not None:
             self._said.add((topic, verdict.key), now)
@@ -442,15 +460,21 @@ class GossipRouter:
         peer = self._peers.get(sender)
         if peer is None:
             return ()
-        standing, counts, size = peer.standing, self.counts, len(payload)
-        counts["bytes"] += size
-        if not standing.afford(size, now):
+        size = len(payload)
+        self._bytes += size
+        bytes_at, entries_at = peer.bytes_at, peer.entries_at
+        peer.bytes_at = bytes_at = (max(now, bytes_at)) + size * self._byte_s
+        entries_at = max(entries_at, now)
+        # One entry is for the RPC itself: one of no bytes is work, too.
+        peer.entries_at = entries_at + self._entry_s
+        if bytes_at > now + self._bytes_ahead_s or entries_at > now + self._entries_ahead_s:
+            peer.entries_at = entries_at
             self._flood(peer, now)
         elif self._blamed & peer.bit and self._is_graylisted(peer, now):
-            counts["graylisted"] += 1
+            self._counts["graylisted"] += 1
         elif (known := self._whole.get(payload)) is not None and known.seen_until > now:
-            standing.entries -= WHOLE_ENTRIES
-            counts["duplicates"] += 1
+            peer.entries_at += WHOLE_ENTRIES * self._entry_s
+            self._copies += 1
             known.have |= peer.bit
             if known.forward_at is None or self._lacking(known):
                 return ()
@@ -460,18 +484,19 @@ class GossipRouter:
         return self._decided()
 
     def _read(self, peer: _Peer, payload: bytes, now: float) -> None:
-        standing, size = peer.standing, len(payload)
+        size = len(payload)
         try:
             rpc = self._decode(payload)
         except ProtocolError:
-            standing.entries -= min(size // 2, ENTRIES_MAX)
+            peer.entries_at += min(size // 2, ENTRIES_MAX) * self._entry_s
             self._fault(peer, "malformed", now)
             return
-        standing.entries -= rpc.entries
-        self.counts["entries"] += rpc.entries
+        peer.entries_at += rpc.entries * self._entry_s
+        self._counts["entries"] += rpc.entries
         most = self._parameters.entries_per_list
-        for change in islice(rpc.subscriptions, most):
-            self._subscription(peer, change.topic, now, on=change.subscribe)
+        if rpc.subscriptions:
+            for change in islice(rpc.subscriptions, most):
+                self._subscription(peer, change.topic, now, on=change.subscribe)
         if rpc.publish:
             accepted = [kept for sent in rpc.publish if (kept := self._sent(peer, sent, now)) is not None]
             if accepted and rpc.is_one_message and size <= WHOLE_BYTES_MAX:
@@ -481,8 +506,10 @@ class GossipRouter:
                 self._heed_grafts(peer, [each.topic for each in islice(control.graft, most)], now)
             if control.prune:
                 self._heed_prunes(peer, islice(control.prune, most), now)
-            self._heed_offers(peer, control.ihave, now)
-            self._heed_wants(peer, control.iwant, now)
+            if control.ihave:
+                self._heed_offers(peer, control.ihave, now)
+            if control.iwant:
+                self._heed_wants(peer, control.iwant, now)
             if control.idontwant:
                 self._heed_unwanted(peer, control.idontwant, now)
 
@@ -493,7 +520,7 @@ class GossipRouter:
         self._whole[payload] = kept
 
     def _flood(self, peer: _Peer, now: float) -> None:
-        self.counts["dropped"] += 1
+        self._counts["dropped"] += 1
         if now - peer.flooded_at >= self._parameters.heartbeat_s:
             peer.flooded_at = now
             self._fault(peer, "flood", now)
@@ -545,13 +572,13 @@ class GossipRouter:
         topics = sent.topics
         joined = self._topics.get(topics[0]) if topics else None
         if joined is None and len(topics) < 2:  # noqa: PLR2004  of more, one may be ours
-            self.counts["off_topic"] += 1
+            self._counts["off_topic"] += 1
             return None
         if sent.id is not None and self._seen.has(sent.id, now):
             self._duplicate(peer, self._cache.get(sent.id) or self._forwards.get(sent.id))
             return None
         if peer.standing.muted(now) or not peer.standing.checks.take(now):
-            self.counts["unchecked"] += 1
+            self._counts["unchecked"] += 1
             return None
         try:
             message = sent.message()
@@ -562,7 +589,7 @@ class GossipRouter:
         return self._judge(peer, joined, message, now) if joined is not None else None
 
     def _duplicate(self, peer: _Peer, kept: Kept | None) -> None:
-        self.counts["duplicates"] += 1
+        self._copies += 1
         if kept is not None:
             kept.have |= peer.bit
             if kept.forward_at is not None and not self._lacking(kept):
@@ -572,9 +599,9 @@ class GossipRouter:
         """What is kept of a message on a topic of ours, where it is accepted."""
         public_key = public_key_in(message.author)
         if public_key is None or message.author == self._raw_peer or not key_fits(message, public_key):
-            self.counts["ignored"] += 1  # implementations differ here: nobody is charged for it
+            self._counts["ignored"] += 1  # implementations differ here: nobody is charged for it
             return None
-        self.counts["checks"] += 1
+        self._counts["checks"] += 1
         if not self._check(public_key, message.signed(), message.signature):
             self._fault(peer, "refused", now)
             return None
@@ -590,11 +617,11 @@ class GossipRouter:
         if verdict.kind == "reject":
             self._fault(peer, "refused", now)
         elif verdict.kind == "ignore":
-            self.counts["ignored"] += 1
+            self._counts["ignored"] += 1
         elif self._is_news(peer, message.topic, verdict.key, now):
             peer.standing.checks.spend(-1)  # only what came to nothing counts
             peer.standing.first(now)
-            self.counts["delivered"] += 1
+            self._counts["delivered"] += 1
             kept = self._keep(message, now)
             kept.have = peer.bit
             if (at_author := self._peers.get(author)) is not None:
@@ -614,7 +641,7 @@ class GossipRouter:
         if len(brought) < BROUGHT_MAX or peer.id in brought:
             brought[peer.id] += 1
         if not news:
-            self.counts["replays"] += 1
+            self._counts["replays"] += 1
             if brought[peer.id] >= REPLAYS_FROM:
                 self._fault(peer, "replay", now)
         self._brought.put(key, brought)
@@ -635,7 +662,7 @@ class GossipRouter:
         found = [peer for peer in receivers if peer.sends and (small or kept.id not in (peer.unwanted or ()))]
         if found:
             payload = message.encode()
-            self.counts["sent.messages"] += len(found)
+            self._counts["sent.messages"] += len(found)
             for peer in found:
                 kept.have |= peer.bit
                 self._effects.append(Send(peer.id, 0, payload))
@@ -713,7 +740,7 @@ class GossipRouter:
                 joined.take_in(peer)
                 peer.standing.grafted(now)
                 continue
-            peer.standing.entries -= limits.refused_graft_entries
+            peer.entries_at = max(peer.entries_at, now) + limits.refused_graft_entries * self._entry_s
             self._back_off(peer, topic, now, limits.prune_backoff_s)
             self._tell(peer.id).prune[topic] = limits.prune_backoff_s
         if too_early:  # once, for however many topics: a node that starts anew knows of no back-off
@@ -753,7 +780,7 @@ class GossipRouter:
         peer.count_in(int(now / limits.heartbeat_s))
         peer.offers += 1
         if peer.offers > limits.offers_per_heartbeat:
-            self.counts["offers_ignored"] += 1
+            self._counts["offers_ignored"] += 1
             return
         ids = [
             each
@@ -788,15 +815,15 @@ class GossipRouter:
         found: list[Message] = []
         for message_id in dict.fromkeys(islice(ids, limits.wants_per_rpc)):
             if peer.answered >= limits.answer_bytes_per_heartbeat:
-                self.counts["wants_ignored"] += 1
+                self._counts["wants_ignored"] += 1
                 break
             message = self._cache.serve(message_id, peer.bit, now)
             if message is not None:
                 peer.answered += message.size
                 found.append(message)
         if found:
-            self.counts["served"] += len(found)
-            self.counts["sent.messages"] += len(found)
+            self._counts["served"] += len(found)
+            self._counts["sent.messages"] += len(found)
             self._effects.append(Send(peer.id, 0, encode_publish(found)))
 
     def _heed_unwanted(self, peer: _Peer, unwanted: Sequence[Any], now: float) -> None:
@@ -906,7 +933,7 @@ class GossipRouter:
 
     def _heartbeat(self, now: float) -> bool:
         """Whether messages are to be offered at the next one, too."""
-        self.counts["heartbeats"] += 1
+        self._counts["heartbeats"] += 1
         for peer_id in self._promises.broken(now):
             if (peer := self._peers.get(peer_id)) is not None:
                 self._fault(peer, "promise", now)

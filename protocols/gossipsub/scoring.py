@@ -63,11 +63,11 @@ class Record:
 
 
 class Standing:
-    """One connected peer's score and allowances."""
+    """One connected peer's score, and its allowance of checks."""
 
     __slots__ = (
-        "_at", "_bytes", "_first", "_mesh_since", "_meshes", "_parameters", "_refused", "_refused_since",
-        "_score", "checks", "entries", "record",
+        "_first", "_mesh_since", "_meshes", "_parameters", "_refused", "_refused_since", "_score", "checks",
+        "record",
     )  # fmt: skip
 
     def __init__(self, parameters: Parameters, record: Record | None = None) -> None:
@@ -77,31 +77,8 @@ class Standing:
         self._first = Decaying(score.half_life_s)
         self._mesh_since: float | None = None
         self._meshes = 0
-        self._bytes, self.entries = parameters.bytes_burst, parameters.entries_burst
-        """What is left of two allowances. What is spent of ``entries`` may be a debt."""
-        self._at = 0.0
         self.checks = TokenBucket(parameters.checks_per_s, parameters.checks_burst)
         self._refused, self._refused_since = 0, 0.0
-
-    def afford(self, size: int, now: float) -> bool:
-        """Pay for an RPC of so many bytes and one entry; false where an allowance is used up.
-
-        Two token buckets in one, as this runs for each message.
-        """
-        left, passed_s = self._bytes - size, now - self._at
-        self._at = now
-        if passed_s > 0:
-            limits = self._parameters
-            left += passed_s * limits.bytes_per_s
-            if left > limits.bytes_burst:  # noqa: PLR1730
-                left = limits.bytes_burst
-            entries = self.entries + passed_s * limits.entries_per_s
-            self.entries = entries if entries < limits.entries_burst else limits.entries_burst  # noqa: FURB136
-        self._bytes = left
-        if left < 1 or self.entries < 1:
-            return False
-        self.entries -= 1
-        return True
 
     def score(self, now: float) -> float:
         """Its score: above 0 for who serves us well, below for who misbehaves."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from p2pnode.simulations.event_loop import EventLoop
 
@@ -37,3 +39,29 @@ def test_an_action_that_fails_leaves_the_time_and_the_count_as_they_are() -> Non
     assert (loop.now, loop.done, len(loop)) == (1.0, 1, 1)
     loop.run_until(5.0)
     assert (loop.now, loop.done, len(loop)) == (5.0, 2, 0)
+
+
+@given(st.lists(st.tuples(st.floats(0, 3), st.lists(st.floats(0, 0.004), max_size=3)), max_size=40))
+def test_the_order_is_that_of_time_and_then_of_asking_however_close_together(
+    asked: list[tuple[float, list[float]]],
+) -> None:
+    loop = EventLoop()
+    ran: list[tuple[float, int]] = []
+    expected: list[tuple[float, int]] = []
+
+    def act(when: float, number: int, later: list[float]) -> None:
+        assert loop.now == when
+        ran.append((when, number))
+        for seconds in later:
+            ask(loop.now + seconds, [])
+
+    def ask(when: float, later: list[float]) -> None:
+        expected.append((when, len(expected)))
+        loop.at(when, act, when, len(expected) - 1, later)
+
+    for when, later in asked:
+        ask(when, later)
+    for end in (0.5, 0.5, 1.2345, 4.0):
+        loop.run_until(end)
+    assert ran == sorted(expected)
+    assert (len(loop), loop.done) == (0, len(expected))

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pnode.errors import ProtocolError
-from p2pnode.protocols.gossipsub.messages import Control, Rpc, decode_rpc
+from p2pnode.protocols.gossipsub.messages import ID_MAX, Control, Rpc, decode_rpc
 from p2pnode.simulations.gossip import SharedCodec
 from tests.protocols.gossipsub.mesh import message_from, subscription
 
 TOPICS = st.binary(min_size=1, max_size=200)
-IDS = st.lists(st.binary(min_size=1, max_size=200), min_size=1, max_size=4)
+IDS = st.lists(st.binary(min_size=1, max_size=ID_MAX), min_size=1, max_size=4)
 
 
 def told(rpc: Rpc) -> dict[str, Any]:
