@@ -16,6 +16,7 @@ from p2pnode.simulations.links import REGIONS
 from p2pnode.simulations.market.market import MarketService
 from p2pnode.simulations.recorder import Recorder
 from p2pnode.simulations.scenario import Scenario
+from p2pnode.simulations.topic import TopicService
 from p2pnode.simulations.world import Node, World, connect_at_random
 
 _DIAL_S: Final = 5.0
@@ -31,6 +32,9 @@ class Experiment:
         self._presence = Presence(self.world)
         self.messages = Messages(self.world, scenario.gossip) if scenario.gossip is not None else None
         self.lookups = Lookups(self.world, scenario.dht) if scenario.dht is not None else None
+        self.topic = (
+            TopicService(self.world, scenario.topic, recorder) if scenario.topic is not None else None
+        )
         self.market: MarketService | None = None
         if scenario.market is not None:
             self.market = MarketService(self.world, scenario.market, recorder=recorder)
@@ -44,6 +48,10 @@ class Experiment:
             self.messages.start(nodes, scenario.warmup_s, scenario.duration_s)
         if self.lookups is not None:
             self.lookups.start(nodes, max(_DIAL_S, scenario.warmup_s), scenario.duration_s)
+        if self.topic is not None:
+            connect_at_random(self.world, nodes, self.topic.parameters.dials)
+            self.topic.begin(nodes)
+            hosts = [node for node in nodes if not self.topic.listens(node)]
         if scenario.churn is not None:
             schedule_churn(
                 self.world, scenario.churn, hosts=hosts, clients=clients, until_s=scenario.duration_s
@@ -98,8 +106,9 @@ class Experiment:
                 "bytes_received": counts["bytes"],
                 "mesh": router.held()["mesh"] if router is not None else 0,
             }
-        if self.market is not None:
-            columns |= self.market.columns_of(node)
+        for part in (self.market, self.topic):
+            if part is not None:
+                columns |= part.columns_of(node)
         return columns
 
 

@@ -258,7 +258,9 @@ def _nodes(tables: Tables, _span: _Span, figures: Figures, curves: Curves) -> No
     if any(loads):
         curves["cpu_load"] = _cdf("Load", "share of a processor", loads)
     if known:
-        curves["hosts_known"] = _cdf("Three verified hosts known", "seconds after the start", known)
+        curves["hosts_known"] = _cdf(
+            "Three verified hosts known", "seconds after the first search began", known
+        )
     if figures["income_gini"] is not None:
         curves["income"] = _lorenz(hosts)
 

@@ -42,6 +42,8 @@ class Axes:
     x_names: Sequence[str] = ()
     y_from_zero: bool = True
     y_most: float | None = None
+    x_by_decades: bool = False
+    """Whether x is on a logarithmic axis; all of it is above 0 then."""
 
 
 def line_plot(series: Sequence[Series], axes: Axes, *, points: bool = False) -> str:
@@ -87,7 +89,10 @@ class _Frame:
             0.0,
             1.0,
         ]
-        self.x_ticks = _ticks(min(xs), max(xs)) if not axes.x_names else []
+        self.x_ticks = [] if axes.x_names else _ticks(min(xs), max(xs))
+        if axes.x_by_decades:
+            first, last = math.floor(math.log10(min(xs))), math.ceil(math.log10(max(xs)))
+            self.x_ticks = [10.0**place for place in range(first, last + 1)]
         low = min(0.0, *ys) if axes.y_from_zero else min(ys)
         self.y_ticks = _ticks(low, max(ys) if axes.y_most is None else axes.y_most)
         self.x_low, self.x_high = min(xs) - margin, max(xs) + margin
@@ -96,7 +101,10 @@ class _Frame:
         self.y_low, self.y_high = min(low, self.y_ticks[0]), max(*ys, self.y_ticks[-1])
 
     def x(self, value: float) -> float:
-        share = (value - self.x_low) / (self.x_high - self.x_low)
+        low, high = self.x_low, self.x_high
+        if self.axes.x_by_decades:
+            value, low, high = math.log10(value), math.log10(low), math.log10(high)
+        share = (value - low) / (high - low)
         return _LEFT + share * (WIDTH - _LEFT - _RIGHT)
 
     def y(self, value: float) -> float:

@@ -45,7 +45,7 @@ TABLES: Final[Mapping[str, Mapping[str, Kind]]] = {
         "at_s": "float", "kind": "str", "payer": "int", "payee": "int", "amount": "int", "fee": "int",
         "total": "int",
     },
-    # One row a node, at the end. `hosts_known_s`: seconds from its start to three verified hosts.
+    # One row a node, at the end. `hosts_known_s`: seconds from its first search to three verified hosts.
     "nodes": {
         "node": "int", "role": "str", "region": "str", "nat": "str", "joined_at_s": "float",
         "online_s": "float", "starts": "int", "published": "int", "delivered": "int", "duplicates": "int",

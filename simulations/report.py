@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 _GROUPS_SHOWN: Final = len(COLOURS)
+_DECADES_FROM: Final = 30
+"""So many times as much is shown on a logarithmic axis."""
 _OVER_A_PARAMETER: Final = (
     "reliability",
     "latency_p95_s",
@@ -28,6 +30,11 @@ _OVER_A_PARAMETER: Final = (
     "lookup_hops_mean",
     "lookup_success",
     "hosts_known_p50_s",
+    "hosts_known_p95_s",
+    "adverts_published_per_s_mean",
+    "adverts_taken_per_s_mean",
+    "hosts_in_book_share_mean",
+    "book_honest_share_mean",
     "first_token_within_2s",
     "session_success",
     "first_token_p50_s",
@@ -188,11 +195,17 @@ def _over_parameter(groups: Sequence[Group]) -> list[_Plot]:
         estimates = [group.figure(name) for group in groups]
         if any(each is not None for each in estimates):
             series = _series("", places, estimates)
-            axes = Axes(key, name.replace("_", " "), [] if by_number else [str(each) for each in values])
+            names = [] if by_number else [str(each) for each in values]
+            axes = Axes(key, name.replace("_", " "), names, x_by_decades=by_number and _by_decades(places))
             found.append(
                 _Plot(f"{name.replace('_', ' ')} over {key}", line_plot([series], axes, points=True))
             )
     return found
+
+
+def _by_decades(values: Sequence[float]) -> bool:
+    """Whether the least of these would be at one place with the next ones on an axis with equal steps."""
+    return min(values) > 0 and max(values) >= _DECADES_FROM * min(values)
 
 
 def _series(label: str, x: Sequence[float], estimates: Sequence[Estimate | None]) -> Series:

@@ -26,6 +26,7 @@ from p2pnode.simulations.market.market import Market
 from p2pnode.simulations.nat import Nat
 from p2pnode.simulations.parameters import require_not_negative, require_positive
 from p2pnode.simulations.records import as_mapping, changes, read_record, typed, with_values
+from p2pnode.simulations.topic import Topic
 
 LIBRARY: Final = Path(__file__).parent / "library"
 NODES_MAX: Final = 1_000_000
@@ -51,6 +52,8 @@ class Scenario:
     dht: Dht | None = None
     market: Market | None = None
     """Its hosts and clients are nodes of the run: ``nodes`` is how many they are in all."""
+    topic: Topic | None = None
+    """Adverts alone: all nodes are hosts of one model."""
     churn: Churn | None = None
     faults: tuple[Fault, ...] = ()
 
@@ -75,7 +78,11 @@ class Scenario:
 
     def _check_against_nodes(self) -> None:
         """What has to be fewer than the nodes."""
+        if self.topic is not None and (self.market is not None or self.gossip is not None):
+            msg = "topic is there beside market or gossip: adverts alone are a run of their own, take one out"
+            raise ValueError(msg)
         asked = {
+            "topic.dials": self.topic.dials if self.topic else 0,
             "gossip.dials": self.gossip.dials if self.gossip else 0,
             "dht.contacts": self.dht.contacts if self.dht else 0,
         }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from p2pnode.chain.ledger import Domains
 from p2pnode.errors import ProtocolError
@@ -38,9 +38,9 @@ from p2pnode.protocols.adverts.signatures import (
 )
 from p2pnode.protocols.crypto import public_key_of
 from p2pnode.protocols.events import Received, Send
+from p2pnode.protocols.gossipsub.commands import Validator
 from p2pnode.protocols.wire import encode
 from p2pnode.shares import Origin, origin_of
-from p2pnode.simulations.gossip import GossipService
 from p2pnode.simulations.keys import Keys
 from p2pnode.simulations.market.ledger import EPOCH_S
 from p2pnode.simulations.signatures import check, sign_with
@@ -81,6 +81,18 @@ def shared_checks(keys: Keys) -> AdvertChecks:
     )
 
 
+class Spread(Protocol):
+    """What carries adverts from node to node, as ``GossipService`` does."""
+
+    def join(self, node: Node, topic: str, validator: Validator, /) -> None:
+        """The node takes part in a topic."""
+        ...
+
+    def publish(self, node: Node, topic: str, data: bytes, /) -> object:
+        """Send an advert of the node's own."""
+        ...
+
+
 class NodeAdverts:
     """Adverts at one node, from a start to its end."""
 
@@ -90,7 +102,7 @@ class NodeAdverts:
         node: Node,
         checks: AdvertChecks,
         *,
-        gossip: GossipService | None,
+        gossip: Spread | None,
         on_believed: Callable[[Node, Advert | None, Advert], None],
         book_max: int = DEFAULT_LIMITS.book_max,
         start: int = 0,
@@ -235,13 +247,15 @@ class NodeAdverts:
         self._world.ask(self._node, other, PROTOCOL, GetAdvert(peer=peer), answered, deadline_s=deadline_s)
 
 
-def bound(keys: Keys, node: Node, wallet: bytes, receipt_key: bytes, domains: Domains) -> Binding:
-    """A wallet's word for a node, as it is at the start of a run."""
+def bound(
+    keys: Keys, peer: PeerId, wallet: bytes, receipt_key: bytes, domains: Domains | None = None
+) -> Binding:
+    """A wallet's word for a peer, as it is at the start of a run; without ``domains`` there is no chain."""
     terms = BindingTerms(
         receipt_key=receipt_key,
-        chain_id=domains.chain_id,
-        node_registry=domains.node_registry,
+        chain_id=domains.chain_id if domains is not None else 0,
+        node_registry=domains.node_registry if domains is not None else bytes(20),
         seq=1,
         expires_at=EPOCH_S + _BINDING_S,
     )
-    return bind(node.peer, wallet, terms, keys.signer(wallet))
+    return bind(peer, wallet, terms, keys.signer(wallet))

@@ -241,7 +241,7 @@ def _sybil(market: StruckMarket, maker: Node, number: int) -> Node:
     adverts.follow(model)
     adverts.update(
         Announcement(
-            binding=bound(market.keys, node, wallet, wallet, domains),
+            binding=bound(market.keys, node.peer, wallet, wallet, domains),
             addresses=(Address(multiaddr=f"/ip4/{node.ip}/tcp/4001"),),
             offers=(Offer(model=model, n_ctx=8192, price_in=1, price_out=1),),
             load=Load(slots=8),

@@ -65,6 +65,7 @@ _VALID_S: Final = 450
 _SAVED_MAX: Final = 64
 _SAVED_TRIED: Final = 8
 _REDELIVER_S: Final = 60.0
+_HOSTS_WANTED: Final = 3
 _REDELIVERIES_AT_ONCE: Final = 4
 
 
@@ -250,6 +251,18 @@ class Client:
     def met(self, peer: PeerId) -> None:
         """A peer answered."""
         self.disk.met.put(peer, None)
+
+    def searches(self) -> None:
+        """A search for hosts begins."""
+        if math.isnan(self.profile.searched_at):
+            self.profile.searched_at = self.now
+
+    def verified(self, peer: PeerId) -> None:
+        """A host was asked for its advert, and that holds."""
+        profile = self.profile
+        profile.verified.add(peer)
+        if math.isnan(profile.hosts_known_s) and len(profile.verified) >= _HOSTS_WANTED:
+            profile.hosts_known_s = self.now - profile.searched_at
 
     def join(
         self, machine: ClientSession, on_emit: Callable[[Any], None], host: OpenHost, link: Link
@@ -630,3 +643,9 @@ class ClientProfile:
     bootstrap: tuple[Node, ...]
     has_tokenizer: bool
     disk: ClientDisk = field(default_factory=ClientDisk)
+    verified: set[PeerId] = field(default_factory=set)
+    """Hosts that answered with an advert that holds."""
+    searched_at: float = math.nan
+    """When its first search began."""
+    hosts_known_s: float = math.nan
+    """From then until there were three of them."""

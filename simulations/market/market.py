@@ -232,7 +232,7 @@ class MarketService:
             model=self.models[len(self.host_nodes) % len(self.models)],
             wallet=wallet,
             receipt_key=receipt_key,
-            binding=bound(self.keys, node, wallet, receipt_key, self.chain.domains),
+            binding=bound(self.keys, node.peer, wallet, receipt_key, self.chain.domains),
             prices=first_prices(economy, random),
             owner=Owner(self.world.now),
             make_engine=engine,
@@ -571,4 +571,5 @@ class MarketService:
         elif (client := self.client_profiles.get(node.number)) is not None:
             spent = sum(each.cost for each in client.disk.bought.values())
             found |= {"role": "client", "spent": spent, "starts": client.disk.starts}
+            found["hosts_known_s"] = client.hosts_known_s
         return found

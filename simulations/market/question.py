@@ -110,6 +110,14 @@ class Asker(SessionOwner, Protocol):
         """A peer answered."""
         ...
 
+    def searches(self) -> None:
+        """A search for hosts begins."""
+        ...
+
+    def verified(self, peer: PeerId) -> None:
+        """A host was asked for its advert, and that holds."""
+        ...
+
     def sessions_of(self, peer: PeerId, model: ModelId) -> list[Session]:
         """Those that are not over."""
         ...
@@ -485,6 +493,7 @@ class Lookup:
     def begin(self) -> None:
         """Ask the book, the first peers, and those that they know of."""
         client, shell = self._client, self._shell
+        client.searches()
         shell.perform(self._search.start(client.now))
         limits = client.market.limits
         for entry in client.adverts.book.sample(limits.dials_per_lookup, client.wall(), self._model):
@@ -538,6 +547,7 @@ class Lookup:
                 client.adverts.fetch(other, peer, limits.dial_deadline_s, answered)
             case Found(advert=advert):
                 self._found += 1
+                client.verified(advert.peer)
                 client.later(self._on_found, advert)
             case Exhausted(failures=failures):
                 self.failures = failures

@@ -32,5 +32,8 @@ def small(scenario: Scenario) -> Scenario:
         market = replace(
             market, clients=replace(market.clients, conversations_per_hour=240.0, turns_mean=1.0)
         )
-    brief = replace(scenario, warmup_s=0.0, cooldown_s=0.0, faults=faults, market=market)
+    topic = scenario.topic
+    if topic is not None:
+        topic = replace(topic, start_s=2.0, sybil_at_s=topic.sybil_at_s * shorter)
+    brief = replace(scenario, warmup_s=0.0, cooldown_s=0.0, faults=faults, market=market, topic=topic)
     return with_size(replace(brief, duration_s=10.0), nodes=12)

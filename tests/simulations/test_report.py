@@ -143,3 +143,18 @@ def test_ticks_are_round_numbers_around_the_values() -> None:
 )
 def test_numbers_have_few_digits(value: float, text: str) -> None:
     assert number_text(value) == text
+
+
+def test_points_that_are_decades_apart_are_on_a_logarithmic_axis() -> None:
+    places = (100.0, 1000.0, 10_000.0)
+    plot = ET.fromstring(
+        line_plot([Series("", places, (1, 2, 3))], Axes("x", "y", x_by_decades=True), points=True)
+    )
+    xs = [float(each.get("cx", "")) for each in plot.iter("circle")]
+    assert len(xs) == 3
+    assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1])
+    assert {"100", "1,000", "10,000"} <= {each.text for each in plot.iter("text")}
+    groups = [Group(f"nodes = {nodes}", [one()], {"nodes": nodes}) for nodes in (100, 1000, 10_000)]
+    over = plots(report_html(ABOUT, groups))[0]
+    xs = [float(each.get("cx", "")) for each in over.iter("circle")]
+    assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,8 @@ from p2pnode.simulations.market.client import Clients
 from p2pnode.simulations.market.economy import Economy
 from p2pnode.simulations.market.host import Hosts
 from p2pnode.simulations.market.market import Market, MarketService
+from p2pnode.simulations.runs import run
+from p2pnode.simulations.scenario import load, with_size
 from tests.simulations.market.stage import BUSY, market
 
 
@@ -178,3 +182,23 @@ def test_a_market_is_scaled_with_its_shares() -> None:
         Market().scaled(1)
     with pytest.raises(ValueError, match="bootstrap"):
         Hosts(count=2, bootstrap=3)
+
+
+@pytest.mark.parametrize("nodes", [20, pytest.param(60, marks=pytest.mark.long)])
+def test_a_client_knows_three_hosts_within_seconds_of_its_first_search(nodes: int) -> None:
+    scenario = replace(with_size(load("three-hosts"), nodes=nodes, duration_s=40.0), warmup_s=0.0)
+    result = run(scenario)
+    table = result.recorder.tables["nodes"]
+    clients = [
+        seconds
+        for role, seconds in zip(table["role"], table["hosts_known_s"].values, strict=True)
+        if role == "client"
+    ]
+    known = [each for each in clients if not math.isnan(each)]
+    assert len(clients) / 3 <= len(known) < len(clients)  # the others asked nothing yet
+    assert all(seconds > 0.01 for seconds in known)  # more than one round trip to the nearest
+    figures = result.figures
+    assert figures["hosts_known_p50_s"] is not None
+    assert figures["hosts_known_p50_s"] < 2
+    assert figures["hosts_known_p95_s"] is not None
+    assert figures["hosts_known_p95_s"] < 5
