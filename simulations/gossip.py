@@ -119,20 +119,25 @@ class _SharedControl:
 
 
 class _ToldControl:
-    """The same, of what a machine tells."""
+    """The same, of what a machine tells. Mostly that is one thing of these five."""
 
-    __slots__ = ("graft", "idontwant", "ihave", "iwant", "prune")
+    graft: Sequence[_Listed] = ()
+    prune: Sequence[_Listed] = ()
+    ihave: Sequence[_Listed] = ()
+    iwant: Sequence[_Listed] = ()
+    idontwant: Sequence[_Listed] = ()
 
     def __init__(self, control: Control) -> None:
-        self.graft = [_Listed(topic) for topic in control.graft] if control.graft else ()
-        self.prune = (
-            [_Listed(topic, backoff=backoff) for topic, backoff in control.prune.items()]
-            if control.prune
-            else ()
-        )
-        self.ihave = [_Listed(topic, ids) for topic, ids in control.ihave.items()] if control.ihave else ()
-        self.iwant = (_Listed(b"", control.iwant),) if control.iwant else ()
-        self.idontwant = (_Listed(b"", control.idontwant),) if control.idontwant else ()
+        if control.ihave:
+            self.ihave = [_Listed(topic, ids) for topic, ids in control.ihave.items()]
+        if control.graft:
+            self.graft = [_Listed(topic) for topic in control.graft]
+        if control.prune:
+            self.prune = [_Listed(topic, backoff=backoff) for topic, backoff in control.prune.items()]
+        if control.iwant:
+            self.iwant = (_Listed(b"", control.iwant),)
+        if control.idontwant:
+            self.idontwant = (_Listed(b"", control.idontwant),)
 
 
 class Told(Rpc):

@@ -6,7 +6,7 @@ machine's clock.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Final, Generic, TypeVar
 
 from p2pnode.ids import PeerId
@@ -158,14 +158,12 @@ class MessageCache:
             each.reverse()
         return found
 
-    def newest_offered(self, now: float, most: int) -> list[Kept]:
-        """The newest of what is offered now, at most so many; the newest first."""
-        found: list[Kept] = []
+    def newest_offered(self, now: float) -> Iterator[Kept]:
+        """What is offered now, the newest first."""
         for kept in reversed(self._kept.values()):
-            if kept.offered_until < now or len(found) == most:
-                break
-            found.append(kept)
-        return found
+            if kept.offered_until < now:
+                return
+            yield kept
 
     def serve(self, message_id: bytes, bit: int, now: float) -> Message | None:
         """A message for a peer that asked for it; None where we have it no more, or the peer had it."""

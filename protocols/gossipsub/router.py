@@ -775,22 +775,23 @@ class GossipRouter:
 
     def _heed_offers(self, peer: _Peer, offers: Sequence[Any], now: float) -> None:
         limits = self._parameters
-        if not offers or not self._may_gossip(peer, now):
+        if self._blamed & peer.bit and not self._may_gossip(peer, now):
             return
         peer.count_in(int(now / limits.heartbeat_s))
         peer.offers += 1
         if peer.offers > limits.offers_per_heartbeat:
             self._counts["offers_ignored"] += 1
             return
-        ids = [
+        ids: Sequence[bytes] = [
             each
             for offer in islice(offers, limits.entries_per_list)
             if offer.topic in self._topics
             for each in islice(offer.ids, limits.ids_per_rpc)
         ]
-        del ids[limits.ids_per_rpc :]
-        unknown = self._cache.note_offers(ids, peer.bit)
+        unknown = self._cache.note_offers(ids[: limits.ids_per_rpc], peer.bit)
         self._put_off_offers(now)
+        if not unknown:
+            return
         wanted: dict[bytes, None] = {}
         for message_id in self._seen.missing(unknown, now):
             if peer.asked + len(wanted) >= limits.wants_per_heartbeat:
@@ -905,24 +906,25 @@ class GossipRouter:
 
     def _chosen(self, among: list[_Peer], count: int, *, beside: Iterable[_Peer] = ()) -> list[_Peer]:
         """``count`` of these at random. P6: those come first whose group has the fewest places so far."""
-        self._shuffle(among)
-        if len(among) <= count:
-            return among
-        places = Counter(peer.group for peer in beside if peer.group is not None)
+        taken = [peer.group for peer in beside if peer.group is not None]
+        if len(among) <= count or taken:
+            self._shuffle(among)
+            return among if len(among) <= count else _spread(among, count, Counter(taken))
+        # Nobody has a place yet: mostly a few draws are enough, of which all come from elsewhere.
         chosen: list[_Peer] = []
-        left = among
-        while len(chosen) < count:
-            least = min(0 if peer.group is None else places[peer.group] for peer in left)
-            passed: list[_Peer] = []
-            for peer in left:
-                if len(chosen) == count or (peer.group is not None and places[peer.group] > least):
-                    passed.append(peer)
-                    continue
-                chosen.append(peer)
-                if peer.group is not None:
-                    places[peer.group] += 1
-            left = passed
-        return chosen
+        passed: list[_Peer] = []
+        for last in range(len(among) - 1, -1, -1):
+            at = int(self._draw() * (last + 1))
+            peer, among[at] = among[at], among[last]
+            if peer.group is not None and peer.group in taken:
+                passed.append(peer)
+                continue
+            if peer.group is not None:
+                taken.append(peer.group)
+            chosen.append(peer)
+            if len(chosen) == count:
+                return chosen
+        return chosen + _spread(passed, count - len(chosen), Counter(taken))
 
     def _shuffle(self, items: list[Any]) -> None:
         for last in range(len(items) - 1, 0, -1):
@@ -1026,25 +1028,27 @@ class GossipRouter:
                 again = again or (lack != 0 and kept.offered_until >= until)
             if not lacking:
                 continue
-            others = [
-                peer for peer in self._peers.values() if peer.bit & outside and self._may_gossip(peer, now)
-            ]
+            others = [peer for peer in self._peers.values() if peer.bit & outside]
+            if self._blamed & outside:
+                others = [peer for peer in others if self._may_gossip(peer, now)]
             count = max(limits.degree_lazy, int(limits.gossip_factor * len(others)))
             newest = offered[-limits.wants_per_rpc :]
             for peer in self._chosen(others, count):
-                bit = 0 if limits.offer_to_holders else peer.bit
-                if ids := [kept.id for kept in newest if not kept.have & bit]:
-                    self._tell(peer.id).ihave[topic] = ids
+                if bit := peer.bit & lacking:
+                    bit = 0 if limits.offer_to_holders else bit
+                    if ids := [kept.id for kept in newest if not kept.have & bit]:
+                        self._tell(peer.id).ihave[topic] = ids
         return again
 
     def _may_offer(self, now: float) -> bool:
         """Whether a peer outside a mesh may lack a message that is offered; looks at some of them only."""
-        newest = self._cache.newest_offered(now, OFFERED_LOOKED_AT)
-        for kept in newest:
+        for number, kept in enumerate(self._cache.newest_offered(now), start=1):
             joined = self._topics.get(kept.message.topic)
             if joined is not None and self._outside(joined) & ~kept.have:
                 return True
-        return len(newest) == OFFERED_LOOKED_AT
+            if number == OFFERED_LOOKED_AT:
+                return True
+        return False
 
     # ---- when the next heartbeat is
 
@@ -1107,6 +1111,23 @@ class GossipRouter:
             if peer.bit & outside
         ]
         return min(waits, default=None)
+
+
+def _spread(left: list[_Peer], count: int, places: Counter[str]) -> list[_Peer]:
+    """``count`` of these in their order, whoever's group has the fewest places so far before the others."""
+    chosen: list[_Peer] = []
+    while len(chosen) < count:
+        least = min(0 if peer.group is None else places[peer.group] for peer in left)
+        passed: list[_Peer] = []
+        for peer in left:
+            if len(chosen) == count or (peer.group is not None and places[peer.group] > least):
+                passed.append(peer)
+                continue
+            chosen.append(peer)
+            if peer.group is not None:
+                places[peer.group] += 1
+        left = passed
+    return chosen
 
 
 def _raw(peer: PeerId) -> bytes:
