@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from p2pnode.models.grammar import Grammar
+from p2pnode.models.grammar import AnyGrammar
 from p2pnode.models.prompt import Segment
 from p2pnode.models.text import TextAssembler
 from p2pnode.models.vocabulary import Vocabulary
 from p2pnode.protocols.inference.messages import PromptBody
 
+GROWTH_BYTES: Final = 64 << 10
+"""By so much a grammar may grow with its answer, uncounted: some hundred values, each inside of another."""
 _LETTER_BYTES: Final = 4
 
 
@@ -29,7 +31,7 @@ class PromptParts:
     format: str
     reasons: bool
     thinking: bool
-    grammar: Grammar | None
+    grammar: AnyGrammar | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +47,7 @@ class CompiledPrompt:
     format: str = ""
     reasons: bool = False
     thinking: bool = False
-    grammar: Grammar | None = None
+    grammar: AnyGrammar | None = None
     """What may follow ``text``; None where all may."""
     text: str = ""
     text_pending: int = 0
@@ -73,8 +75,9 @@ class CompiledPrompt:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of memory that it holds besides its ids, at most."""
-        return _LETTER_BYTES * len(self.text) + (self.grammar.held_bytes if self.grammar is not None else 0)
+        """Bytes of memory that it holds besides its ids, at most, and that its grammar may come to hold."""
+        grammar = 0 if self.grammar is None else self.grammar.held_bytes + GROWTH_BYTES
+        return _LETTER_BYTES * len(self.text) + grammar
 
     def followed_by(self, ids: Sequence[int], vocabulary: Vocabulary) -> tuple[CompiledPrompt, str]:
         """The prompt with more ids of its answer, and the text that they make certain.

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol, TypeAlias
 
 from p2pnode.models.compiled_prompt import CompiledPrompt
-from p2pnode.models.grammar import Grammar
+from p2pnode.models.grammar import AnyGrammar
 from p2pnode.protocols.inference.messages import FinishReason, PromptBody, SamplingParams
 from p2pnode.shares import Origin
 
@@ -42,7 +42,7 @@ class GenerateRequest:
     """Whose turn it is when requests wait: a payer, or where a client that doesn't pay comes from."""
     text_pending: int = 0
     """How many ids at the prompt's end still need their text, which comes first, without these ids."""
-    grammar: Grammar | None = None
+    grammar: AnyGrammar | None = None
     """What may follow the prompt; None where all may."""
     logprobs: int = -1
     """How many likely tokens are told beside each, with log-probabilities; -1: not even its own is."""

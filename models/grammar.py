@@ -12,6 +12,7 @@ Pure.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -181,6 +182,14 @@ class Grammar:
             grammar.rules[name] = tuple(tuple(map(_of_plain, each)) for each in ways)
         return grammar
 
+    def packed(self) -> PackedGrammar:
+        """The grammar as text."""
+        return PackedGrammar(json.dumps(self.plain()), self.gbnf())
+
+    def unpacked(self) -> Grammar:
+        """Itself: see :meth:`PackedGrammar.unpacked`."""
+        return self
+
     def gbnf(self) -> str:
         """The grammar in llama.cpp's notation."""
         lines = []
@@ -188,6 +197,36 @@ class Grammar:
             said = " | ".join(" ".join(map(_gbnf, each)) or '""' for each in alternatives)
             lines.append(f"{name} ::= {said}")
         return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedGrammar:
+    """A grammar as text, as it comes from the process that compiled it.
+
+    Whoever only hands it on, to an engine or back to that process, reads none of its rules: a stranger may
+    let them become many thousands.
+    """
+
+    rules: str
+    """As JSON."""
+    notation: str
+    """In llama.cpp's notation."""
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of memory that it holds. Both texts are ASCII."""
+        return len(self.rules) + len(self.notation)
+
+    def unpacked(self) -> Grammar:
+        """The grammar itself."""
+        return Grammar.of_plain(json.loads(self.rules))
+
+    def gbnf(self) -> str:
+        """The grammar in llama.cpp's notation."""
+        return self.notation
+
+
+AnyGrammar: TypeAlias = Grammar | PackedGrammar
 
 
 def _is_empty(symbol: Symbol, empty: set[str]) -> bool:

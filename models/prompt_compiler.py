@@ -27,7 +27,7 @@ from p2pnode.errors import EngineError, ProtocolError
 from p2pnode.models.answer import VERSION as READER_VERSION
 from p2pnode.models.answer_grammar import answer_grammar
 from p2pnode.models.compiled_prompt import PromptParts
-from p2pnode.models.grammar import Grammar, GrammarError, Matcher
+from p2pnode.models.grammar import AnyGrammar, Grammar, GrammarError, Matcher, PackedGrammar
 from p2pnode.models.prompt import Segment
 from p2pnode.models.renderer import ChatTemplate, Renderer
 from p2pnode.models.text import Released, TextAssembler
@@ -120,15 +120,16 @@ class PromptCompiler:
             {"text": text, "nonce": secrets.token_hex(8), "letters_max": letters_max}, encode(body)
         )
         segments = tuple(Segment(said, of_user=of_user) for said, of_user in answer.pop("segments"))
-        rules = answer.pop("grammar")
+        packed = answer.pop("grammar")
         return PromptParts(
-            segments=segments, grammar=None if rules is None else Grammar.of_plain(rules), **answer
+            segments=segments, grammar=None if packed is None else PackedGrammar(*packed), **answer
         )
 
-    async def follow(self, grammar: Grammar, text: str) -> Grammar:
+    async def follow(self, grammar: AnyGrammar, text: str) -> PackedGrammar:
         """As :func:`rest_of`. Raises ``EngineError``, also where the limits are reached."""
-        answer = await self._answer({"text": text, "follow": grammar.plain()}, b"")
-        return Grammar.of_plain(answer["grammar"])
+        packed = grammar if isinstance(grammar, PackedGrammar) else grammar.packed()
+        answer = await self._answer({"text": text, "follow": packed.rules}, b"")
+        return PackedGrammar(*answer["grammar"])
 
     async def _answer(self, job: dict[str, Any], body: bytes) -> dict[str, Any]:
         job["cpu_s"] = CPU_S + CPU_S_PER_LETTER * len(job["text"])
@@ -183,7 +184,7 @@ async def _exchange(process: trio.Process, *frames: bytes) -> dict[str, Any]:
     assert stdin is not None  # noqa: S101 - both are pipes
     assert stdout is not None  # noqa: S101
     await stdin.send_all(b"".join(len(frame).to_bytes(_LENGTH, "big") + frame for frame in frames))
-    held = b""
+    held = bytearray()
     while len(held) < _LENGTH or len(held) - _LENGTH < int.from_bytes(held[:_LENGTH], "big"):
         data = await stdout.receive_some(1 << 16)
         if not data:
@@ -261,12 +262,17 @@ def _compiled(renderer: Renderer, job: dict[str, Any], body: bytes) -> dict[str,
         "format": parts.format,
         "reasons": parts.reasons,
         "thinking": parts.thinking,
-        "grammar": None if parts.grammar is None else parts.grammar.plain(),
+        "grammar": None if parts.grammar is None else _packed(parts.grammar.unpacked()),
     }
 
 
 def _followed(job: dict[str, Any]) -> dict[str, Any]:
-    return {"grammar": rest_of(Grammar.of_plain(job["follow"]), job["text"]).plain()}
+    return {"grammar": _packed(rest_of(Grammar.of_plain(json.loads(job["follow"])), job["text"]))}
+
+
+def _packed(grammar: Grammar) -> tuple[str, str]:
+    packed = grammar.packed()
+    return packed.rules, packed.notation
 
 
 def _error(message: str, code: str) -> bytes:

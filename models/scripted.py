@@ -180,7 +180,7 @@ class ScriptedEngine:
         grown, text = prompt.followed_by(ids, VOCABULARY)
         if grown.grammar is None or not text:
             return grown
-        return replace(grown, grammar=rest_of(grown.grammar, text))
+        return replace(grown, grammar=rest_of(grown.grammar.unpacked(), text))
 
     async def tokenize(self, text: str) -> tuple[int, ...]:
         """The UTF-8 bytes of the text."""
@@ -331,7 +331,7 @@ class ScriptedEngine:
         if self._config.script is not None:
             return _answer(self._config.script, request.prompt_ids, seed)
         if request.grammar is not None:
-            return _spelled(request.grammar, request.prompt_ids, seed)
+            return _spelled(request.grammar.unpacked(), request.prompt_ids, seed)
         return _pseudo_words(request.prompt_ids, seed)
 
     async def _ready(self) -> None:

@@ -174,7 +174,7 @@ class LlamaCppRun:
         if grammar is None:
             return {}
         if self._ids:
-            matcher = Matcher(grammar)
+            matcher = Matcher(grammar.unpacked())
             matcher.feed(b"".join(map(self._vocabulary.piece, self._ids)).decode("utf-8", "ignore"))
             grammar = matcher.rest()
         return {"grammar": grammar.gbnf()}

@@ -30,7 +30,7 @@ from p2pnode.models.answer import (
     said_bytes,
     without_first,
 )
-from p2pnode.models.compiled_prompt import CompiledPrompt
+from p2pnode.models.compiled_prompt import GROWTH_BYTES, CompiledPrompt
 from p2pnode.models.engine import (
     Done,
     Embedding,
@@ -65,6 +65,7 @@ from p2pnode.protocols.inference.commands import (
     GenTokens,
     GenVector,
     GiveWay,
+    Grown,
     HostEmission,
     InUse,
     Issued,
@@ -127,11 +128,28 @@ class TurnPrompt:
     has: int | None
     """Bytes of the answer that its client had before the turn; None: all that the prefix says."""
     pieces: AnswerPieces | None = None
-    """Has read the first letters of the text of ``prompt``."""
+    """Has read the text of ``prompt``, but for what was added since."""
+    more: int = 0
+    """Bytes of its grammar beyond what it was counted for."""
+    _counted: int = field(init=False)
+    """What that was."""
     _read: int = 0
-    """How many."""
+    """How many letters of the text ``pieces`` has read."""
     _lacking: list[Said] = field(default_factory=list)
     """Of what was read: the end, which the client may lack."""
+
+    def __post_init__(self) -> None:
+        self._counted = self.grammar_bytes + GROWTH_BYTES
+
+    @property
+    def grammar_bytes(self) -> int:
+        """Bytes of its grammar; 0 where it has none."""
+        return self.prompt.grammar.held_bytes if self.prompt.grammar is not None else 0
+
+    def has_grown(self) -> bool:
+        """Whether ``more``, which this brings up to date, is another number now."""
+        before, self.more = self.more, max(0, self.grammar_bytes - self._counted)
+        return self.more != before
 
     async def read_on(self, body: PromptBody, sent: int) -> tuple[AnswerPieces, list[Said]]:
         """Read what was added to the text. Returns a reader of what follows, and what the client lacks.
@@ -652,8 +670,10 @@ async def _generate(
 ) -> None:
     body, made = order.body, prompt.prompt.made
     if len(order.answer_ids) > made:
-        async with requester.compiling.turn_of(requester.origin):
+        async with requester.compiling.turn_of(requester.origin, follows=prompt.grammar_bytes):
             prompt.prompt = await engine.extend(prompt.prompt, order.answer_ids[made:])
+        if prompt.has_grown():
+            await report(Grown(order.turn, prompt.more))
     compiled = prompt.prompt
     request = GenerateRequest(
         prompt_ids=compiled.ids,

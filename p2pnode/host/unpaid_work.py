@@ -22,6 +22,11 @@ PAYER_PER_S: Final = 1.0
 ORIGIN_BURST: Final = 256
 """An origin may be many people behind one router."""
 ORIGIN_PER_S: Final = 8.0
+FOLLOW_BYTES: Final = 256 << 10
+"""What it costs to follow any grammar: a process is forked. A byte of a grammar costs about 0.1 µs."""
+FOLLOWED_PER_S: Final = 4 << 20
+"""Bytes of grammars: about a third of a processor. An honest answer goes on some times a second at most."""
+FOLLOWED_BURST: Final = 32 << 20
 _KNOWN_MAX: Final = 4096
 
 
@@ -56,18 +61,29 @@ class CompileTurns:
 
     An engine compiles one prompt after another. So a stranger's prompts wait for one another, and everybody
     else's waits for at most one of each stranger.
+
+    A grammar is followed whenever an engine goes on after a pause, and its client decides how often that is.
+    ``UnpaidWork`` counts no such work, so here everybody has so much of it a second, by what is followed.
     """
 
     def __init__(self) -> None:
         self._locks: dict[str, trio.Lock] = {}
         """Of those who have, or wait for, a turn."""
+        self._followed: BoundedMap[str, TokenBucket] = BoundedMap(_KNOWN_MAX)
 
     @asynccontextmanager
-    async def turn_of(self, who: Origin) -> AsyncIterator[None]:
-        """Wait until the earlier prompts of ``who`` are compiled."""
+    async def turn_of(self, who: Origin, *, follows: int = 0) -> AsyncIterator[None]:
+        """Wait until the earlier prompts of ``who`` are compiled.
+
+        ``follows``: bytes of a grammar that is followed through more of its answer; 0 where none is.
+        """
         lock = self._locks.setdefault(who.near, trio.Lock())
         try:
             async with lock:
+                if follows:
+                    bucket = self._followed.use(who.near, lambda: TokenBucket(FOLLOWED_PER_S, FOLLOWED_BURST))
+                    await trio.sleep(bucket.wait_s(trio.current_time()))
+                    bucket.spend(FOLLOW_BYTES + follows)
                 yield
         finally:
             # A lock that others wait for is theirs already. One that nobody holds is forgotten.

@@ -123,6 +123,14 @@ class CountFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class Grown:
+    """The compiled prompt of ``turn`` holds ``more`` bytes than ``Counted`` said: it grew with the answer."""
+
+    turn: int
+    more: int
+
+
+@dataclass(frozen=True, slots=True)
 class GiveWay:
     """Others have less than their share of this host's memory: end this turn, unless it is served."""
 
@@ -153,7 +161,7 @@ class Replaced:
 
 HostCommand: TypeAlias = (
     GenProgress | GenTokens | GenVector | GenDone | GenFailed | Drain
-    | Escrowed | NotEscrowed | Counted | CountFailed | GiveWay | Kept | AskAlive | InUse | Replaced
+    | Escrowed | NotEscrowed | Counted | CountFailed | Grown | GiveWay | Kept | AskAlive | InUse | Replaced
 )  # fmt: skip
 
 # ---- HostSession -> host role

@@ -49,6 +49,7 @@ from p2pnode.protocols.inference.commands import (
     GenTokens,
     GenVector,
     GiveWay,
+    Grown,
     HostCommand,
     InUse,
     Kept,
@@ -251,7 +252,7 @@ class HostSession:
                     self._refuse(refusal)
             case (
                 Counted() | CountFailed() | GenProgress() | GenTokens() | GenVector() | GenDone()
-                | GenFailed() | GiveWay()
+                | GenFailed() | Grown() | GiveWay()
             ):  # fmt: skip
                 if session is not None:
                     session.report(command)

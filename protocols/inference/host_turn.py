@@ -124,6 +124,8 @@ class HostTurn:
         self._reader: PromptReader | None = PromptReader(number, total)
         self._body: PromptBody | None = None
         self._quote: Quote | None = None
+        self._compiled_bytes = 0
+        """What it was counted for then, to its end."""
         self._metered = MeteredTurn(number=number)
         self._vectors: VectorCheck | None = None
         """What the engine made, where texts are embedded."""
@@ -228,6 +230,14 @@ class HostTurn:
             self.fail("capacity", NO_MEMORY, RETRY_S)
         return held
 
+    def grown(self, more: int) -> None:
+        """What its prompt was compiled to holds ``more`` bytes than it was counted for.
+
+        Where there is no room for them the turn ends here; its client may go on with another host.
+        """
+        if self._quote is not None:
+            self.hold(self._compiled_bytes + more)
+
     def give_way(self) -> None:
         """Others have less than their share of this host's memory: end, where it still may.
 
@@ -265,7 +275,8 @@ class HostTurn:
             return
         tokens_out = min(body.tokens_out_max, max(0, session.granted.n_ctx - news.tokens_in))
         beside = news.held + bytes_beside_embedding(body.embed)
-        if not self.hold(bytes_compiled(news.tokens_in, tokens_out, beside)):
+        self._compiled_bytes = bytes_compiled(news.tokens_in, tokens_out, beside)
+        if not self.hold(self._compiled_bytes):
             return
         self._body = replace(body, messages=())  # what they say is compiled, and the role has that
         self._metered.prompt = news.prompt_hash

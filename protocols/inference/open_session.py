@@ -25,6 +25,7 @@ from p2pnode.protocols.inference.commands import (
     GenTokens,
     GenVector,
     GiveWay,
+    Grown,
 )
 from p2pnode.protocols.inference.host_turn import NO_MEMORY, RETRY_S, HostTurn, Report
 from p2pnode.protocols.inference.messages import (
@@ -44,6 +45,9 @@ from p2pnode.protocols.inference.messages import (
 )
 from p2pnode.protocols.inference.meter import Meter
 from p2pnode.protocols.inference.turn_memory import KeptOutput, bytes_announced
+
+TurnReport: TypeAlias = Report | Counted | CountFailed | Grown | GiveWay
+"""What the role says of a turn."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -253,12 +257,15 @@ class OpenSession:
 
     # ---- what the role says of them
 
-    def report(self, report: Report | Counted | CountFailed | GiveWay) -> None:
+    def report(self, report: TurnReport) -> None:
         """Take what a count or an engine request gave. What comes too late means nothing."""
         match report:
             case GiveWay():
                 if (turn := self.turns.get(report.turn)) is not None:
                     turn.give_way()
+            case Grown():
+                if (turn := self.turns.get(report.turn)) is not None:
+                    turn.grown(report.more)
             case Counted() | CountFailed():
                 if (turn := self.turns.get(report.turn)) is not None:
                     turn.counted(report)
@@ -266,7 +273,9 @@ class OpenSession:
                 for turn in tuple(self.turns.values()):
                     turn.report(report)
 
-    def report_detached(self, report: Report | Counted | CountFailed | GiveWay, now: float) -> list[Effect]:
+    def report_detached(
+        self, report: Report | Counted | CountFailed | Grown | GiveWay, now: float
+    ) -> list[Effect]:
         """The same while no stream has the session: its output waits for whoever resumes it.
 
         Of the effects only what the machine emits counts.

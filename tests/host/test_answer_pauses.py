@@ -11,17 +11,26 @@ import trio
 from trio.testing import MockClock
 
 from p2pnode.host.served_session import Requester, TurnPrompt, answer
-from p2pnode.host.unpaid_work import CompileTurns
+from p2pnode.host.unpaid_work import FOLLOW_BYTES, FOLLOWED_BURST, FOLLOWED_PER_S, CompileTurns
 from p2pnode.limits import Limits
 from p2pnode.models.answer import VERSION, AnswerPieces, AnswerReader, Part, ToolFormat, reader_of
-from p2pnode.models.compiled_prompt import CompiledPrompt
+from p2pnode.models.compiled_prompt import GROWTH_BYTES, CompiledPrompt
 from p2pnode.models.engine import ANYBODY
 from p2pnode.models.scripted import ROLE_IDS, ScriptedConfig, ScriptedEngine
-from p2pnode.protocols.inference.commands import GenDone, Generate, GenTokens
-from p2pnode.protocols.inference.messages import CHECKPOINT_EVERY, ChatMessage, PromptBody, StartCause, Tool
+from p2pnode.protocols.inference.commands import GenDone, Generate, GenTokens, Grown
+from p2pnode.protocols.inference.messages import (
+    CHECKPOINT_EVERY,
+    ChatMessage,
+    PromptBody,
+    ResponseFormat,
+    StartCause,
+    Tool,
+)
 from p2pnode.protocols.inference.replay import Piece
+from p2pnode.shares import Origin
 
 BODY = PromptBody(messages=(ChatMessage.of("user", "hi"),), tools=(Tool(name="f"),), seed=bytes(16))
+JSON = ResponseFormat(kind="json_object")
 ANSWERS: dict[str, tuple[ToolFormat, str]] = {
     "escapes in the generic form": ("generic", '{"response": "' + "a\\n" * 150 + '"}'),
     "one long call": (
@@ -58,6 +67,7 @@ class _Turn:
         prompt = CompiledPrompt(ids=(ROLE_IDS["assistant"],), format=f"{form}/{VERSION}")
         self.prompt = TurnPrompt(prompt, has, AnswerPieces(self.reader))
         self.pieces: list[Piece] = []
+        self.grown: list[Grown] = []
         self.reason = ""
 
     async def call(self, run: int, *, keep: int = 1 << 20) -> None:
@@ -73,6 +83,7 @@ class _Turn:
 
         requester = Requester(b"session", ANYBODY, CompileTurns())
         await answer(self.engine, order, self.prompt, requester, limits=Limits(), report=report)
+        self.grown += [each for each in reports if isinstance(each, Grown)]
         self.pieces += [each.piece for each in reports if isinstance(each, GenTokens)][:keep]
         self.reason = next(each.reason for each in reports if isinstance(each, GenDone))
 
@@ -155,3 +166,47 @@ async def test_others_get_their_turn_while_a_long_prefix_is_read(
     told = [letter for channel, _, letter in turn.said if channel == "content"]
     assert told == ["a"] * (0 if has is None else letters - has)
     assert turn.reader.letters[0] <= 2 * len(text)
+
+
+async def test_a_grammar_that_grows_with_its_answer_is_counted_at_each_pause(
+    autojump_clock: MockClock,
+) -> None:
+    """Each list that is begun leaves a rule that says how it ends."""
+    turn = _Turn("hermes", '{"a": ' + "[" * 1000)
+    turn.prompt = TurnPrompt(await turn.engine.prompt(replace(BODY, tools=(), response_format=JSON)), 0)
+    at_first = turn.prompt.grammar_bytes
+    for run in range(1, 21):
+        await turn.call(run)
+    more = [each.more for each in turn.grown]
+    assert more == sorted(set(more)), "told when it is another number, and not before"
+    assert len(more) > 5
+    assert more[-1] == turn.prompt.grammar_bytes - at_first - GROWTH_BYTES
+
+
+async def test_an_answer_without_a_grammar_grows_by_nothing(autojump_clock: MockClock) -> None:
+    turn = _Turn("hermes", "a" * 200)
+    for run in range(1, 5):
+        await turn.call(run)
+    assert turn.grown == []
+
+
+async def test_who_has_large_grammars_followed_again_and_again_waits_and_nobody_else_does(
+    autojump_clock: MockClock,
+) -> None:
+    turns, followed, size = CompileTurns(), dict[str, int](), 1 << 20
+
+    async def follow(who: str, times: int) -> None:
+        for _ in range(times):
+            async with turns.turn_of(Origin(who, who), follows=size):
+                followed[who] = followed.get(who, 0) + 1
+
+    begun = trio.current_time()
+    with trio.move_on_after(10):
+        await follow("evil", 1000)
+    most = (FOLLOWED_BURST + 10 * FOLLOWED_PER_S) / (FOLLOW_BYTES + size)
+    assert most - 2 < followed["evil"] <= most + 1
+    assert trio.current_time() - begun == 10
+    await follow("honest", 3)
+    async with turns.turn_of(Origin("evil", "evil")):
+        pass  # a prompt without a grammar is none of that
+    assert trio.current_time() - begun == 10

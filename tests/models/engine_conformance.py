@@ -356,7 +356,7 @@ class EngineConformance:
             assert replace(grown, grammar=None, made=0) == replace(compiled, grammar=None)
             assert grown.made == cut
             assert grown.grammar is not None
-            matcher = Matcher(grown.grammar)
+            matcher = Matcher(grown.grammar.unpacked())
             assert matcher.feed(whole.text[len(grown.text) :])
 
     async def test_a_tool_that_must_be_called_is_called(self, engine: Engine) -> None:

@@ -57,6 +57,14 @@ def test_a_grammar_crosses_to_another_process_unchanged() -> None:
     assert Grammar.of_plain(json.loads(json.dumps(grammar.plain()))).rules == grammar.rules
 
 
+def test_a_packed_grammar_is_the_same_and_counts_what_it_holds() -> None:
+    grammar = word()
+    packed = grammar.packed()
+    assert packed.unpacked().rules == grammar.rules == grammar.unpacked().rules
+    assert packed.gbnf() == grammar.gbnf()
+    assert packed.held_bytes == len((packed.rules + packed.notation).encode())
+
+
 def test_the_notation_is_llama_cpps() -> None:
     grammar = Grammar()
     grammar.set("root", ('"\n', letters("az", "-", "]", negated=True), Rule("end")))

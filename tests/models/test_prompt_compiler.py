@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from p2pnode.errors import EngineError
+from p2pnode.models.grammar import Matcher, PackedGrammar
 from p2pnode.models.prompt_compiler import PromptCompiler, compile_prompt
 from p2pnode.models.renderer import CHATML, ChatTemplate, Renderer
 from p2pnode.protocols.inference.messages import ChatMessage, PromptBody, ResponseFormat, Tool
@@ -73,7 +74,25 @@ async def test_the_process_says_what_the_function_says_also_in_the_middle_of_an_
     there = await compilers(template).compile(body, text=begun, letters_max=10_000)
     assert (there.segments, there.format, there.thinking) == (here.segments, "generic/1", False)
     assert here.grammar is not None
-    assert there.grammar.rules == here.grammar.rules
+    assert there.grammar.unpacked().rules == here.grammar.unpacked().rules
+    assert there.grammar.gbnf() == here.grammar.gbnf()
+
+
+async def test_a_grammar_that_is_followed_again_and_again_stays_what_the_process_said(
+    compilers: Any,
+) -> None:
+    """Nobody here reads its rules: they may be thousands, for each value that is begun leaves one."""
+    body = replace(HELLO, response_format=ResponseFormat(kind="json_object"))
+    compiler = compilers(ChatTemplate(CHATML))
+    grammar = (await compiler.compile(body, text='{"a": ', letters_max=10_000)).grammar
+    for step in range(1, 5):
+        grown = await compiler.follow(grammar, "[" * 20)
+        assert isinstance(grown, PackedGrammar)
+        assert grown.held_bytes > grammar.held_bytes
+        matcher = Matcher(grown.unpacked())
+        assert matcher.feed("1" + "]" * 20 * step + "}")
+        assert matcher.may_end
+        grammar = grown
 
 
 @pytest.mark.parametrize(

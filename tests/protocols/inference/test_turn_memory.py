@@ -25,6 +25,7 @@ from p2pnode.protocols.inference.commands import (
     GenFailed,
     GenTokens,
     GiveWay,
+    Grown,
     TurnServed,
 )
 from p2pnode.protocols.inference.host import HostSession
@@ -237,6 +238,29 @@ def test_turns_that_could_not_give_way_hold_up_no_more_than_a_bound() -> None:
             session.stay(turn)
     assert entered == 4
     assert memory.used == 5 * LEAVING_BYTES
+
+
+def test_what_a_prompt_grows_by_is_counted_and_where_there_is_no_room_for_it_the_turn_ends() -> None:
+    memory = TurnMemory(3 * COMPILED)
+    one, other = Served(memory, "a"), Served(memory, "b")
+    for each in (one, other):
+        assert each.ask(1) is None
+        each.tell(GenTokens(each.runs[1], Piece(ids=(7,) * 32, text="seven ")))
+    one.tell(Grown(1, COMPILED // 2))
+    assert memory.used == 2 * COMPILED + COMPILED // 2
+    one.tell(Grown(1, COMPILED // 4))
+    assert memory.used == 2 * COMPILED + COMPILED // 4, "it may shrink again"
+    other.tell(Grown(1, COMPILED))
+    error = other.error(1)
+    assert error is not None
+    assert (error.code, error.retry_after_s) == ("capacity", 2.0)
+    receipt = [each for each in other.heard if isinstance(each, m.Checkpoint)][-1]
+    assert [each.reason for each in receipt.ended] == ["failed"], "it says what came before"
+    assert one.error(1) is None
+    assert memory.used == COMPILED + COMPILED // 4
+    other.tell(Grown(1, COMPILED))  # it is over
+    one.say(m.Cancel(turn=1))
+    assert (memory.used, memory.leaving) == (0, 0)
 
 
 def test_one_session_holds_a_part_or_one_turn_of_any_size() -> None:
