@@ -353,7 +353,7 @@ class Chat:
             self.failure = failure
             overflows = isinstance(failure, RefusedError) and failure.code == "context_overflow"
             ways = "" if overflows else " (/retry asks again, /new starts over)"  # it would overflow again
-            text = f"p2pnode: {failure}{ways}"
+            text = f"{self._output.error_text(failure)}{ways}"
             self._output.event("turn.failed", error_fields(failure), text=text)
         elif answer.usage is None:
             self._output.event("stopped", {}, text="[stopped: /go goes on, /retry asks again]")

@@ -62,11 +62,14 @@ ForceOption: TypeAlias = Annotated[
 def build_config(data_dir: Path | None, **flags: Any) -> NodeConfig:
     """The configuration of a command: flags over ``<data-dir>/config.toml`` over the defaults."""
     from p2pnode.config import default_data_dir, load_config
+    from p2pnode.errors import ConfigError
     from p2pnode.files import user_path
     from p2pnode.node.datadir import DataDir
 
     with blaming("--data-dir"):
         root = user_path(data_dir or default_data_dir())
+        if root.is_file():
+            raise ConfigError(f"{root} is a file: name a folder")
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in flags.items()}
     return load_config(DataDir(root).config, {**given, "data_dir": root})
 

@@ -260,12 +260,15 @@ class Output:
 
     def failed(self, error: P2PNodeError, code: int) -> None:
         """Print the error; nothing is printed after it."""
+        self.end_line()
+        self.event("failed", {**error_fields(error), "exit_code": code}, text=self.error_text(error))
+
+    def error_text(self, error: P2PNodeError) -> str:
+        """An error for people: a stranger's words on one line, commands for the same data dir as this one."""
         from p2pnode.errors import RemoteError
 
-        self.end_line()
         words = one_line(str(error), _ERROR_MAX) if isinstance(error, RemoteError) else str(error)
-        words = self.with_data_dir(words)
-        self.event("failed", {**error_fields(error), "exit_code": code}, text=f"p2pnode: {words}")
+        return f"p2pnode: {self.with_data_dir(words)}"
 
 
 def error_fields(error: P2PNodeError) -> dict[str, Any]:

@@ -694,7 +694,7 @@ class Failover:
         if self.partial.size and not body.embed:
             return nobody_left(last, ranking)
         if isinstance(last, RefusedError) and last.code == "context_overflow" and not body.embed:
-            return overflow(last)
+            return overflow(last, see=see)
         return last or nobody(ranking, failures, see=see, alone=alone)
 
     # ----
@@ -801,12 +801,12 @@ def nobody_left(last: P2PNodeError | None, ranking: Ranking) -> NoHostError:
     return error
 
 
-def overflow(error: RefusedError) -> RefusedError:
-    """The same error, with what helps: asking the same again doesn't."""
+def overflow(error: RefusedError, *, see: str = "hosts --why") -> RefusedError:
+    """The same error, with what helps: asking the same again doesn't. ``see``: as :func:`nobody`."""
     helps = (
-        "Asking again can't help: start a new conversation (in a chat /new), let the oldest messages go "
-        "(--context drop-oldest), ask for less, or choose a host with a larger context "
-        "(`p2pnode hosts --why` shows them)"
+        "Asking again can't help: ask for less, or choose a host with a larger context "
+        f"(`p2pnode {see}` shows them). A chat can also start over (/new) or leave out its oldest messages "
+        "(--context drop-oldest)"
     )
     error.args = (f"{error}. {helps}", *error.args[1:])
     return error
@@ -830,9 +830,9 @@ def not_continuable(last: P2PNodeError) -> NoHostError:
 
 
 def cut_short(error: E, held: int) -> E:
-    """The same error, with how many tokens are kept and how to go on."""
-    kept = f"The {held} tokens that came are kept: a chat goes on from them with /go, a program with go_on()"
-    error.args = (f"{error}. {kept}", *error.args[1:])
+    """The same error, with how many tokens came and how to go on."""
+    ways = "/go in a chat, `p2pnode sessions resume` where the conversation is kept, or go_on() in a program"
+    error.args = (f"{error}. The {held} tokens that came stay: go on with {ways}", *error.args[1:])
     return error
 
 

@@ -311,11 +311,13 @@ def test_a_port_that_is_taken(data_dir: Path) -> None:
     assert not (data_dir / "node.json").exists()
 
 
-def test_a_data_dir_under_a_file(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    for data_dir in (tmp_path / "file", tmp_path / "file" / "data"):
-        ran = _join(data_dir)
-        _check(ran, 1, f"{data_dir} can't be written", "choose another folder with --data-dir")
+def test_a_data_dir_that_is_a_file_or_under_one(tmp_path: Path) -> None:
+    (file := tmp_path / "file").write_text("")
+    for ran in (_join(file), ask(file, "hello")):
+        _check(ran, 2, f"--data-dir: {file} is a file: name a folder")
+    _check(
+        _join(file / "data"), 1, f"{file / 'data'} can't be written", "choose another folder with --data-dir"
+    )
 
 
 def test_a_data_dir_of_somebody_else(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

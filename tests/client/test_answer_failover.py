@@ -164,7 +164,7 @@ async def test_when_all_hosts_die_the_partial_answer_the_reason_and_the_way_on_a
                 for member in members:
                     w.crash(member)
 
-        with pytest.raises(NoHostError, match=r"no host is left .* 10 tokens that came are kept.*/go"):
+        with pytest.raises(NoHostError, match=r"no host is left .* 10 tokens that came stay.*/go"):
             await read(answer, then)
         ids, text = await unkilled()
         assert answer.ids == ids[:10]

@@ -209,7 +209,7 @@ async def test_a_caps_end_in_mid_failover_leaves_the_part_and_the_reason(
             if held == 10:
                 w.kill(*running[0])
 
-        with pytest.raises(SpendingLimitError, match=r"spend_locked_max.*10 tokens that came are kept"):
+        with pytest.raises(SpendingLimitError, match=r"spend_locked_max.*10 tokens that came stay"):
             await read(answer, then)
         assert len(answer.ids) == len(answer.text) == 10
         (item,) = answer.bill
@@ -228,7 +228,7 @@ async def test_an_empty_wallet_in_mid_failover_leaves_the_part_and_the_reason(
             if held == 10:
                 w.kill(*running[0])
 
-        with pytest.raises(FundsError, match=r"is missing. Send USDC to .* 10 tokens that came are kept"):
+        with pytest.raises(FundsError, match=r"is missing. Send USDC to .* 10 tokens that came stay"):
             await read(answer, then)
         assert len(answer.ids) == 10
 
