@@ -82,8 +82,9 @@ RunUnaskedOption = Annotated[
 ]
 _COMMAND: Final = re.compile(r"/\w+")
 _HELP: Final = (
-    "/new starts over, /retry asks again, /go goes on with an answer that was cut short, /exit or Ctrl-D "
-    'leaves; Ctrl-C stops an answer; a paste is one message, and so is all between """ and """'
+    "/new starts over, /retry asks again, /exit or Ctrl-D leaves\n"
+    "/go goes on with an answer that was cut short, Ctrl-C stops an answer\n"
+    'a paste is one message, and so is all between """ and """'
 )
 _LEFT_TOLD: Final = 4
 """The tokens that are left are told once they are fewer than the context through this."""
@@ -245,7 +246,9 @@ class Chat:
                 case "/go":
                     await self.go_on()
                 case command if _COMMAND.fullmatch(command):
-                    self._output.event("unknown_command", {"command": command}, text=f"{command}? {_HELP}")
+                    self._output.event(
+                        "unknown_command", {"command": command}, text=f"{command} is no command: see /help"
+                    )
                 case _:
                     if self._program is not None:
                         self._program.begin_turn()

@@ -73,7 +73,8 @@ def test_a_question_that_failed_does_not_make_the_next_one_fail(data_dir: Path, 
 
 def test_people_are_told_what_they_can_do_and_what_went_wrong(data_dir: Path, host: Program) -> None:
     ran = _chat(data_dir, host, "x" * 3000, "hello", "/new", arguments=())
-    assert "/new starts over, /retry asks again, /go goes on with an answer that was cut short" in ran.err
+    assert "/new starts over, /retry asks again, /exit" in ran.err
+    assert "/go goes on with an answer that was cut short" in ran.err
     assert "A chat can also start over (/new) or leave out its oldest messages (--context" in ran.err
     assert f"`p2pnode hosts --why --model scripted --data-dir {data_dir}` shows them" in ran.err
     assert ran.err.count("/retry") == 1, "what would overflow again is not offered"
