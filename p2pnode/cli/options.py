@@ -177,7 +177,14 @@ _MAY_BE_EMPTY: Final = frozenset({"question", "system", "stop", "name"})
 """Text that is nobody's id and no place, or that its command checks by itself."""
 
 
+_WHOLE: Final = 1000
+"""Letters of a command's line in the help of its group: all of its first sentence, on as many lines."""
+
+
 class _Command(TyperCommand):
+    def get_short_help_str(self, limit: int = _WHOLE) -> str:
+        return super().get_short_help_str(max(limit, _WHOLE))
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         _refuse_empty(self, ctx, args)
         return super().parse_args(ctx, args)
@@ -186,6 +193,9 @@ class _Command(TyperCommand):
 class _Group(TyperGroup):
     default = ""
     """The command that is meant where the first word names none."""
+
+    def get_short_help_str(self, limit: int = _WHOLE) -> str:
+        return super().get_short_help_str(max(limit, _WHOLE))
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if self.default and args and args[0] not in {*self.commands, *ctx.help_option_names}:

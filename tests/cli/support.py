@@ -22,7 +22,6 @@ from p2pnode.cli.app import app
 
 DEADLINE_S = 30.0
 LISTEN = "/ip4/127.0.0.1/tcp/0"
-WIDE = {"COLUMNS": "200"}
 
 
 @dataclass(frozen=True)
@@ -43,9 +42,11 @@ class Ran:
         return [event for event in self.events if event["event"] == name]
 
 
-def run(*arguments: object, stdin: str | bytes = "") -> Ran:
+def run(*arguments: object, stdin: str | bytes = "", columns: int = 200) -> Ran:
     """A command in this process, on loopback only."""
-    result = CliRunner(env=WIDE).invoke(app, [str(each) for each in arguments], input=stdin)
+    result = CliRunner(env={"COLUMNS": str(columns)}).invoke(
+        app, [str(each) for each in arguments], input=stdin
+    )
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return Ran(result.exit_code, result.stdout, result.stderr)

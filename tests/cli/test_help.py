@@ -51,6 +51,13 @@ def test_help_is_printed_for_people(name: str) -> None:
     assert "Usage: p2pnode " + name in ran.out
 
 
+@pytest.mark.parametrize("group", ["", *(name for name in COMMANDS if hasattr(COMMANDS[name], "commands"))])
+def test_what_a_command_is_for_is_not_cut_in_the_help_of_its_group(group: str) -> None:
+    listed = run(*group.split(), "--help", columns=80).out.partition("Commands:")[2]
+    assert "..." not in listed
+    assert max(map(len, listed.splitlines())) <= 80
+
+
 def test_without_a_command_the_help_is_shown() -> None:
     ran = run()
     assert "Usage: p2pnode" in ran.out + ran.err
