@@ -112,6 +112,9 @@ _READER_LEFT: Final = frozenset({errno.EPIPE, errno.EIO})
 _SHOWN: Final = 12
 _CELL_MAX: Final = 1000
 _ERROR_MAX: Final = 2000
+_WORD: Final = re.compile(r"(?:`[^`]*`|\S)+")
+"""A word, or a command with what stands at its quotes."""
+_INDENT: Final = "  "
 _COMMAND: Final = re.compile(r"`p2pnode ((?!chain\b|demo\b|bench\b)(?![^`]*--data-dir)[a-z][^`]*)`")
 """A command that takes a data dir, in a text. Those of a chain are left out: they need none."""
 
@@ -186,7 +189,10 @@ class Output:
             self.event(name, fields, text=text, later=later)
 
     def _say(self, text: str) -> None:
-        self.console.print(printable(text), markup=False, soft_wrap=True)
+        shown = printable(text)
+        if self.console.is_terminal:
+            shown = wrapped(shown, self.console.width)
+        self.console.print(shown, markup=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
         """Print a text for people only: scripts are told the same by an event."""
@@ -276,6 +282,26 @@ def error_fields(error: P2PNodeError) -> dict[str, Any]:
     fields = {"error": type(error).__name__, "message": str(error)}
     wire_code = getattr(error, "code", None)
     return fields if wire_code is None else {**fields, "code": wire_code}
+
+
+def wrapped(text: str, width: int) -> str:
+    """The text with its lines broken between words, but not in a command: that is copied as one line.
+
+    What goes on from the line above is indented, so that no stranger's words look like a line of ours.
+    """
+    from rich.cells import cell_len
+
+    lines = []
+    for line in text.split("\n"):
+        begin = end = 0
+        indent = ""
+        for word in _WORD.finditer(line):
+            if end > begin and len(indent) + cell_len(line[begin : word.end()]) > width:
+                lines.append(indent + line[begin:end])
+                begin, indent = word.start(), _INDENT
+            end = word.end()
+        lines.append(indent + line[begin:])
+    return "\n".join(lines)
 
 
 def draws() -> bool:

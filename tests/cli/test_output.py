@@ -12,7 +12,7 @@ import pytest
 import p2pnode
 from p2pnode.cli import output
 from p2pnode.cli.client import ClientReporter
-from p2pnode.cli.output import Output
+from p2pnode.cli.output import Output, wrapped
 from p2pnode.node.datadir import DataDir
 from tests.cli.support import run
 
@@ -42,6 +42,25 @@ def test_hints_of_commands_are_for_the_data_dir_that_was_given(data_dir: Path) -
     ):
         ran = run(*command, "--data-dir", data_dir)
         assert f"`p2pnode {hint} --data-dir {data_dir}`" in ran.out + ran.err, command
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "lines"),
+    [
+        ("one two three", 8, ["one two", "  three"]),
+        ("one two", 7, ["one two"]),
+        ("peer  12D3\n      and more of it", 12, ["peer  12D3", "      and", "  more of it"]),
+        ("see `p2pnode ask x`: it helps", 18, ["see", "  `p2pnode ask x`:", "  it helps"]),
+        ("see `p2pnode ask x` then", 9, ["see", "  `p2pnode ask x`", "  then"]),
+        ("\u70b9" * 3 + " two", 7, ["\u70b9" * 3, "  two"]),
+        ("x" * 12, 5, ["x" * 12]),
+        ("", 5, [""]),
+    ],
+)
+def test_lines_on_a_terminal_break_between_words_and_never_in_a_command(
+    text: str, width: int, lines: list[str]
+) -> None:
+    assert wrapped(text, width).split("\n") == lines
 
 
 TELLS = {"event", "report", "tell", "_report"}
