@@ -33,7 +33,6 @@ from p2pnode.protocols.events import (
     Emit,
     Event,
     Fault,
-    Received,
     Send,
     SetTimer,
     TimerFired,
@@ -44,6 +43,7 @@ from p2pnode.protocols.gossipsub.commands import (
     IGNORE,
     Delivered,
     GossipCommand,
+    GossipEmission,
     Join,
     Leave,
     PeerDown,
@@ -146,7 +146,7 @@ class _Link:
 
     def put(self, payloads: Sequence[bytes], most: int) -> bool:
         """Send RPCs, or queue them behind others; false where too much waits already."""
-        frames = b"".join([part for each in payloads for part in (frame_head(len(each)), each)])
+        frames = b"".join([frame_head(len(each)) + each for each in payloads])
         # Most streams have room: a task that waits to send each RPC would cost more than the RPC.
         if self.stream is not None and not self._waiting and self.stream.send_now(frames):
             return True
@@ -197,8 +197,8 @@ class Gossip:
         self._links: dict[PeerId, _Link] = {}
         self._nursery: trio.Nursery | None = None
         self._timers: dict[str, float] = {}
-        self._alarm = trio.CancelScope()
-        """Its deadline is that of the next timer."""
+        self._alarm: trio.CancelScope | None = None
+        """While we wait for the next timer: its deadline is that timer's."""
         self._counts: Counter[str] = Counter()
         for protocol in PROTOCOLS:
             network.serve(protocol, self._serve, streams_per_peer=INBOUND_PER_PEER)
@@ -261,27 +261,41 @@ class Gossip:
         # Nothing here waits: what one event decides is queued before the next one comes.
         self._perform(self._router.handle(event, trio.current_time()))
 
+    def _received(self, peer: PeerId, payload: bytes) -> None:
+        effects = self._router.received(peer, payload, trio.current_time())
+        if effects:  # of most copies none come
+            self._perform(effects)
+
     def _perform(self, effects: Sequence[Effect]) -> None:
         sends: dict[PeerId, list[bytes]] = {}
-        for effect in effects:
-            match effect:
-                case Send(peer=peer, message=payload):
-                    sends.setdefault(peer, []).append(payload)
-                case SetTimer(key=key, at=at):
-                    self._timers[key] = at
-                    self._alarm.deadline = min(self._timers.values())
-                case CancelTimer(key=key):
-                    self._timers.pop(key, None)
-                    self._alarm.deadline = min(self._timers.values(), default=math.inf)
-                case Emit(value=Delivered(topic=topic, author=author, data=data)):
-                    for subscription in self._subscriptions.get(topic, ()):
-                        subscription.deliver(author, data)
-                case Emit(value=Fault(peer=peer, name=name, weight=weight)):
-                    self._charge(peer, name, weight)
-                case Emit():
-                    pass  # it emits nothing else
+        for effect in effects:  # by type, not by patterns: this runs for each message
+            if type(effect) is Send:
+                sends.setdefault(effect.peer, []).append(effect.message)
+            elif type(effect) is SetTimer:
+                self._timers[effect.key] = effect.at
+                self._set_alarm()
+            elif type(effect) is Emit:
+                self._emitted(effect.value)
+            elif type(effect) is CancelTimer:
+                self._timers.pop(effect.key, None)
+                self._set_alarm()
         for peer, payloads in sends.items():  # those of one moment share a packet
             self._send(peer, payloads)
+
+    def _emitted(self, value: GossipEmission) -> None:
+        match value:
+            case Delivered(topic=topic, author=author, data=data):
+                for subscription in self._subscriptions.get(topic, ()):
+                    subscription.deliver(author, data)
+            case Fault(peer=peer, name=name, weight=weight):
+                self._charge(peer, name, weight)
+
+    def _set_alarm(self) -> None:
+        """To set a deadline costs trio more than to look at it."""
+        if self._alarm is not None:
+            at = min(self._timers.values(), default=math.inf)
+            if at != self._alarm.deadline:
+                self._alarm.deadline = at
 
     def _send(self, peer: PeerId, payloads: Sequence[bytes]) -> None:
         link = self._links.get(peer)
@@ -303,6 +317,7 @@ class Gossip:
         while True:
             with trio.CancelScope(deadline=min(self._timers.values(), default=math.inf)) as self._alarm:
                 await trio.sleep_forever()
+            self._alarm = None
             now = trio.current_time()
             for key in [each for each, at in self._timers.items() if at <= now]:
                 del self._timers[key]
@@ -420,7 +435,7 @@ class Gossip:
                 self._charge(link.peer, "malformed", FAULT_WEIGHTS["malformed"])
                 return
             for number, payload in enumerate(payloads):
-                self._give(Received(link.peer, 0, payload))
+                self._received(link.peer, payload)
                 if link.conduct == "leave":
                     return
                 if link.conduct == "slow":
@@ -441,7 +456,7 @@ class Gossip:
         if payload is None:
             return False
         try:
-            self._give(Received(link.peer, 0, payload))
+            self._received(link.peer, payload)
         except Exception as error:  # noqa: BLE001  in the task of the connection, which must go on
             self._guard.note("gossip.received", error)
         return True

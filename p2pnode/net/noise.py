@@ -7,6 +7,7 @@ handshakes, peers or what is said. See ``protocols/transport/SPEC.md``.
 
 from __future__ import annotations
 
+import struct
 from typing import Final, Protocol
 
 from cryptography.exceptions import InvalidTag
@@ -14,9 +15,12 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from p2pnode.errors import ProtocolError
 
-LENGTH_BYTES: Final = 2
+_LENGTH: Final = struct.Struct(">H")
+LENGTH_BYTES: Final = _LENGTH.size
 PLAINTEXT_MAX: Final = 65519
 """Of one packet: 65,535 bytes with the 16 of its tag."""
+_NONCE: Final = struct.Struct("<4xQ")
+"""The number of a packet, in 12 bytes."""
 
 
 class Wire(Protocol):
@@ -63,8 +67,12 @@ class NoiseConn:
         while not self._plain:
             came = await self._wire.read()
             self.taken += len(came)
-            self._came += came
-            self._decrypt()
+            # Most reads bring one whole packet.
+            if not self._came and len(came) > LENGTH_BYTES == len(came) - _LENGTH.unpack_from(came)[0]:
+                self._plain = self._open(came[LENGTH_BYTES:])
+            else:
+                self._came += came
+                self._decrypt()
         plain = self._plain
         if n is None or n >= len(plain):
             self._plain = b""
@@ -77,20 +85,24 @@ class NoiseConn:
         came, at = self._came, 0
         pieces: list[bytes] = []
         while (begins := at + LENGTH_BYTES) <= len(came):
-            ends = begins + int.from_bytes(came[at:begins], "big")
+            ends = begins + _LENGTH.unpack_from(came, at)[0]
             if ends > len(came):
                 break
-            try:
-                piece = self._receives.decrypt(_nonce(self._received), came[begins:ends], None)
-            except InvalidTag as error:
-                raise ProtocolError("a packet of Noise that was forged, repeated or left out") from error
-            if not piece:  # nobody sends one, and to decrypt it is work that no byte is counted for
-                raise ProtocolError("an empty packet of Noise")
-            self._received += 1
-            pieces.append(piece)
+            pieces.append(self._open(came[begins:ends]))
             at = ends
         del came[:at]
         self._plain = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _open(self, packet: bytes | bytearray) -> bytes:
+        """Decrypt the next packet."""
+        try:
+            plain = self._receives.decrypt(_NONCE.pack(self._received), packet, None)
+        except InvalidTag as error:
+            raise ProtocolError("a packet of Noise that was forged, repeated or left out") from error
+        if not plain:  # nobody sends one, and to decrypt it is work that no byte is counted for
+            raise ProtocolError("an empty packet of Noise")
+        self._received += 1
+        return plain
 
     async def write(self, data: bytes) -> None:
         """Encrypt and send all of ``data``."""
@@ -108,14 +120,10 @@ class NoiseConn:
         return not self._unsent
 
     def _packet(self, data: bytes) -> bytes:
-        packet = self._sends.encrypt(_nonce(self._sent), data, None)
+        packet = self._sends.encrypt(_NONCE.pack(self._sent), data, None)
         self._sent += 1
-        return len(packet).to_bytes(LENGTH_BYTES, "big") + packet
+        return _LENGTH.pack(len(packet)) + packet
 
     async def close(self) -> None:
         """Close what carries the packets."""
         await self._wire.close()
-
-
-def _nonce(number: int) -> bytes:
-    return number.to_bytes(8, "little").rjust(12, b"\0")

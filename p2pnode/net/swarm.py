@@ -13,6 +13,7 @@ import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, cast
 
 import structlog
@@ -334,7 +335,7 @@ class Swarm:
             self.refused["evicted"] += 1
             self.forget(victim)  # nothing more is opened on it
             self.start_task(victim.close)
-        connection.muxed.pace = lambda count: self.bytes.read(origin.near, count, trio.current_time())
+        connection.muxed.pace = partial(self.bytes.read, origin.near)
 
     def paced(self, connection: Connection, now: float) -> float:
         """Note a stream that a peer opened; the seconds until its next one is served."""

@@ -65,11 +65,13 @@ class TcpStream(ReadWriteCloser):
             return b""
         data = self._buffer
         while not data:
-            await self.wait_readable()
             try:
+                await trio.lowlevel.wait_readable(self._open_socket())
                 data = self._socket.recv(READ_BYTES)
             except BlockingIOError:
                 continue
+            except trio.ClosedResourceError as error:
+                raise _lost() from error
             except OSError as error:
                 raise _lost() from error
             if not data:

@@ -103,9 +103,9 @@ class Yamux:
         is_initiator: bool,
         streams_inbound_max: int = 128,
         window_max: int = 1 << 20,
-        pace: Callable[[int], float] = lambda _: 0.0,
+        pace: Callable[[int, float], float] = lambda _count, _now: 0.0,
     ) -> None:
-        """``pace(n)`` is told of each ``n`` bytes that came; the seconds to wait before the next ones."""
+        """``pace(n, now)`` is told of ``n`` bytes that came; the seconds to wait before the next ones."""
         self.secured_conn = secured_conn
         self.peer = peer
         self.event_started = trio.Event()
@@ -228,7 +228,7 @@ class Yamux:
             self.send_data(stream_id, body)
             return
         self.active_at = trio.current_time()
-        packet = frame(DATA, 0, stream_id, len(body)) + body
+        packet = HEADER.pack(0, DATA, 0, stream_id, len(body)) + body
         try:
             is_sent = self.secured_conn.write_now(packet)
         except Exception:  # noqa: BLE001  whatever the transport raises, the connection is over
@@ -296,15 +296,16 @@ class Yamux:
             self._may_take = TAKEN_PER_READ
             now = trio.current_time()
             try:
-                if not self._feed(data, now):
+                if not (self._feed_one(data, now) or self._feed(data, now)):
                     return
             except _Breach:
                 self._enqueue(frame(GO_AWAY, 0, 0, GO_AWAY_PROTOCOL_ERROR))
                 with trio.move_on_after(FLUSH_S):
                     await self.wait_room(0)
                 return
-            if (until := max(self._slow_until, now + self.pace(self.secured_conn.taken - before))) > now:
-                await trio.sleep_until(until)
+            wait_s = self.pace(self.secured_conn.taken - before, now)
+            if wait_s or self._slow_until > now:
+                await trio.sleep_until(max(self._slow_until, now + wait_s))
                 self._heard = True  # the silence was ours
 
     async def _keep_alive(self) -> None:
@@ -369,17 +370,34 @@ class Yamux:
         del buffer[:at]
         return True
 
+    def _feed_one(self, data: bytes, now: float) -> bool:
+        """Take one whole frame of DATA without flags, as most reads bring it: it needs no buffer. False for
+        anything else, and nothing is done."""
+        if self._in or self._body_left or len(data) <= HEADER_BYTES:
+            return False
+        version, kind, flags, stream_id, length = HEADER.unpack_from(data)
+        if version or kind or flags or length != len(data) - HEADER_BYTES:
+            return False
+        stream = self.streams.get(stream_id)
+        self._take_credit(stream, length, now)
+        if stream is not None:
+            stream.on_data(data[HEADER_BYTES:])
+        return True
+
     def _on_data_header(self, flags: int, stream_id: int, length: int, now: float) -> None:
         stream = self._stream_of(flags, stream_id)
-        if length > (stream.recv_window if stream is not None else self._window_max):
-            raise _Breach
+        self._take_credit(stream, length, now)
         if length:
-            if stream is not None:
-                stream.recv_window -= length
-                self.active_at = stream.active_at = now
             self._body_left, self._body_stream, self._body_flags = length, stream, flags
         else:
             self._finish(stream, flags)
+
+    def _take_credit(self, stream: YamuxStream | None, length: int, now: float) -> None:
+        if length > (stream.recv_window if stream is not None else self._window_max):
+            raise _Breach
+        if length and stream is not None:
+            stream.recv_window -= length
+            self.active_at = stream.active_at = now
 
     def _stream_of(self, flags: int, stream_id: int) -> YamuxStream | None:
         if not flags & SYN:

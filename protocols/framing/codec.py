@@ -32,6 +32,8 @@ def pack_frame(payload: bytes, frame_max: int = FRAME_MAX) -> bytes:
 
 def frame_head(length: int) -> bytes:
     """What stands before a payload of ``length`` bytes, for a writer that joins many frames."""
+    if length < 0x4000:
+        return bytes((length,) if length < 0x80 else (length & 0x7F | 0x80, length >> 7))
     prefix = bytearray()
     while length >= 0x80:
         prefix.append(length & 0x7F | 0x80)

@@ -98,7 +98,8 @@ async def test_only_bytes_count_as_activity(autojump_clock: MockClock, body: byt
 async def test_the_pace_is_told_what_came_and_not_what_was_in_it(autojump_clock: MockClock) -> None:
     conn, told = Wire(), list[int]()
 
-    def pace(count: int) -> float:
+    def pace(count: int, now: float) -> float:
+        assert now == trio.current_time()
         told.append(count)
         return 0.0
 
