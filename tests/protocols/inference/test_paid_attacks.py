@@ -57,7 +57,7 @@ from tests.protocols.inference.paid_pair import (
     paid_client,
     paid_open,
 )
-from tests.protocols.inference.pair import HOLDER, HOST, PROMPT_HASH, STREAM, ask, new_host
+from tests.protocols.inference.pair import HOLDER, HOST, PROMPT_HASH, STREAM, ask, new_host, token
 from tests.protocols.inference.pair import TERMS as FREE
 from tests.protocols.strategies import messages
 from tests.protocols.support import MODEL, Identity, emitted, high_s, only, sent
@@ -754,6 +754,37 @@ def test_a_host_that_finished_turns_and_then_gives_nothing_for_them_gets_two_inp
     while ends(pair):
         run_without_engine(pair)
     assert pair.paid[-1].tokens_in - before == 2 * 15
+
+
+@pytest.mark.parametrize(
+    ("reused", "piece", "trusted"),
+    [
+        (20, Piece(ids=(), text="x"), False),
+        (20, Piece(ids=(token(1, 0),), text="x"), False),
+        (5, Piece(ids=(), text="x"), False),
+        (5, Piece(ids=(token(1, 0),), text="x"), True),
+    ],
+    ids=["nothing is billed", "no input is billed", "no token", "input and a token"],
+)
+def test_only_a_turn_that_was_paid_and_answered_makes_a_host_trusted_with_two_inputs(
+    reused: int, piece: Piece, trusted: bool
+) -> None:
+    pair = several(8)
+    pair.reused = reused
+    pair.ask(ask())
+    run_without_engine(pair)
+    run = pair.run.order.run
+    pair.host_does(GenTokens(run, piece))
+    pair.host_does(GenDone(run, "stop"))
+    pair.settle()
+    assert isinstance(pair.outcomes[-1], TurnDone)
+    before, pair.reused = pair.billed_in, 5
+    for _ in range(8):
+        pair.ask(ask())
+    run_without_engine(pair)
+    while pair.end_engine():
+        run_without_engine(pair)
+    assert pair.paid[-1].tokens_in - before == (2 if trusted else 1) * 15
 
 
 def test_a_host_that_fails_now_and_then_is_paid_on_while_it_finishes_turns() -> None:
