@@ -460,6 +460,11 @@ class Session:
 
     async def ask(self, ask: Ask) -> SessionTurn:
         """Begin a turn in a place that was reserved. Raises :meth:`error` where the session is over."""
+        held = self._machine.held
+        if self.paid and held is not None and held.channel.has_finished:
+            # That spares a round trip. Such pay can be kept without a quote, by a host that read another
+            # prompt or none: so it goes only to one that finished a turn for this wallet.
+            ask = replace(ask, input_exact=ask.prompt_tokens)
         try:
             ask = await self._lease.reserve(ask)
         except ConfigError as error:  # a limit of the user's: it ends this turn, and closes nothing

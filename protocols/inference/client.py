@@ -297,8 +297,8 @@ class ClientSession:
             if part.part == 0:
                 turn.begin(now)
             # Nothing can be reused under a new cache key, so the price is known before the host names it.
-            if part.last and turn.is_new and turn.ask.input_exact:
-                self._channel.advance(turn.number, turn.ask.input_exact, self._effects)
+            if part.last and turn.advance:
+                self._channel.advance(turn.number, turn.advance, self._effects)
 
     # ---- what the host says
 

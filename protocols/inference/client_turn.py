@@ -214,15 +214,24 @@ class ClientTurn:
         self.cancel(effects, now)
 
     @property
+    def advance(self) -> int:
+        """How many input tokens may be paid with the prompt; 0 where their quote is to be seen first."""
+        exact = self.ask.input_exact or 0
+        return exact if self.is_new and not self._caps(exact) else 0
+
+    @property
     def is_capped(self) -> bool:
         """Whether the turn might cost more than it may before it could be ended."""
+        return self._caps(self._billed)
+
+    def _caps(self, billed: int) -> bool:
         if self.ask.spend_max is None:
             return False
         out, terms = self.metered.tokens_out, self._channel.terms
         # A window past a voucher that is on its way may come after it was told to end.
         unstopped = self._held.accept.window + CHECKPOINT_EVERY
         more = min(unstopped, self.ask.body.tokens_out_max - out)
-        cost = amount_due(terms, self._billed, out + more) - terms.session_fee
+        cost = amount_due(terms, billed, out + more) - terms.session_fee
         return (more > 0 or not self.is_paid) and cost > self.ask.spend_max
 
     def cap(self, effects: Effects, now: float) -> None:

@@ -336,9 +336,9 @@ class Start:
 class Ask:
     """Send a turn. ``input_max`` is the largest quote to accept, in tokens.
 
-    ``input_exact`` is what a client counted itself: it then takes that quote only, and pays with the prompt.
-    ``prompt_hash`` is that of the ids which it rendered itself. ``key`` is the role's name for the turn: what
-    is emitted of it says it again.
+    ``input_exact`` is what a client counted itself: it then takes that quote only, and pays with the prompt
+    where nothing can be reused. ``prompt_hash`` is that of the ids which it rendered itself. ``key`` is the
+    role's name for the turn: what is emitted of it says it again.
     """
 
     body: PromptBody

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import trio
 from trio.testing import MockClock
 
 from p2pnode.client.prompt_check import PromptRenderers
@@ -76,6 +77,37 @@ async def test_a_quote_for_another_prompt_than_the_clients_own_is_not_paid(
             assert client.searches.measured[member.node.peer_id].faults == 1
         assert not [each for each in heard if isinstance(each, Voucher)]
         assert w.balance("alice") == RICH
+
+
+@pytest.mark.parametrize("known", [False, True])
+async def test_input_is_paid_with_the_prompt_only_at_a_host_that_finished_a_turn_for_this_wallet(
+    known: bool, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with paid_world(tmp_path) as w:
+        member, _ = await w.host()
+        if known:
+            async with w.client(member, journal=tmp_path / "journal.sqlite") as client:
+                await whole(ask(client))
+        heard: list[object] = []
+
+        async def takes(stream: Stream) -> None:
+            channel = MessageChannel(stream, CODEC)
+            request = await channel.receive()
+            assert isinstance(request, Open)
+            assert request.terms is not None
+            session = session_id(domains().market, request.terms)
+            await channel.send(
+                [Accept(session=session, nonce=bytes(32), epoch=1, n_ctx=2048, session_fee=FEE)]
+            )
+            while (message := await channel.receive()) is not None:
+                heard.append(message)
+
+        misbehave(member, takes)
+        async with w.client(member, journal=tmp_path / "journal.sqlite") as client:
+            with trio.move_on_after(5):
+                await whole(ask(client))
+        vouchers = [each.tokens_in for each in heard if isinstance(each, Voucher)]
+        assert vouchers == ([len(HELLO)] if known else [])
 
 
 async def test_an_honest_quote_is_the_clients_own_count_and_hash(

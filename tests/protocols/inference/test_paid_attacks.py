@@ -452,6 +452,15 @@ def test_a_client_that_counted_takes_no_other_quote(tokens_in: int) -> None:
     assert blamed(hear(asking(input_exact=20), quote(turn=1, tokens_in=tokens_in)))
 
 
+def test_no_input_is_paid_with_the_prompt_that_a_spending_limit_would_not_pay_once_quoted() -> None:
+    for spend_max, pays in ((None, True), (TERMS.deposit, True), (1, False)):
+        client = opening()
+        hear(client, ACCEPT)
+        turn = replace(ask(input_max=100), input_exact=20, spend_max=spend_max)
+        vouchers = [m.Voucher] * pays
+        assert [type(each) for each in sent(client.handle(Command(turn), 0.0))] == [m.Prompt, *vouchers]
+
+
 def test_an_honest_quote_is_paid_to_the_unit() -> None:
     out = hear(asking(), quote(turn=1, tokens_in=20, reused=5))
     assert only(m.Voucher, out).amount == amount_due(TERMS, 15, 0)
