@@ -95,8 +95,12 @@ def _rest(grammar: Grammar, text: str) -> Grammar:
 async def text_of_prefix(vocabulary: Vocabulary, body: PromptBody) -> tuple[str, int]:
     """The text of the prompt's prefix that is certain, and how many ids at its end still need theirs.
 
-    A prefix may be as long as a context and nobody has paid for it: others get their turn meanwhile.
+    A prefix may be as long as a context and nobody has paid for it: others get their turn meanwhile. Raises
+    ``EngineError`` for an id that is none: such a prompt must be refused before it is paid.
     """
+    if max(body.prefix, default=0) >= len(vocabulary):
+        msg = f"ids of a partial answer must be from 0 to {len(vocabulary) - 1}"
+        raise EngineError(msg, code="bad_request")
     assembler, released = TextAssembler(vocabulary.piece, body.sampling.stop), list[Released]()
     for first in range(0, len(body.prefix), _IDS_AT_ONCE):
         if not assembler.stopped:

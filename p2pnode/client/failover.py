@@ -488,15 +488,6 @@ def calls_question_wrong(error: P2PNodeError) -> bool:
     return isinstance(error, RefusedError) and error.code in _REFUSED_BY_ALL
 
 
-def _disputes(error: P2PNodeError, attempt: Attempt | None) -> bool:
-    """Whether a host says no more than that it can't go on from what others sent: they may have lied, or it
-    may, and it counts against neither."""
-    if isinstance(error, DisagreementError):
-        return True
-    asked = attempt is not None and attempt.prefix > 0 and not attempt.tokens_out
-    return asked and calls_question_wrong(error)
-
-
 def is_final(error: P2PNodeError, refusals: int) -> bool:
     """Whether every other host would give the same error. ``refusals``: so many called the question wrong."""
     return isinstance(error, LocalError) or (calls_question_wrong(error) and refusals >= _WITNESSES)
@@ -561,6 +552,10 @@ class Failover:
         """Whether the attempt that runs, or could not begin, is at the host of the one before."""
         self._fruitless = self._again = self._refusals = self._disputes = self._empty = 0
         self._last_error: P2PNodeError | None = None
+        self._went_on = bool(partial.ids)
+        """Whether it goes on from an answer of which it isn't known who sent it."""
+        self._senders: set[PeerId] = set()
+        """Hosts that sent something of what is here."""
 
     # ---- attempts
 
@@ -626,7 +621,7 @@ class Failover:
         if attempt is not None and isinstance(error, HostFault | DisagreementError):
             # Of other hosts' ids there may be some among them: these are on the bill.
             dropped = min(self.partial.drop_unproven(), attempt.tokens_out)
-        disputes = _disputes(error, attempt)
+        disputes = self._is_disputed_by(error, attempt)
         if attempt is not None and isinstance(error, RemoteError) and not (_is_honest(error) or disputes):
             attempt.host_failed = True
         unseen = self.partial.drop_unseen() if disputes and calls_question_wrong(error) else 0
@@ -634,7 +629,7 @@ class Failover:
         self._disputes += disputes and not unseen
         situation = replace(self._situation(attempt, state), dropped=unseen > 0)
         move = after_failure(error, situation)
-        blames = self._blames(error, attempt, state)
+        blames = self._blames(error, attempt, state, disputes=disputes)
         ended = None
         if attempt is not None and state is not None:
             lost = situation.lost or attempt.restarted
@@ -704,12 +699,23 @@ class Failover:
             raise RuntimeError("no attempt runs")
         return self.attempt
 
-    @staticmethod
-    def _blames(error: P2PNodeError, attempt: Attempt | None, state: SessionState | None) -> bool:
-        if _disputes(error, attempt):
-            return False
-        if not _is_honest(error):
+    def _is_disputed_by(self, error: P2PNodeError, attempt: Attempt | None) -> bool:
+        """Whether a host says no more than that it can't go on from what others sent: they may have lied, or
+        it may, and that counts against neither."""
+        if isinstance(error, DisagreementError):
             return True
+        asked = attempt is not None and attempt.prefix > 0 and not attempt.tokens_out
+        others = self._went_on or bool(self._senders - {attempt.peer if attempt is not None else None})
+        return asked and others and calls_question_wrong(error)
+
+    @staticmethod
+    def _blames(
+        error: P2PNodeError, attempt: Attempt | None, state: SessionState | None, *, disputes: bool
+    ) -> bool:
+        if not (_is_honest(error) or disputes):
+            return True
+        if isinstance(error, DisagreementError):
+            return False
         # It took money for the input, and the deposit covers more output: then no code excuses it.
         took = attempt is not None and attempt.paid and attempt.tokens_in > attempt.tokens_cached
         return took and state is not None and state.covers_more
@@ -747,6 +753,8 @@ class Failover:
 
     def _end(self, attempt: Attempt, state: SessionState, reason: str, *, dropped: int = 0) -> AttemptEnd:
         self.attempt = None
+        if attempt.tokens_out:
+            self._senders.add(attempt.peer)
         self.partial.left_by_host()
         if attempt.engine_restarted or attempt.host_failed:
             self.partial.draw_anew()

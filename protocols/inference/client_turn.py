@@ -413,7 +413,9 @@ class ClientTurn:
             return f"more than {CHECKPOINT_EVERY} tokens without a checkpoint"
         if count > self._read_upto:
             return f"tokens up to {count}; this client reads up to {self._read_upto}"
-        if text_bytes > TEXT_SLACK_BYTES + TEXT_PER_TOKEN_MAX * count:
+        # Text of a partial answer's ids may still come. Without one there is no text before there is an id.
+        slack = TEXT_SLACK_BYTES if self.ask.body.prefix else 0
+        if text_bytes > slack + TEXT_PER_TOKEN_MAX * count:
             return "more text than its tokens can hold"
         if message.logprobs and len(message.logprobs) != len(message.ids):
             return "as many log-probabilities as ids, or none"

@@ -419,7 +419,8 @@ class HostTurn:
     def _within_bounds(self, text: str) -> str:
         """``text``, cut where an engine makes more than a turn's tokens may hold: the client would object."""
         raw = text.encode(errors="replace")
-        room = max(0, TEXT_SLACK_BYTES + TEXT_PER_TOKEN_MAX * len(self._made) - self._text_bytes)
+        slack = TEXT_SLACK_BYTES if self._body is not None and self._body.prefix else 0
+        room = max(0, slack + TEXT_PER_TOKEN_MAX * len(self._made) - self._text_bytes)
         self._text_bytes += min(len(raw), room)
         return text if len(raw) <= room else raw[:room].decode(errors="ignore")
 

@@ -12,6 +12,7 @@ from p2pnode.client.failover import (
     AGAIN_MAX,
     Attempt,
     Failover,
+    Held,
     PartialAnswer,
     SessionState,
     Situation,
@@ -461,6 +462,37 @@ def test_two_hosts_that_can_not_go_on_from_what_was_seen_end_the_answer_and_are_
     assert isinstance(error, NoHostError)
     assert "ask anew" in str(error)
     assert error.__cause__ is WRONG
+
+
+def test_a_host_that_calls_wrong_what_it_sent_itself_is_blamed_and_no_witness_against_others() -> None:
+    failover, lost = policy(attempts_max=9), replace(STATE, lost=True)
+    start(failover)
+    bring(failover, 2)
+    assert failover.failed(LOST, lost).move == "again"
+    start(failover)
+    decision = failover.failed(WRONG, STATE)
+    assert (decision.move, decision.blames) == ("next", True)
+    start(failover, OTHER)
+    assert failover.failed(WRONG, STATE).move == "next", "the first that speaks of what another one sent"
+    assert not failover.is_disputed
+
+
+def test_a_host_that_calls_a_prompt_wrong_after_it_was_paid_for_it_is_blamed() -> None:
+    failover = policy()
+    start(failover)
+    bring(failover, 2)
+    failover.failed(RefusedError("internal", "x"), STATE)
+    attempt = start(failover, OTHER, paid=True)
+    attempt.quoted(Quoted(Quote(turn=1, prompt_hash=bytes(32), tokens_in=5)))
+    decision = failover.failed(WRONG, STATE)
+    assert (decision.blames, decision.took_for_nothing) == (True, True)
+
+
+def test_what_an_answer_of_before_holds_may_be_of_anybody() -> None:
+    partial = PartialAnswer.of(BODY, Held((1, 2), "ab", 2))
+    failover = Failover(partial, attempts_max=4)
+    start(failover)
+    assert not failover.failed(WRONG, STATE).blames
 
 
 def test_a_question_that_two_hosts_call_wrong_from_its_beginning_is_wrong() -> None:

@@ -339,6 +339,14 @@ class EngineConformance:
             )
             jsonschema.validate(json.loads(begun.text + rest.text), schema)
 
+    async def test_a_partial_answer_with_an_id_that_is_none_is_refused_as_a_prompt(
+        self, engine: Engine
+    ) -> None:
+        assert (await engine.prompt(replace(QUESTION, prefix=(1,)))).ids[-1] == 1
+        with pytest.raises(EngineError, match="ids of a partial answer must be from 0 to") as refused:
+            await engine.prompt(replace(QUESTION, prefix=(1, 4_000_000_000)))
+        assert refused.value.code == "bad_request"
+
     async def test_a_prompt_that_grows_is_the_one_with_a_longer_prefix(self, engine: Engine) -> None:
         schema = '{"type":"object","properties":{"a":{"type":"string","minLength":20}},"required":["a"]}'
         shaped = body(

@@ -84,7 +84,8 @@ def quote(turn: int = 1, tokens_in: int = 20, reused: int = 0) -> m.Quote:
         pytest.param([tokens(ids=(), text="")], id="empty tokens"),
         pytest.param([tokens(ids=(1,) * 33)], id="33 tokens without a checkpoint"),
         pytest.param([tokens(ids=(1,) * 20), tokens(index=20, ids=(1,) * 13)], id="33 in two frames"),
-        pytest.param([tokens(text="x" * 5121)], id="more text than a token holds"),
+        pytest.param([tokens(text="x" * 1025)], id="more text than a token holds"),
+        pytest.param([tokens(ids=(), text="x")], id="text before there is an id"),
         pytest.param([tokens(ids=(), text="x" * 4000)] * 2, id="text for ever"),
         pytest.param([m.Progress(turn=1, processed=3, total=2)], id="more than all"),
         pytest.param([m.Progress(turn=2, processed=1, total=2)], id="progress of another turn"),
@@ -199,7 +200,8 @@ def test_an_honest_bill_ends_the_turn() -> None:
 
 
 def test_contentless_messages_do_not_keep_a_client_waiting() -> None:
-    client = asking()
+    order = ask(input_max=100)
+    client = asking(replace(order, body=replace(order.body, prefix=(1, 2))))
     same = m.Progress(turn=1, processed=0, total=20)
     progress_timers(client, same, 1.0)
     for now in range(2, 50):
