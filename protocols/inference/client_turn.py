@@ -29,6 +29,7 @@ from p2pnode.protocols.inference.messages import (
     READ_CREDIT,
     TEXT_PER_TOKEN_MAX,
     TEXT_SLACK_BYTES,
+    TOOLS_MAX,
     UNCONFIRMED_MAX,
     VECTOR_CREDIT,
     Accept,
@@ -417,11 +418,28 @@ class ClientTurn:
         slack = TEXT_SLACK_BYTES if self.ask.body.prefix else 0
         if text_bytes > slack + TEXT_PER_TOKEN_MAX * count:
             return "more text than its tokens can hold"
-        if message.logprobs and len(message.logprobs) != len(message.ids):
-            return "as many log-probabilities as ids, or none"
+        if message.logprobs and (self.ask.body.logprobs < 0 or len(message.logprobs) != len(message.ids)):
+            return "as many log-probabilities as ids where they were asked for, else none"
+        if (fault := self._fault_of_call(message)) is not None:
+            return fault
         if not self._channel.covers(0, len(message.ids)):
             return "more tokens than the deposit covers"
         return self._fault_of_start(message)
+
+    def _fault_of_call(self, message: Tokens) -> str | None:
+        """Whether these tokens call a tool that may not be called.
+
+        That is known without the model: a host finds calls of the tools that were offered only.
+        """
+        if message.channel != "call":
+            return "a name outside of a call" if message.name else None
+        body = self.ask.body
+        tools = {tool.name for tool in body.tools} if body.tool_choice != "none" else set()
+        if not tools or (message.name and message.name not in tools):
+            return "a call of a tool that was not offered"
+        if message.call >= (TOOLS_MAX if body.parallel_tool_calls else 1):
+            return f"call {message.call} of one answer"
+        return None
 
     def _fault_of_start(self, message: Tokens) -> str | None:
         """Whether another engine call may begin here: each one is a chance to draw again."""

@@ -74,6 +74,36 @@ def quote(turn: int = 1, tokens_in: int = 20, reused: int = 0) -> m.Quote:
 # ---- what a host may not say
 
 
+def call(name: str = "", number: int = 0, ids: tuple[int, ...] = (1,), **more: Any) -> m.Tokens:
+    return tokens(ids=ids, channel="call", call=number, name=name, **more)
+
+
+@pytest.mark.parametrize(
+    ("said", "change"),
+    [
+        pytest.param(call("run"), {}, id="a tool that was not offered"),
+        pytest.param(call("weather"), {"tools": ()}, id="no tool was offered"),
+        pytest.param(call("weather"), {"tool_choice": "none"}, id="none may be called"),
+        pytest.param(call(), {"tools": ()}, id="a piece of a call without tools"),
+        pytest.param(call("weather", 128), {}, id="more calls than a prompt can hold"),
+        pytest.param(call("weather", 1), {"parallel_tool_calls": False}, id="a second call"),
+        pytest.param(tokens(name="weather"), {}, id="a name outside of a call"),
+        pytest.param(tokens(logprobs=(m.TokenLogprob(logprob=0.0),)), {}, id="log-probabilities unasked"),
+    ],
+)
+def test_a_call_that_no_model_could_make_ends_the_session(said: m.Tokens, change: dict[str, Any]) -> None:
+    def order(**changed: Any) -> Ask:
+        plain = ask(input_max=100)
+        return replace(plain, body=replace(plain.body, **{"tools": (m.Tool(name="weather"),), **changed}))
+
+    assert violated(hear(asking(order(**change)), said))
+    for fine in (call("weather"), call("weather", 127), call()):
+        assert not violated(hear(asking(order()), fine))
+    asked = order()
+    asked = replace(asked, body=replace(asked.body, logprobs=0))
+    assert not violated(hear(asking(asked), tokens(logprobs=(m.TokenLogprob(logprob=0.0),))))
+
+
 @pytest.mark.parametrize(
     "said",
     [

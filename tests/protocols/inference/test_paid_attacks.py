@@ -782,6 +782,7 @@ def test_only_a_turn_that_was_paid_and_answered_makes_a_host_trusted_with_two_in
     pair.reused = reused
     pair.ask(ask())
     run_without_engine(pair)
+    assert pair.run is not None
     run = pair.run.order.run
     pair.host_does(GenTokens(run, piece))
     pair.host_does(GenDone(run, "stop"))
