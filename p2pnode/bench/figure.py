@@ -386,6 +386,14 @@ GOALS: Final = (
         meaning="the same of 10,000 nodes",
         baseline="the same",
     ),
+    Goal(
+        name="simulate.market_1k",
+        unit="s/s",
+        bound="at least",
+        target=20.0,
+        meaning="seconds of a market of 1,000 nodes (adverts, lookups, sessions, payments) in a CPU second",
+        baseline="real time",
+    ),
 )
 SUITES: Final[tuple[SuiteName, ...]] = get_args(SuiteName)
 

@@ -16,6 +16,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from typing import Final, Literal, TypeAlias
 
@@ -48,6 +49,7 @@ RENEWAL_AFTER_S: Final = 10.0
 """Since the last advert of the same peer that gossip brought; sooner it counts as a stranger's."""
 GROUPED_S: Final = 1.0
 _GROUPED_MAX: Final = 16
+_ORIGINS_REMEMBERED: Final = 4096
 UNSEEN: Final = "unseen"
 """The wide origin of all adverts of peers that are not connected."""
 Verdict: TypeAlias = Literal[
@@ -186,8 +188,7 @@ class Book:
         seen = self._origin_of(advert.peer)
         if seen is not None:
             return seen
-        said = advert.addresses[0].multiaddr.split("/")[2:3] if advert.addresses else []
-        return Origin(wide=UNSEEN, near=origin_of("".join(said) or None, advert.peer).near)
+        return _said_origin(advert.addresses[0].multiaddr if advert.addresses else "", advert.peer)
 
     def _take_place(self, advert: Advert, now: float, *, privileged: bool) -> bool:
         """Whether there is a place, which may be another's until now. Who has one keeps it."""
@@ -381,3 +382,10 @@ class Sources:
             known = _Source()
             self._sources.put(source, known)
         return known
+
+
+@lru_cache(_ORIGINS_REMEMBERED)
+def _said_origin(address: str, peer: PeerId) -> Origin:
+    """Where a peer says it is; asked for each advert, and mostly the same."""
+    said = address.split("/")[2:3]
+    return Origin(wide=UNSEEN, near=origin_of("".join(said) or None, peer).near)

@@ -50,6 +50,7 @@ PROMISED = {
     "storage.bytes_per_turn",
     "simulate.gossip_1k",
     "simulate.gossip_10k",
+    "simulate.market_1k",
 }
 
 
