@@ -9,9 +9,11 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
+from p2pnode.errors import ProtocolError
 from p2pnode.ids import PeerId
 from p2pnode.protocols.crypto import Signer
 from p2pnode.protocols.events import Command, Fault
@@ -28,7 +30,7 @@ from p2pnode.protocols.gossipsub.commands import (
     Validator,
     Verdict,
 )
-from p2pnode.protocols.gossipsub.messages import Control, Rpc, decode_rpc
+from p2pnode.protocols.gossipsub.messages import Control, Message, Published, Rpc, decode_rpc
 from p2pnode.protocols.gossipsub.parameters import Parameters
 from p2pnode.protocols.gossipsub.router import Check, GossipRouter
 from p2pnode.shares import origin_of
@@ -96,6 +98,23 @@ def _charged(queue: CpuQueue, cpu: Cpu, sign: Signer) -> tuple[Signer, Check]:
         return check(public_key, message, signature)
 
     return sign_for, check_for
+
+
+class _SharedMessage(Message):
+    """A message that is taken apart once, and not by each node."""
+
+    __slots__ = ("_said", "data", "signature")
+
+    def __init__(self, message: Message) -> None:
+        self.data, self.signature = message.data, message.signature  # type: ignore[misc]
+        self._said = message.signed()
+        super().__init__(
+            author=message.author, seqno=message.seqno, topic=message.topic, data=self.data,
+            signature=self.signature, key=message.key,
+        )  # fmt: skip
+
+    def signed(self) -> bytes:
+        return self._said
 
 
 @dataclass(slots=True)
@@ -178,6 +197,10 @@ class SharedCodec:
             found.subscriptions = tuple(found.subscriptions)
             if found.control is not None:
                 found.control = _SharedControl(found.control)
+            if found.is_one_message:
+                entry = found.publish[0]
+                with suppress(ProtocolError):  # whoever looks at it is told
+                    found.publish = (Published(_SharedMessage(entry.message()), entry.topics, entry.id),)
             self._keep(payload, found)
         return found
 
