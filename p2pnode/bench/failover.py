@@ -173,7 +173,8 @@ class _Market:
             spend_day_max=10**10, spend_host_max=10**10,
         )  # fmt: skip
         seeds = [host.multiaddrs[0] for host in self._hosts.values()]
-        return Client(config, bootstrap=seeds, remember=False, on_event=watch.on_event)
+        # A session that was left with a host would be resumed, and the next round would sign nothing.
+        return Client(config, bootstrap=seeds, remember=False, closes=True, on_event=watch.on_event)
 
     async def round(self, number: int, kill_at: int) -> _Round:
         """One answer whose host is killed. Raises ``LocalError`` when no question gives one long enough."""

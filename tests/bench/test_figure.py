@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from p2pnode.bench.figure import GOALS, SUITES, Figure, Goal, Measurement, compared, paired
+from p2pnode.errors import LocalError
 
 PROMISED = {
     "stream.throughput_1",
@@ -113,6 +114,11 @@ def test_a_cost_is_compared_with_its_baseline() -> None:
     found = compared(3.0, 6.0, runs=4)
     assert (found.value, found.baseline, found.ratio) == (3.0, 6.0, 0.5)
     assert found.details == {"runs": 4}
+
+
+def test_a_baseline_of_nothing_is_told_and_compared_with_nothing() -> None:
+    with pytest.raises(LocalError, match="its baseline was 0, and it 3: measure longer"):
+        compared(3.0, 0.0)
 
 
 def test_paired_rates_give_the_median_of_the_ratios_and_show_both_sides() -> None:

@@ -270,10 +270,11 @@ async def test_a_client_that_is_killed_shows_honest_parts_and_pays_what_it_signe
         lost = bought_in(journal)
         (held,) = money.journal.hosted()
         best, signed = held.voucher, lost.final or lost.voucher
-        assert best is not None
         assert signed is not None
-        assert 0 <= signed.tokens_out - best.tokens_out <= WINDOW_OF_EIGHT
-        assert best.amount <= signed.amount
+        # The first voucher may have been on its way when the client died.
+        best_out, best_amount = (best.tokens_out, best.amount) if best is not None else (0, 0)
+        assert 0 <= signed.tokens_out - best_out <= WINDOW_OF_EIGHT
+        assert best_amount <= signed.amount
         await trio.sleep(400)  # longer than the host waits for it
         async with w.client(member, journal=journal, keep_s=KEEP_S, units=0) as client:
             again = [asked(client, number) for number in range(EIGHT)]

@@ -124,5 +124,5 @@ async def test_streams_that_hold_up_the_loop_begin_later_and_those_of_others_do_
             for _ in range(100):
                 (await attacker.open(connection, "/p2pnode/costly/1")).close_write()
             await trio.sleep_forever()
-        assert FEW_BURST <= served <= 28  # else forty: all that there is time for
+        assert FEW_BURST <= served <= 34  # else forty: all that there is time for
         assert await s.is_served()
