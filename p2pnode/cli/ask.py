@@ -29,6 +29,7 @@ from p2pnode.cli.options import (
     units_of,
 )
 from p2pnode.cli.output import Output, shorten
+from p2pnode.cli.tool_results import call_line
 from p2pnode.cli.user_input import READ_MAX, read_all
 from p2pnode.words import one_line
 
@@ -110,8 +111,6 @@ MessagesOption = Annotated[
     ),
 ]
 _MEASURABLE_S: Final = 0.05
-_CALL_MAX: Final = 100_000
-"""Letters of a call that are shown to people; scripts get all of it."""
 
 
 def ask(
@@ -426,8 +425,7 @@ def _show_calls(output: Output, answer: Any, shown: int, *, upto: int | None) ->
     for call in calls[shown:over]:
         output.end_line()
         if not output.as_json:
-            # On one line: what follows a line break could look like words of ours.
-            output.result(one_line(f"{call.name}({call.arguments})", _CALL_MAX))
+            output.result(call_line(call))
     return max(shown, over)
 
 

@@ -53,7 +53,16 @@ from p2pnode.cli.options import (
     configure,
 )
 from p2pnode.cli.output import Output, error_fields
-from p2pnode.cli.tool_results import NO_RESULT, SKIP, UNASKED_MAX, ToolProgram, running, shown, wanted
+from p2pnode.cli.tool_results import (
+    NO_RESULT,
+    SKIP,
+    UNASKED_MAX,
+    ToolProgram,
+    running,
+    shown,
+    wanted,
+    why_not_run,
+)
 from p2pnode.cli.user_input import PromptInterruptedError, UserInput
 from p2pnode.errors import LocalError, P2PNodeError, RefusedError
 
@@ -303,7 +312,8 @@ class Chat:
         """The result of a call; None where the user leaves it."""
         program, fields = self._program, {"id": call.id, "name": call.name, "arguments": call.arguments}
         typed: str | None = ""
-        if program is None or program.must_ask():
+        runs = program is not None and not why_not_run(call)
+        if program is None or program.must_ask() or not runs:
             self._output.event("result_wanted", fields, text=wanted(call, program))
             try:
                 typed = await self._lines.next()
@@ -313,7 +323,7 @@ class Chat:
             return None
         if typed.strip() == SKIP:
             return NO_RESULT
-        if typed.strip() or program is None:
+        if typed.strip() or program is None or not runs:
             return typed
         result = await self._run(program, call)
         if result is not None:

@@ -2,17 +2,19 @@
 
 The program gets the tool's name as its argument and the call's arguments, JSON, on its standard input; what
 it writes to standard output is the result. The arguments come from a stranger's machine: a person is asked
-before each run, but with ``--yes``, and no shell reads them.
+before each run, but with ``--yes``, and no shell reads them. What the program gets is what was shown, to the
+letter; a call of which that can't be said is not run.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 from contextlib import suppress
 from subprocess import PIPE
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 
-from p2pnode.words import printable
+from p2pnode.words import one_line, printable, quoted
 
 if TYPE_CHECKING:
     import trio
@@ -26,6 +28,8 @@ UNASKED_MAX: Final = 16
 """Calls in a row, without a word of the user's, after which a person is asked in spite of ``--yes``."""
 NO_RESULT: Final = "The user gives no result for this call."
 SKIP: Final = "/skip"
+CALL_MAX: Final = 100_000
+"""Letters of a call that people are shown; scripts get all of it."""
 _SHOWN_MAX: Final = 2000
 
 
@@ -59,7 +63,10 @@ class ToolProgram:
         return self._asks or self._unasked > UNASKED_MAX
 
     async def run(self, call: ToolCall) -> str:
-        """What it says to a call; for one that fails, what went wrong, for the model to know."""
+        """What it says to a call of which :func:`why_not_run` says nothing.
+
+        For one that fails it is what went wrong, for the model to know.
+        """
         import trio
 
         try:
@@ -70,7 +77,7 @@ class ToolProgram:
         try:
             with trio.move_on_after(RUN_S) as scope:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(_give, process, call.arguments.encode())
+                    nursery.start_soon(_give, process, as_shown(call.arguments).encode())
                     said = await _output(process)
                 await process.wait()
         finally:
@@ -107,9 +114,67 @@ async def _output(process: trio.Process) -> bytes:
     return said
 
 
+def as_shown(arguments: str) -> str:
+    """The arguments of a call on one line, with an escape in place of each letter that can't be seen.
+
+    JSON that says the same: a blank between its tokens is as good as a line break, and in a string an escape
+    is as good as what it stands for.
+    """
+    return "".join(
+        letter if letter.isprintable() else " " if letter in "\t\r\n" else json.dumps(letter)[1:-1]
+        for letter in arguments
+    )
+
+
+def call_line(call: ToolCall) -> str:
+    """A call as a person sees it, on one line: what follows a line break could look like words of ours."""
+    return one_line(_line(call), CALL_MAX)
+
+
+def _line(call: ToolCall) -> str:
+    return f"{call.name}({as_shown(call.arguments)})"
+
+
+def why_not_run(call: ToolCall) -> str:
+    """Why no program may get a call's arguments; "" where one may.
+
+    Of a name that stands twice people read the first, and most programs take the last.
+    """
+    if len(_line(call)) > CALL_MAX:
+        return f"its arguments are too long to show: more than {CALL_MAX} letters"
+    try:
+        value = json.loads(call.arguments, object_pairs_hook=_distinct, parse_constant=_refuse)
+    except _RepeatedError as error:
+        return f"its arguments name {quoted(error.name, 40)} twice"
+    except (ValueError, RecursionError):
+        value = None
+    return "" if isinstance(value, dict) else "its arguments are no JSON object"
+
+
+class _RepeatedError(Exception):
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in made:
+            raise _RepeatedError(name)
+        made[name] = value
+    return made
+
+
+def _refuse(_constant: str) -> NoReturn:
+    raise ValueError
+
+
 def wanted(call: ToolCall, program: ToolProgram | None) -> str:
     """What a person can do about a call."""
     runs = f"Enter runs {program.path}, or " if program is not None else ""
+    if program is not None and (reason := why_not_run(call)):
+        runs = f"{program.path} is not run, for {reason}: "
     return f"[{call.name}: {runs}type its result; {SKIP} gives none]"
 
 
