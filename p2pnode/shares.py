@@ -104,9 +104,10 @@ class FairShares(Generic[K]):
         count: a wide origin has any number of near ones."""
         if one.wide == other.wide:
             return self.held_by(one) > self.held_by(other)
-        return self._held_within(one.wide) > self._held_within(other.wide)
+        return self.held_within(one.wide) > self.held_within(other.wide)
 
-    def _held_within(self, wide: str) -> int:
+    def held_within(self, wide: str) -> int:
+        """How many places a wide origin holds."""
         return sum(map(len, self._held.get(wide, {}).values()))
 
     def holders(self, origin: Origin) -> list[K]:

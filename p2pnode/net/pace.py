@@ -2,16 +2,21 @@
 
 While the event loop keeps up, everybody's bytes are read as they come. When it lags, an origin that sent more
 than an equal share of the last second's bytes waits a little before more of it is read, and its transport
-holds it back. The node itself counts as one more origin, so that a single flooder leaves time for the node's
-own work. A stream that a peer opens counts as many bytes: to negotiate and serve one takes a host some
-milliseconds, however little is sent on it. Pure but for :func:`watch_lag`, which measures.
+holds it back. Shares are those of wide origins, and within each of near ones: who has many addresses of one
+prefix makes nobody else's share smaller. The node itself counts as one more origin, so that a single flooder
+leaves time for the node's own work. A stream that a peer opens counts as many bytes: to negotiate and serve
+one takes a host some milliseconds, however little is sent on it. Pure but for :func:`watch_lag`, which
+measures.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Final
 
 import trio
+
+from p2pnode.shares import Origin
 
 LAG_S: Final = 0.1
 """The loop is behind when a task runs so much later than it asked to."""
@@ -30,6 +35,20 @@ STREAM_BYTES: Final = BUSY_BYTES
 takes to read so much. So each one that is opened has the lag measured."""
 
 
+class _Window:
+    """What came in one second, by origin."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self.wide: Counter[str] = Counter()
+        self.near: Counter[Origin] = Counter()
+
+    def add(self, origin: Origin, count: int) -> None:
+        self.total += count
+        self.wide[origin.wide] += count
+        self.near[origin] += count
+
+
 class ByteShares:
     """The bytes of the last one to two seconds by origin; see the module."""
 
@@ -38,40 +57,53 @@ class ByteShares:
         """How late the loop was at the last beat."""
         self.paused = 0
         """How often a read or a stream was put off, since the start."""
-        self._now: dict[str, int] = {}
-        self._before: dict[str, int] = {}
+        self._now, self._before = _Window(), _Window()
+        self._wides = 0
+        """Wide origins of both windows."""
+        self._nears: Counter[str] = Counter()
+        """Near origins of both, by their wide one. Kept, for who floods may be many, and each read asks."""
         self._began = 0.0
         self._since_beat = 0
         self._busy = trio.Event()
 
-    def read(self, origin: str, count: int, now: float) -> float:
-        """Note ``count`` bytes of an origin, by its name. The seconds to wait before more of its are read."""
+    def read(self, origin: Origin, count: int, now: float) -> float:
+        """Note ``count`` bytes of an origin. The seconds to wait before more of its are read."""
         return PAUSE_S if self._has_to_wait(origin, count, now) else 0.0
 
-    def opened(self, origin: str, connections: int, now: float) -> float:
-        """Note a stream that an origin with so many connections opened. The seconds to wait before the next
-        one of the same connection."""
+    def opened(self, origin: Origin, connections: int, now: float) -> float:
+        """Note a stream of an origin whose wide one has so many connections. The seconds to wait before the
+        next one of the same connection."""
         if not self._has_to_wait(origin, STREAM_BYTES, now):
             return 0.0
         return min(STREAM_PAUSE_S * connections, STREAM_PAUSE_MAX_S)
 
-    def _has_to_wait(self, origin: str, count: int, now: float) -> bool:
-        if now >= self._began + WINDOW_S:
-            self._before = self._now if now < self._began + 2 * WINDOW_S else {}
-            self._now, self._began = {}, now
-        self._now[origin] = self._now.get(origin, 0) + count
+    def _has_to_wait(self, origin: Origin, count: int, now: float) -> bool:
+        self._note(origin, count, now)
         self._since_beat += count
         if self._since_beat >= BUSY_BYTES:
             self._busy.set()
         if self.lag_s < LAG_S:
             return False
-        everybody = self._now.keys() | self._before.keys()
-        total = sum(self._now.values()) + sum(self._before.values())
-        own = self._now[origin] + self._before.get(origin, 0)
-        if own * (len(everybody) + 1) <= total:
+        wide = self._now.wide[origin.wide] + self._before.wide[origin.wide]
+        near = self._now.near[origin] + self._before.near[origin]
+        if wide * (self._wides + 1) <= self._now.total + self._before.total:
+            return False
+        if near * self._nears[origin.wide] < wide:
             return False
         self.paused += 1
         return True
+
+    def _note(self, origin: Origin, count: int, now: float) -> None:
+        if now >= self._began + WINDOW_S:
+            self._before = self._now if now < self._began + 2 * WINDOW_S else _Window()
+            self._now, self._began = _Window(), now
+            self._wides = len(self._before.wide)
+            self._nears = Counter(each.wide for each in self._before.near)
+        if origin not in self._now.near and origin not in self._before.near:
+            if not self._nears[origin.wide]:
+                self._wides += 1
+            self._nears[origin.wide] += 1
+        self._now.add(origin, count)
 
     async def watch_lag(self) -> None:
         """Measure while many bytes come in, and sleep otherwise. Runs until cancelled."""

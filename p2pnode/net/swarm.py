@@ -335,14 +335,14 @@ class Swarm:
             self.refused["evicted"] += 1
             self.forget(victim)  # nothing more is opened on it
             self.start_task(victim.close)
-        connection.muxed.pace = partial(self.bytes.read, origin.near)
+        connection.muxed.pace = partial(self.bytes.read, origin)
 
     def paced(self, connection: Connection, now: float) -> float:
         """Note a stream that a peer opened; the seconds until its next one is served."""
         if connection not in self.places:
             return 0.0
         origin = self.places.origin(connection)
-        return self.bytes.opened(origin.near, self.places.held_by(origin), now)
+        return self.bytes.opened(origin, self.places.held_within(origin.wide), now)
 
     async def close_idle(self) -> None:
         """Close inbound connections that nobody has used for long, again and again. Runs until cancelled."""

@@ -20,10 +20,11 @@ from p2pnode.net.pace import (
 )
 from p2pnode.net.stream import Stream
 from p2pnode.net.swarm import FEW_BURST
+from p2pnode.shares import Origin
 from tests.net.support import eventually
 from tests.net.test_hostile_shares import ONE_ADDRESS, scene
 
-FLOOD, HONEST, THIRD = "flood", "honest", "third"
+FLOOD, HONEST, THIRD = (Origin(name, name) for name in ("flood", "honest", "third"))
 
 
 def behind() -> ByteShares:
@@ -47,6 +48,32 @@ def test_who_sends_more_than_its_share_waits_while_the_loop_is_behind_and_others
 
 def test_a_single_flooder_leaves_time_for_the_node_itself() -> None:
     assert behind().read(FLOOD, 100_000, 1.0) == PAUSE_S
+
+
+def test_who_has_many_addresses_of_one_prefix_makes_nobody_elses_share_smaller() -> None:
+    shares = behind()
+    flood = [Origin("2001:db8::/32", f"2001:db8:{n:x}::/48") for n in range(200)]
+    for step in range(10):
+        assert all(shares.read(each, 50_000, step / 10) for each in flood)
+        assert shares.read(HONEST, 64 << 10, step / 10) == 0
+        assert shares.read(THIRD, 64 << 10, step / 10) == 0
+
+
+def test_a_neighbour_of_who_floods_waits_only_for_what_is_more_than_its_share() -> None:
+    shares = behind()
+    flood, neighbour = (Origin("2001:db8::/32", f"2001:db8:{n:x}::/48") for n in (1, 2))
+    for step in range(10):
+        assert shares.read(flood, 1 << 20, step / 10) == PAUSE_S
+        assert shares.read(neighbour, 10_000, step / 10) == 0
+    assert shares.opened(flood, 3, 0.95) == 3 * STREAM_PAUSE_S
+
+
+def test_shares_of_the_last_window_count_as_those_of_this_one() -> None:
+    shares = behind()
+    for origin in (FLOOD, HONEST):
+        shares.read(origin, 1000, 0.5)
+    assert shares.read(THIRD, 600, 1.6) == 0, "less than a quarter of all, with the two that came before"
+    assert shares.read(THIRD, 3000, 3.0) == PAUSE_S, "those are forgotten"
 
 
 def test_what_was_sent_long_ago_does_not_count() -> None:
