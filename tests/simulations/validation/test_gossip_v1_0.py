@@ -90,7 +90,8 @@ def compare(runs: list[Run], published: Run, *, messages: float) -> None:
 
 def test_a_hundred_nodes_send_what_was_published() -> None:
     published = Run(messages=6280, ihave=7212, iwant=44, graft=372, bins=[15.8, 72.9, 11.3, 0], reached=1)
-    compare([run(100, 10, seed) for seed in (1, 2)], published, messages=0.02)
+    # Ten messages of so few nodes: single runs send from 6,070 to 6,860.
+    compare([run(100, 10, seed) for seed in range(1, 7)], published, messages=0.03)
 
 
 @long
