@@ -13,8 +13,8 @@ import structlog
 import trio
 
 from p2pnode.errors import WireCode
-from p2pnode.host.served_session import TOO_MUCH, counted
-from p2pnode.host.unpaid_work import UnpaidWork
+from p2pnode.host.generation import counted
+from p2pnode.host.unpaid_work import TOO_MUCH, UnpaidWork
 from p2pnode.ids import ModelId
 from p2pnode.models.engine import Engine
 from p2pnode.net.stream import Stream

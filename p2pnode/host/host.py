@@ -19,7 +19,8 @@ from p2pnode.errors import EngineError, P2PNodeError, StorageError, first_error
 from p2pnode.host.admission import Admission, origin_of_payer
 from p2pnode.host.count import serve_counts
 from p2pnode.host.resumable import ResumableSessions
-from p2pnode.host.served_session import ServedSession, SessionWork
+from p2pnode.host.served_session import ServedSession
+from p2pnode.host.session_work import SessionWork
 from p2pnode.host.sheet import Grants, Served, capabilities_of, profile_of, sheet_of
 from p2pnode.host.totals import Totals
 from p2pnode.host.unpaid_work import CompileTurns, UnpaidWork

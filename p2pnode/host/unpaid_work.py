@@ -15,6 +15,7 @@ from typing import Final
 import trio
 
 from p2pnode.bounded import BoundedMap, TokenBucket
+from p2pnode.errors import WireCode
 from p2pnode.shares import Origin
 
 PAYER_BURST: Final = 32
@@ -28,6 +29,10 @@ FOLLOWED_PER_S: Final = 4 << 20
 """Bytes of grammars: about a third of a processor. An honest answer goes on some times a second at most."""
 FOLLOWED_BURST: Final = 32 << 20
 _KNOWN_MAX: Final = 4096
+TOO_MUCH: Final[tuple[WireCode, str]] = (
+    "rate_limited",
+    "too many of your prompts were counted and led to no answer: wait, or ask for less at once",
+)
 
 
 class UnpaidWork:

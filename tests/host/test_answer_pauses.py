@@ -10,7 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from p2pnode.host.served_session import Requester, TurnPrompt, answer
+from p2pnode.host.generation import Requester, TurnPrompt, answer
 from p2pnode.host.unpaid_work import FOLLOW_BYTES, FOLLOWED_BURST, FOLLOWED_PER_S, CompileTurns
 from p2pnode.limits import Limits
 from p2pnode.models.answer import VERSION, AnswerPieces, AnswerReader, Part, ToolFormat, reader_of

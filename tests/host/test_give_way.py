@@ -10,7 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from p2pnode.host.served_session import SessionWork
+from p2pnode.host.session_work import SessionWork
 from p2pnode.host.unpaid_work import CompileTurns, UnpaidWork
 from p2pnode.ids import PeerId
 from p2pnode.limits import Limits
