@@ -305,9 +305,7 @@ class _AnswerWatcher:
 
     def billed(self, answer: Answer, item: BillItem) -> None:
         """A host's attempt is over."""
-        self._note(answer, answer.text_known)
-        # In a piece of their own: a piece with a text says that all ids so far have theirs.
-        self._note(answer, len(answer.ids))
+        self._note(answer, answer.text_known)  # ids whose text nobody saw may be dropped yet
         self._conversation.note_bill(item, answer.wallet)
 
     def ended(self, answer: Answer, finish: Finish | None) -> None:
@@ -315,6 +313,8 @@ class _AnswerWatcher:
         self.took(answer)
         self._conversation.note_course(trusted=answer.trusted, left_out=answer.left_out)
         self._note(answer, answer.text_known)
+        # In a piece of their own: a piece with a text says that all ids so far have theirs.
+        self._note(answer, len(answer.ids))
         self._message.complete = finish in ("stop", "length", "tool_calls")
         if finish == "tool_calls":
             self._message.calls = answer.tool_calls

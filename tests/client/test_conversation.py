@@ -19,13 +19,15 @@ from p2pnode.host.host import HostedModel
 from p2pnode.models.manifest import SCRIPTED
 from p2pnode.models.renderer import ChatTemplate
 from p2pnode.models.scripted import TEMPLATE
+from p2pnode.net.stream import Stream
 from p2pnode.node.datadir import DataDir
-from p2pnode.protocols.inference.messages import SamplingParams
+from p2pnode.node.driver import MessageChannel
+from p2pnode.protocols.inference.messages import CODEC, Accept, Quote, SamplingParams, Tokens
 from p2pnode.protocols.inference.prompt_rules import call_seed, next_seed, seed_of
 from p2pnode.storage.conversations.records import Piece
-from tests.client.failing import ONE_BY_ONE
+from tests.client.failing import ONE_BY_ONE, QUESTION, SESSION, TOKENS, hosts, meet, speaks, unkilled
 from tests.client.machines import machine, options, read, say
-from tests.client.support import Events
+from tests.client.support import HELLO, HELLO_HASH, Events, misbehave
 from tests.node.world import Member, World, identity_of, scripted_host, world
 from tests.storage.blob_world import serve_store
 
@@ -354,6 +356,43 @@ async def test_an_answer_that_is_interrupted_is_kept_as_far_as_it_came(
         conversation = await client.resume(bytes.fromhex(str(kept["conversation"])))
         assert conversation.cut_short
         assert conversation.messages[-1].ids == answer.ids
+
+
+async def test_ids_that_were_dropped_after_their_host_had_left_are_not_in_what_is_kept(
+    tmp_path: Path, w: World, autojump_clock: MockClock
+) -> None:
+    members = await hosts(w, 3)
+    dies, lies, honest = members
+    ids, text = await unkilled()
+    quote = Quote(turn=1, tokens_in=len(HELLO), prompt_hash=HELLO_HASH)
+    shown = Tokens(turn=1, index=0, ids=tuple(ids[:6]), text=text[:6])
+    unseen = Tokens(turn=1, index=6, ids=(1, 2, 3))
+
+    async def sends_and_dies(stream: Stream) -> None:
+        channel = MessageChannel(stream, CODEC)
+        await channel.receive()
+        await channel.send([Accept(session=SESSION, nonce=bytes(32), epoch=1, n_ctx=2048)])
+        await channel.receive()
+        await channel.send([quote, shown, unseen])
+        await trio.sleep(0.5)
+        w.crash(dies)
+
+    misbehave(dies, sends_and_dies)
+    misbehave(lies, speaks([quote, quote]))
+    told = Events()
+    async with machine(w, tmp_path, knows=members, told=told) as client:
+        await meet(client, members)
+        conversation = await client.new_conversation(options(TOKENS))
+        async with conversation.ask(QUESTION) as answer:
+            async for _ in answer:
+                if len(answer.ids) >= 20:
+                    break
+        assert (answer.host, len(told.named("host.failed"))) == (honest.node.peer_id, 3)
+        sid = await written(conversation)
+    async with machine(w, tmp_path, ip="10.0.9.8") as client:
+        kept = (await client.resume(sid)).messages[-1]
+        assert list(kept.ids) == list(answer.ids) == ids[: len(answer.ids)]
+        assert kept.text == answer.text
 
 
 async def test_a_disk_that_takes_no_more_is_told_once_and_nothing_is_called_kept_that_is_not(
