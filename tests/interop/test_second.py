@@ -287,6 +287,26 @@ def test_it_has_two_turns_at_once_and_a_call_of_a_tool_in_one_session(told: Told
     assert (said["vouchers"], said["cost"]) == (0, 0)
 
 
+def test_it_has_texts_embedded_beside_a_question_as_a_client_of_ours_has(
+    told: Told, host: Program, tmp_path: Path
+) -> None:
+    texts = ["the sea is wide", "a ledger of debts", "Llanfair, €"]
+    told.call("dial", addr=host.multiaddr)
+    peer, model = host.multiaddr.rsplit("/", 1)[1], scripted_model_id().hex()
+    told.call("open", peer=peer, model=model)
+    said = told.call("turns", turns=[{"embed": texts}, user(QUESTION, sampling={"tokens_max": TOKENS})])
+    embedded, answer = said["answers"]
+    assert (embedded["reason"], embedded["ids"], answer["ids"]) == ("stop", 0, TOKENS)
+    assert embedded["tokens_in"] == sum(len(text.encode()) + 1 for text in texts)
+    assert any(1 in receipt["ended"] for receipt in said["receipts"])
+    told.call("close")
+    ran = run(
+        "embed", *texts, "--json", "--model", "scripted", "--no-mdns", "--bootstrap", host.multiaddr,
+        "--data-dir", tmp_path / "ours",
+    )  # fmt: skip
+    assert [each["embedding"] for each in ran.named("embedding")] == embedded["vectors"]
+
+
 def test_it_pays_for_two_turns_at_once_in_one_session(told: Told, tmp_path: Path) -> None:
     with paid_session(told, tmp_path) as (host, opened):
         said = hold_a_session(told, opened)

@@ -13,10 +13,13 @@ const PART = 8192
 const UPLOAD_MAX = 32768
 const READ_CREDIT = 256
 const START_DISTANCE = 32
-const TEXT_FIXED = 4096
+const VECTOR_CREDIT = 262144 // bytes
+const FLOAT_BYTES = 4
+const TEXT_OF_PREFIX = 4096
 const TEXT_PER_ID = 1024
 const HOLDER = randomBytes(16)
-const COUNTED = ['quote', 'tokens', 'checkpoint', 'done', 'error']
+const CALLS_MAX = 128
+const COUNTED = ['quote', 'tokens', 'vector', 'checkpoint', 'done', 'error']
 const TAKEN = ['received', 'progress', 'ping', 'pong', ...COUNTED]
 const violation = (why) => { throw new Malformed(why) }
 
@@ -44,7 +47,7 @@ const messageOf = ({ role, text, content, tool_calls: calls = [], tool_call_id: 
 })
 
 // A `PromptBody`, whole: what is not given has its default. Of a message `text` may stand for its `content`.
-export const promptOf = ({ messages, tools = [], sampling = {}, ...others }) => ({
+export const promptOf = ({ messages = [], tools = [], sampling = {}, ...others }) => ({
   messages: messages.map(messageOf),
   embed: [],
   tools: tools.map(({ name, description = '', parameters = '' }) => ({ name, description, parameters })),
@@ -73,27 +76,35 @@ class Turn {
     Object.assign(this, { text: '', reasoning: '', calls: [], starts: [], ids: 0, bytes: 0 })
     this.leaf = new Leaf(number, requestHash(body))
     this.unconfirmed = 0 // bytes of its prompt
-    this.upto = READ_CREDIT
+    this.vectors = []
+    this.vectorBytes = 0
+    this.embeds = prompt.embed.length > 0
+    this.credit = this.embeds ? VECTOR_CREDIT : READ_CREDIT
+    this.upto = this.credit
     this.stops = 0 // how often that was used up
     this.answer = new Promise((resolve, reject) => Object.assign(this, { resolve, reject }))
     this.answer.catch(() => {}) // whoever awaits it is told, whenever that is
   }
 
+  get came () { return this.embeds ? this.vectorBytes : this.ids }
   get billed () { return this.quote === undefined ? 0 : this.quote.tokens_in - (this.quote.reused ?? 0) }
 
   take (message) {
     const { index, ids, text = '', channel = 'content', call = 0, name = '', start = '', logprobs = [] } = message
+    if (this.embeds) violation('tokens of texts to embed')
     if (index !== this.ids) violation('tokens at a wrong index')
     if (ids.length === 0 && text === '' && name === '') violation('tokens of nothing')
     if (this.ids + ids.length > this.prompt.sampling.tokens_max) violation('too many tokens')
     if (this.ids + ids.length > this.upto) violation('tokens past the read credit')
     if (this.ids < this.upto && this.ids + ids.length === this.upto) this.stops++
-    if (logprobs.length > 0 && logprobs.length !== ids.length) violation('logprobs of other ids')
+    const asked = this.prompt.logprobs >= 0
+    if (logprobs.length > 0 && (!asked || logprobs.length !== ids.length)) violation('logprobs of other ids')
     if (start !== '') this.begin(start, index)
     this.leaf.take(message)
     this.ids += ids.length
     this.bytes += utf8(text).length + utf8(name).length
-    if (this.bytes > TEXT_FIXED + TEXT_PER_ID * this.ids) violation('too much text')
+    const slack = this.prompt.prefix.length > 0 ? TEXT_OF_PREFIX : 0
+    if (this.bytes > slack + TEXT_PER_ID * this.ids) violation('too much text')
     if (channel === 'call') this.takeCall(call, name, text)
     else if (name !== '' || call !== 0) violation('a call on another channel')
     else if (channel === 'reasoning') this.reasoning += text
@@ -101,6 +112,10 @@ class Turn {
   }
 
   takeCall (call, name, text) {
+    const { tools, tool_choice: choice, parallel_tool_calls: parallel } = this.prompt
+    if (choice === 'none' || tools.length === 0) violation('a call without tools')
+    if (name !== '' && !tools.some((tool) => tool.name === name)) violation('a tool that was not offered')
+    if (call >= (parallel ? CALLS_MAX : 1)) violation('too many calls')
     if (call > this.calls.length) violation('a call out of order')
     if (call === this.calls.length) {
       if (name === '') violation('a call without a name')
@@ -110,6 +125,20 @@ class Turn {
     if (text !== '') this.calls[call].pieces++
   }
 
+  takeVector (message) {
+    const { index, data } = message
+    if (!this.embeds) violation('a vector of no text')
+    if (index !== this.vectors.length || index >= this.prompt.embed.length) violation('a vector of another text')
+    if (data.length % FLOAT_BYTES !== 0) violation('a part of a number')
+    const numbers = Array.from({ length: data.length / FLOAT_BYTES }, (_, n) => data.readFloatLE(FLOAT_BYTES * n))
+    if (index > 0 && numbers.length !== this.vectors[0].length) violation('a vector of another size')
+    if (!numbers.every(Number.isFinite)) violation('a number that is none')
+    if (this.vectorBytes + data.length > this.upto) violation('a vector past the read credit')
+    this.leaf.takeVector(message)
+    this.vectors.push(numbers)
+    this.vectorBytes += data.length
+  }
+
   begin (cause, index) {
     const before = this.starts.filter((start) => start.cause === cause).at(-1)
     if (before !== undefined && (cause === 'restart' || index - before.index < START_DISTANCE)) violation('too many starts')
@@ -117,9 +146,9 @@ class Turn {
   }
 
   told (reason, code) {
-    const { number, text, reasoning, ids, calls, starts, stops, quote } = this
+    const { number, text, reasoning, ids, calls, starts, stops, quote, vectors } = this
     const { format = '' } = quote ?? {}
-    return { turn: number, format, text, reasoning, ids, calls, starts, stops, reason, code, tokens_in: quote?.tokens_in ?? 0 }
+    return { turn: number, format, text, reasoning, ids, calls, vectors, starts, stops, reason, code, tokens_in: quote?.tokens_in ?? 0 }
   }
 }
 
@@ -308,8 +337,8 @@ export class Session {
     this.messages = messages
     const taken = this.vouchers.findIndex(({ signature }) => same(signature, accepted.voucher?.signature ?? []))
     for (const voucher of this.vouchers.slice(taken + 1)) messages.say('voucher', voucher)
-    for (const { number, upto, cancelled } of this.underWay) {
-      if (upto > READ_CREDIT) messages.say('credit', { turn: number, upto })
+    for (const { number, upto, credit, cancelled } of this.underWay) {
+      if (upto > credit) messages.say('credit', { turn: number, upto })
       if (cancelled) messages.say('cancel', { turn: number })
     }
     this.read(messages)
@@ -371,7 +400,7 @@ export class Session {
   // At most one input is paid whose first token has not come; two, once the host has finished a turn.
   payInputs () {
     this.unpaid = this.unpaid.filter(({ cancelled, state }) => !cancelled && state === 'quoted')
-    const atRisk = () => this.underWay.filter(({ state, billed, ids }) => state === 'paid' && billed > 0 && ids === 0)
+    const atRisk = () => this.underWay.filter(({ state, billed, came }) => state === 'paid' && billed > 0 && came === 0)
     while (this.unpaid.length > 0 && atRisk().length < (this.finished > 0 ? 2 : 1)) {
       const turn = this.unpaid.shift()
       if (!this.payment.covers(this.billed + turn.billed, this.out)) { this.cancel(turn); continue }
@@ -398,10 +427,18 @@ export class Session {
     this.payInputs()
   }
 
+  vector (message) {
+    const turn = this.turnOf(message, 'paid')
+    if (turn.ended !== undefined) violation('a vector after the end')
+    turn.takeVector(message)
+    this.giveCredit(turn)
+    this.payInputs()
+  }
+
   giveCredit (turn) {
-    if (turn.late && (turn.ids < turn.upto || this.underWay.length > 1)) return
-    const upto = turn.ids + READ_CREDIT
-    if (turn.state !== 'paid' || upto - turn.upto < READ_CREDIT / 2) return
+    if (turn.late && (turn.came < turn.upto || this.underWay.length > 1)) return
+    const upto = turn.came + turn.credit
+    if (turn.state !== 'paid' || upto - turn.upto < turn.credit / 2) return
     turn.upto = upto
     this.messages.say('credit', { turn: turn.number, upto })
   }
@@ -439,7 +476,9 @@ export class Session {
   done (message) {
     const turn = this.turnOf(message, 'asked', 'quoted', 'paid')
     const paid = turn.state === 'paid'
-    const needed = paid && (turn.billed > 0 || turn.bytes > 0 || turn.ids > 0)
+    const needed = paid && (turn.billed > 0 || turn.bytes > 0 || turn.came > 0)
+    const whole = message.reason === 'stop' && turn.vectors.length === turn.prompt.embed.length
+    if (turn.embeds && message.reason !== 'cancelled' && !whole) violation('not a vector for each text')
     if (turn.ended === undefined ? needed : turn.ended !== message.reason) violation('another end than receipted')
     if (message.tokens_out !== turn.ids) violation('a wrong end')
     if (message.tokens_in !== (paid ? turn.quote.tokens_in : 0)) violation('a wrong end')
@@ -452,7 +491,7 @@ export class Session {
     if (number == null) throw new Error(`the host ended the session: ${code} ${detail}`)
     const turn = this.turnOf(message, 'asked', 'quoted', 'paid')
     const wanted = code === 'stalled' ? 'stalled' : 'failed'
-    const delivered = turn.ids > 0 || turn.bytes > 0
+    const delivered = turn.came > 0 || turn.bytes > 0
     if (turn.ended === undefined ? delivered : turn.ended !== wanted) violation('another end than receipted')
     this.end(turn, 'error', code)
   }
@@ -460,7 +499,7 @@ export class Session {
   end (turn, reason, code) {
     turn.state = 'over'
     turn.unconfirmed = 0
-    this.finished += reason === 'error' ? 0 : 1
+    this.finished += reason !== 'error' && turn.billed > 0 && turn.came > 0 ? 1 : 0
     turn.resolve(turn.told(reason, code))
     for (const each of this.underWay) this.giveCredit(each)
     if (this.payment !== undefined) this.payInputs()

@@ -43,8 +43,11 @@ const TEMPLATE_FIXED = 512
 const TEMPLATE_PER_MESSAGE = 64
 const EACH = 64 // tool or call
 
+const AROUND = 4 // a text to embed
+
 export function quoteMax (prompt) {
-  const { messages, tools, prefix } = prompt
+  const { messages, embed, tools, prefix } = prompt
+  if (embed.length > 0) return embed.reduce((sum, text) => sum + utf8(text).length + AROUND, 0)
   const each = tools.length + messages.reduce((sum, message) => sum + message.tool_calls.length, 0)
   const generic = each > 0 || messages.some(({ role }) => role === 'tool')
   const texts = generic ? genericForm(prompt).map(({ text }) => text) : messages.map(textOf)
