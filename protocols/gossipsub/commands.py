@@ -86,7 +86,7 @@ class Publish:
 GossipCommand: TypeAlias = PeerUp | PeerPaused | PeerDown | Join | Leave | Publish
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Delivered:
     """Emitted: an accepted message of a joined topic, our own included."""
 
