@@ -37,7 +37,7 @@ from p2pnode.payments.books import open_journal
 from p2pnode.payments.journal.journal import BoughtSession, HostedSession, Journal
 from p2pnode.protocols.crypto import keccak256, key_address, recover_address, sign_digest
 from p2pnode.protocols.events import Command, Effect, Emit, Received, Send
-from p2pnode.protocols.inference.channel import ClientPayment, HostPayment, HostTerms
+from p2pnode.protocols.inference.channel import ClientPayment, HostTerms
 from p2pnode.protocols.inference.client import ClientSession
 from p2pnode.protocols.inference.commands import (
     Ask,
@@ -63,6 +63,7 @@ from p2pnode.protocols.inference.messages import (
     SamplingParams,
     SessionTerms,
 )
+from p2pnode.protocols.inference.open_rules import HostPayment
 from p2pnode.protocols.inference.replay import Piece
 from p2pnode.protocols.typed_data import Domain
 

@@ -38,7 +38,7 @@ from p2pnode.payments.journal.journal import HostedSession
 from p2pnode.protocols.adverts.exchange import Announcement
 from p2pnode.protocols.adverts.messages import ADDRESSES_TOLD, RELEASE_MIN, Address, Load, Offer, Sheet
 from p2pnode.protocols.adverts.signatures import profile_hash
-from p2pnode.protocols.inference.channel import HostPayment, HostTerms
+from p2pnode.protocols.inference.channel import HostTerms
 from p2pnode.protocols.inference.commands import (
     Alive,
     Kept,
@@ -57,6 +57,7 @@ from p2pnode.protocols.inference.messages import (
     Refuse,
     Resume,
 )
+from p2pnode.protocols.inference.open_rules import HostPayment
 from p2pnode.protocols.inference.open_session import LapsedSession, OpenSession
 from p2pnode.protocols.inference.prompts import TurnPlaces
 from p2pnode.protocols.inference.turn_memory import SessionMemory, TurnMemory

@@ -32,9 +32,9 @@ from p2pnode.payments.gas_budget import GasBudget
 from p2pnode.payments.journal.journal import HostedSession, Journal
 from p2pnode.payments.settlement import OnEnding, OnSettled, Settler
 from p2pnode.protocols.crypto import sign_digest
-from p2pnode.protocols.inference.channel import HostPayment, check_open
 from p2pnode.protocols.inference.commands import Escrowed, NotEscrowed, Relay
 from p2pnode.protocols.inference.messages import WINDOW, Open, Receipt, Refuse, SessionTerms, Voucher
+from p2pnode.protocols.inference.open_rules import HostPayment, check_open
 from p2pnode.protocols.typed_data import amount_due, session_id
 
 log = structlog.get_logger()

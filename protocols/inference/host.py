@@ -11,7 +11,7 @@ States (``SPEC.md`` has the whole tables, those of a turn too)::
 
 What outlives the stream is in ``open_session.py``; ``host_open.py`` begins it, ``host_turn.py`` serves a
 turn.
-The role's ``admit`` runs ``channel.check_open``: it knows the wall clock and the payer.
+The role's ``admit`` runs ``open_rules.check_open``: it knows the wall clock and the payer.
 """
 
 from __future__ import annotations

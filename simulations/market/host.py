@@ -30,7 +30,7 @@ from p2pnode.payments.journal.records import HostedSession
 from p2pnode.protocols.adverts.exchange import Announcement
 from p2pnode.protocols.adverts.messages import Address, Advert, Load, Offer
 from p2pnode.protocols.events import Emit, TimerFired
-from p2pnode.protocols.inference.channel import HostPayment, HostTerms, check_open
+from p2pnode.protocols.inference.channel import HostTerms
 from p2pnode.protocols.inference.commands import (
     Alive,
     AskAlive,
@@ -64,6 +64,7 @@ from p2pnode.protocols.inference.messages import (
     Resume,
     Voucher,
 )
+from p2pnode.protocols.inference.open_rules import HostPayment, check_open
 from p2pnode.protocols.inference.open_session import LapsedSession, OpenSession
 from p2pnode.protocols.inference.prompt_rules import cache_scope
 from p2pnode.protocols.inference.prompts import TurnPlaces

@@ -15,7 +15,7 @@ from p2pnode.net.virtual_time import wall_clock
 from p2pnode.node.identity import HostIdentity
 from p2pnode.payments.session_signer import VALID_S
 from p2pnode.protocols.adverts.signatures import CLOCK_SKEW_S, binding_holds
-from p2pnode.protocols.inference.channel import VALID_MAX_S
+from p2pnode.protocols.inference.open_rules import VALID_MAX_S
 from p2pnode.words import span
 from tests.client.support import ask, whole
 from tests.node.world import identity_of, scripted_host, world

@@ -32,8 +32,8 @@ from p2pnode.payments.spending import (
     SpendingLimits,
 )
 from p2pnode.protocols.crypto import Signer, recover_address, sign_digest
-from p2pnode.protocols.inference.channel import HostPayment, check_open
 from p2pnode.protocols.inference.messages import Open
+from p2pnode.protocols.inference.open_rules import HostPayment, check_open
 from p2pnode.protocols.typed_data import amount_due, voucher_digest
 from tests.chain.memory_world import MEMORY_DOMAINS
 from tests.payments.journals import DAY, NOW, PEER, voucher, writing

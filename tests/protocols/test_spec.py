@@ -37,8 +37,8 @@ from p2pnode.protocols.gossipsub.commands import FAULT_WEIGHTS
 from p2pnode.protocols.gossipsub.parameters import Parameters
 from p2pnode.protocols.identify import identifier
 from p2pnode.protocols.identify import messages as identify
-from p2pnode.protocols.inference import channel as payment
 from p2pnode.protocols.inference import messages as inference
+from p2pnode.protocols.inference import open_rules as payment
 from p2pnode.protocols.inference import turn_memory
 from p2pnode.protocols.inference.channel import HostTerms
 from p2pnode.protocols.inference.client_turn import ClientTimes

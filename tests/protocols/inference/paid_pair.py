@@ -16,9 +16,7 @@ from p2pnode.protocols.events import Closed, Command, Effect, Emit, Send
 from p2pnode.protocols.inference.channel import (
     ChannelReceiver,
     ClientPayment,
-    HostPayment,
     HostTerms,
-    check_open,
     exact_voucher,
     same_voucher,
 )
@@ -51,6 +49,7 @@ from p2pnode.protocols.inference.messages import (
     Tokens,
     Voucher,
 )
+from p2pnode.protocols.inference.open_rules import HostPayment, check_open
 from p2pnode.protocols.inference.open_session import LapsedSession, OpenSession
 from p2pnode.protocols.inference.prompts import TurnPlaces
 from p2pnode.protocols.inference.turn_memory import SessionMemory

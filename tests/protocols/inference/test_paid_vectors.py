@@ -15,13 +15,7 @@ from p2pnode.protocols import typed_data
 from p2pnode.protocols.crypto import abi_encode, keccak256, recover_address, sign_digest
 from p2pnode.protocols.events import Command, Event, Received
 from p2pnode.protocols.inference import messages as m
-from p2pnode.protocols.inference.channel import (
-    ChannelSender,
-    ClientPayment,
-    HostPayment,
-    HostTerms,
-    check_open,
-)
+from p2pnode.protocols.inference.channel import ChannelSender, ClientPayment, HostTerms
 from p2pnode.protocols.inference.client import ClientSession
 from p2pnode.protocols.inference.client_turn import ClientTimes, ClientTurn, held_from_journal, held_left
 from p2pnode.protocols.inference.commands import (
@@ -36,6 +30,7 @@ from p2pnode.protocols.inference.commands import (
 )
 from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.host_open import PROBE_S
+from p2pnode.protocols.inference.open_rules import HostPayment, check_open
 from p2pnode.protocols.inference.open_session import LapsedSession
 from p2pnode.protocols.inference.receipts import ids_hash
 from p2pnode.protocols.inference.replay import Piece
