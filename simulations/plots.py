@@ -17,6 +17,8 @@ WIDTH: Final = 460
 HEIGHT: Final = 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 14, 44
 _TICKS: Final = 5
+_PLACES_NAMED: Final = 8
+"""So many places of points on a logarithmic axis are each a tick; more have ticks at powers of ten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +93,10 @@ class _Frame:
         ]
         self.x_ticks = [] if axes.x_names else _ticks(min(xs), max(xs))
         if axes.x_by_decades:
-            first, last = math.floor(math.log10(min(xs))), math.ceil(math.log10(max(xs)))
-            self.x_ticks = [10.0**place for place in range(first, last + 1)]
+            self.x_ticks = sorted(set(xs))
+            if len(self.x_ticks) > _PLACES_NAMED:
+                first, last = math.floor(math.log10(min(xs))), math.ceil(math.log10(max(xs)))
+                self.x_ticks = [10.0**place for place in range(first, last + 1)]
         low = min(0.0, *ys) if axes.y_from_zero else min(ys)
         self.y_ticks = _ticks(low, max(ys) if axes.y_most is None else axes.y_most)
         self.x_low, self.x_high = min(xs) - margin, max(xs) + margin
