@@ -15,7 +15,7 @@ from typing import Final
 COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999", "#000000")
 WIDTH: Final = 460
 HEIGHT: Final = 280
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 14, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 26, 14, 44
 _TICKS: Final = 5
 _PLACES_NAMED: Final = 8
 """So many places of points on a logarithmic axis are each a tick; more have ticks at powers of ten."""
