@@ -56,6 +56,11 @@ BOUNDS = {
 }  # fmt: skip
 VERDICTS = [ACCEPT, ACCEPT, REJECT, IGNORE, Verdict("accept", b"k"), Verdict("accept", b"l")]
 
+IDS = [
+    *(message_from(number, b"%d" % seq, seqno=seq).id for number in range(3) for seq in range(4)),
+    b"", b"x" * 300, None,
+]  # fmt: skip
+"""Those of the messages that ``Hostile`` makes, and others; None stands for one that nobody has."""
 KINDS = ["subscriptions", "publish", "ihave", "iwant", "graft", "prune", "idontwant"]
 
 
@@ -64,9 +69,6 @@ class Hostile:
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
-        self.ids = [
-            message_from(number, b"%d" % seq, seqno=seq).id for number in range(3) for seq in range(4)
-        ]
 
     def event(self) -> Any:
         makers: list[tuple[int, Callable[[], Any]]] = [
@@ -127,8 +129,9 @@ class Hostile:
         return self.rng.choice(NAMES)
 
     def some_ids(self) -> list[bytes]:
-        made = [self.rng.choice([*self.ids, b"", b"x" * 300, self.rng.randbytes(8)]) for _ in range(12)]
-        return made[: self.rng.randrange(13)]
+        rng = self.rng
+        chosen = [rng.choice(IDS) for _ in range(rng.randrange(13))]
+        return [rng.randbytes(8) if each is None else each for each in chosen]
 
     def subscriptions_entry(self) -> dict[str, Any]:
         return {"subscribe": self.rng.random() < 0.8, "topic": self.name()}
