@@ -40,13 +40,15 @@ class _Window:
 
     def __init__(self) -> None:
         self.total = 0
-        self.wide: Counter[str] = Counter()
-        self.near: Counter[Origin] = Counter()
+        self.wide: dict[str, int] = {}
+        self.near: dict[str, int] = {}
+        self.wide_of: dict[str, str] = {}
+        """By near origin. To look for a whole ``Origin`` takes longer than all else of a read here."""
 
     def add(self, origin: Origin, count: int) -> None:
         self.total += count
-        self.wide[origin.wide] += count
-        self.near[origin] += count
+        self.wide[origin.wide] = self.wide.get(origin.wide, 0) + count
+        self.near[origin.near] = self.near.get(origin.near, 0) + count
 
 
 class ByteShares:
@@ -84,8 +86,8 @@ class ByteShares:
             self._busy.set()
         if self.lag_s < LAG_S:
             return False
-        wide = self._now.wide[origin.wide] + self._before.wide[origin.wide]
-        near = self._now.near[origin] + self._before.near[origin]
+        wide = self._now.wide[origin.wide] + self._before.wide.get(origin.wide, 0)
+        near = self._now.near[origin.near] + self._before.near.get(origin.near, 0)
         if wide * (self._wides + 1) <= self._now.total + self._before.total:
             return False
         if near * self._nears[origin.wide] < wide:
@@ -98,11 +100,13 @@ class ByteShares:
             self._before = self._now if now < self._began + 2 * WINDOW_S else _Window()
             self._now, self._began = _Window(), now
             self._wides = len(self._before.wide)
-            self._nears = Counter(each.wide for each in self._before.near)
-        if origin not in self._now.near and origin not in self._before.near:
-            if not self._nears[origin.wide]:
-                self._wides += 1
-            self._nears[origin.wide] += 1
+            self._nears = Counter(self._before.wide_of.values())
+        if origin.near not in self._now.near:
+            self._now.wide_of[origin.near] = origin.wide
+            if origin.near not in self._before.near:
+                if not self._nears[origin.wide]:
+                    self._wides += 1
+                self._nears[origin.wide] += 1
         self._now.add(origin, count)
 
     async def watch_lag(self) -> None:

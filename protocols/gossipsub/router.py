@@ -18,7 +18,7 @@ import base58
 from p2pnode.bounded import BoundedMap
 from p2pnode.errors import ProtocolError
 from p2pnode.ids import PeerId
-from p2pnode.protocols.crypto import Signer, peer_id_of, verify_key
+from p2pnode.protocols.crypto import Signer, peer_id_of, verify_again
 from p2pnode.protocols.events import (
     CancelTimer,
     Command,
@@ -173,7 +173,7 @@ class GossipRouter:
         sign: Signer,
         draw: Draw,
         seqno: int,
-        check: Check = verify_key,
+        check: Check = verify_again,
         decode: Decode = decode_rpc,
         encode: Encode = Control.encode,
         parameters: Parameters | None = None,

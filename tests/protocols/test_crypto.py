@@ -17,6 +17,8 @@ from p2pnode.protocols.crypto import (
     public_key_of,
     recover_address,
     sign_digest,
+    verify_again,
+    verify_key,
     verify_peer,
 )
 from tests.protocols.support import Identity
@@ -87,6 +89,21 @@ def test_a_peer_signature_holds_for_its_message_and_peer_only() -> None:
     assert not verify_peer(bob.peer, b"message", signature)
     assert not verify_peer(alice.peer, b"message", signature[:-1])
     assert not verify_peer(alice.peer, b"message", bytes(64))
+
+
+def test_a_key_that_comes_again_is_checked_like_any_other() -> None:
+    signers = [Identity(number) for number in range(300)]  # more keys than are kept
+    keys = [public_key_of(each.peer) for each in signers]
+    for _ in range(2):
+        for each, key, other in zip(signers, keys, keys[1:], strict=False):
+            signature = each.sign(b"message")
+            assert verify_again(key, b"message", signature)
+            assert not verify_again(key, b"another", signature)
+            assert not verify_again(other, b"message", signature)
+    signature = signers[0].sign(b"message")
+    for key, tried in ((b"", signature), (keys[0][:31], signature), (keys[0], b""), (bytes(32), bytes(64))):
+        assert verify_again(key, b"message", tried) == verify_key(key, b"message", tried)
+    assert not verify_again(keys[0], b"message", b"")
 
 
 def test_keccak_is_the_one_of_ethereum() -> None:

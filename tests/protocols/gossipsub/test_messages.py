@@ -193,6 +193,42 @@ def test_decode_rpc_reads_what_the_parser_reads(
     assert outcome(lambda: as_read(decode_rpc(payload))) == outcome(lambda: read_by_the_parser(payload))
 
 
+def control_read(control: Any) -> Any:
+    """Its lists, as plain values."""
+    return [
+        [(each.topic, list(each.ids)) for each in control.ihave],
+        [list(each.ids) for each in (*control.iwant, *control.idontwant)],
+        [each.topic for each in (*control.graft, *control.prune)],
+    ]
+
+
+@given(
+    ihave=st.dictionaries(st.binary(max_size=130), st.lists(st.binary(max_size=130), max_size=4), max_size=2),
+    many=st.sampled_from([0, 0, 1, 300, 400, 7000]),
+    changes=st.lists(st.tuples(st.integers(0, 60), st.binary(max_size=2), st.integers(0, 2)), max_size=2),
+)
+@example(ihave={b"topic": [b"i" * 46] * 4}, many=0, changes=[])
+@example(ihave={b"topic": [b""] * 6141}, many=0, changes=[])
+@example(ihave={b"topic": [b""] * 6142}, many=0, changes=[])
+def test_offers_are_read_as_the_parser_reads_them(
+    ihave: dict[bytes, list[bytes]], many: int, changes: list[tuple[int, bytes, int]]
+) -> None:
+    told = {topic: [*ids, *[b"i" * (46 if many < 1000 else 1)] * many] for topic, ids in ihave.items()}
+    payload = Control(ihave=dict(told)).encode()
+    for at, put, instead in changes:
+        payload = payload[:at] + put + payload[at + instead :]
+
+    def ours_() -> Any:
+        rpc = decode_rpc(payload)
+        return rpc.entries, len(rpc.publish), rpc.control is not None and control_read(rpc.control)
+
+    def theirs_() -> Any:
+        entries, body = RPC.count(payload, entries_max=ENTRIES_MAX), RPC.parse(payload)
+        return entries, len(body.publish), body.HasField("control") and control_read(body.control)
+
+    assert outcome(ours_) == outcome(theirs_)
+
+
 @given(st.binary(max_size=40))
 def test_decode_rpc_raises_for_the_same_bytes_as_the_parser(payload: bytes) -> None:
     assert outcome(lambda: as_read(decode_rpc(payload))) == outcome(lambda: read_by_the_parser(payload))
