@@ -61,7 +61,7 @@ async def cut_off(w: PaidWorld, answer: Answer, at: int) -> str:
                 nursery.start_soon(fall_silent, w, NAP_S)
 
     async with trio.open_nursery() as nursery:
-        with pytest.raises(NoHostError, match="are kept"):
+        with pytest.raises(NoHostError, match="came stay"):
             await read_all(nursery)
     return "".join(shown)
 

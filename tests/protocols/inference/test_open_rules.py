@@ -24,7 +24,6 @@ from tests.protocols.inference.paid_pair import (
 from tests.protocols.inference.pair import HOLDER
 from tests.protocols.support import Identity, high_s
 
-HOST_KEY = Identity("host")
 NOBODY = bytes(20)
 MOST = 2**63 - 1
 
