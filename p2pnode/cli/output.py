@@ -114,7 +114,9 @@ _CELL_MAX: Final = 1000
 _ERROR_MAX: Final = 2000
 _WORD: Final = re.compile(r"(?:`[^`]*`|\S)+")
 """A word, or a command with what stands at its quotes."""
-_INDENT: Final = "  "
+_NAME: Final = re.compile(r".{0,16}?\s{2,}")
+"""What stands before a line's text, as in a table; or its indent."""
+_INDENT: Final = 2
 _COMMAND: Final = re.compile(r"`p2pnode ((?!chain\b|demo\b|bench\b)(?![^`]*--data-dir)[a-z][^`]*)`")
 """A command that takes a data dir, in a text. Those of a chain are left out: they need none."""
 
@@ -287,18 +289,22 @@ def error_fields(error: P2PNodeError) -> dict[str, Any]:
 def wrapped(text: str, width: int) -> str:
     """The text with its lines broken between words, but not in a command: that is copied as one line.
 
-    What goes on from the line above is indented, so that no stranger's words look like a line of ours.
+    What goes on from the line above is indented, under its text where a name stands before that: so no
+    stranger's words look like a line of ours. What is longer than a line is left to the terminal.
     """
     from rich.cells import cell_len
 
     lines = []
     for line in text.split("\n"):
+        name = _NAME.match(line)
+        hanging = " " * (name.end() if name is not None else _INDENT)
         begin = end = 0
         indent = ""
         for word in _WORD.finditer(line):
-            if end > begin and len(indent) + cell_len(line[begin : word.end()]) > width:
+            is_full = end > begin and len(indent) + cell_len(line[begin : word.end()]) > width
+            if is_full and len(hanging) + cell_len(word[0]) <= width:
                 lines.append(indent + line[begin:end])
-                begin, indent = word.start(), _INDENT
+                begin, indent = word.start(), hanging
             end = word.end()
         lines.append(indent + line[begin:])
     return "\n".join(lines)

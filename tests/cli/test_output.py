@@ -49,9 +49,15 @@ def test_hints_of_commands_are_for_the_data_dir_that_was_given(data_dir: Path) -
     [
         ("one two three", 8, ["one two", "  three"]),
         ("one two", 7, ["one two"]),
-        ("peer  12D3\n      and more of it", 12, ["peer  12D3", "      and", "  more of it"]),
+        (
+            "of it  this\n       and that more",
+            12,
+            ["of it  this", "       and", "       that", "       more"],
+        ),
+        ("peer id    one two", 15, ["peer id    one", "           two"]),
+        ("at    /ip4/192.0.2.7/tcp/4001 here", 12, ["at    /ip4/192.0.2.7/tcp/4001", "      here"]),
         ("see `p2pnode ask x`: it helps", 18, ["see", "  `p2pnode ask x`:", "  it helps"]),
-        ("see `p2pnode ask x` then", 9, ["see", "  `p2pnode ask x`", "  then"]),
+        ("see `p2pnode ask x` then", 9, ["see `p2pnode ask x`", "  then"]),
         ("\u70b9" * 3 + " two", 7, ["\u70b9" * 3, "  two"]),
         ("x" * 12, 5, ["x" * 12]),
         ("", 5, [""]),
