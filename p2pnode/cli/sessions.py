@@ -50,6 +50,10 @@ if TYPE_CHECKING:
     from p2pnode.storage.conversations.records import SavedConversation
     from p2pnode.storage.conversations.stored_conversation import StoredConversation
 
+_NEED_CHAIN = (
+    "[paid sessions are taken over together with their chain: name its profile with --chain, or put it at "
+    "chain.toml in the data dir]"
+)
 sessions_app = Commands(help="Conversations and paid sessions of this data dir.", no_args_is_help=True)
 SessionArgument = Annotated[str, typer.Argument(help="A session id, or how it begins.")]
 EitherArgument = Annotated[
@@ -100,7 +104,10 @@ def list_sessions(
             tell_recovery(output, recovery)
         async with known_here(build_config(data_dir)) as archive:
             conversations = await archive.conversations() if archive is not None else ()
-        _print_all(output, conversations, _paid_rows(data_dir), recovered=recover)
+        rows = _paid_rows(data_dir)
+        _print_all(output, conversations, rows, recovered=recover)
+        if recovery is not None and recovery.sessions and not rows:
+            output.note(_NEED_CHAIN)
         if conversations and ReplicationNotices(data_of(data_dir)).here_only:
             output.note(f"[kept on this machine. {HERE_ONLY}]")
         if recovery is not None:

@@ -9,7 +9,9 @@ letter; a call of which that can't be said is not run.
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from contextlib import suppress
 from subprocess import PIPE
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
@@ -70,7 +72,11 @@ class ToolProgram:
         import trio
 
         try:
-            process = await trio.lowlevel.open_process([self.path, call.name], stdin=PIPE, stdout=PIPE)
+            # In a group of its own: Ctrl-C at the terminal is for the chat, which ends the program. One that
+            # heard it, too, would end first, and its failure would go to the model as the result.
+            process = await trio.lowlevel.open_process(
+                [self.path, call.name], stdin=PIPE, stdout=PIPE, start_new_session=True
+            )
         except OSError as error:
             return f"error: {self.path} can't be run: {error.strerror}"
         said = b""
@@ -81,7 +87,7 @@ class ToolProgram:
                     said = await _output(process)
                 await process.wait()
         finally:
-            process.kill()
+            _kill(process)
             with trio.CancelScope(shield=True):
                 await process.wait()
         if scope.cancelled_caught:
@@ -108,7 +114,7 @@ async def _output(process: trio.Process) -> bytes:
     async for piece in process.stdout:
         said += piece
         if len(said) > RESULT_BYTES_MAX:
-            process.kill()
+            _kill(process)
             break
     await process.stdout.aclose()
     return said
@@ -168,6 +174,13 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse(_constant: str) -> NoReturn:
     raise ValueError
+
+
+def _kill(process: trio.Process) -> None:
+    """End a program and what it has started, where it still runs."""
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def wanted(call: ToolCall, program: ToolProgram | None) -> str:

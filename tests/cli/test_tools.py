@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -11,7 +13,10 @@ from typing import Any
 
 import jsonschema
 import pytest
+import trio
 
+from p2pnode.cli.tool_results import ToolProgram
+from p2pnode.protocols.inference.messages import ToolCall
 from tests.cli.support import Program, Ran, ask, join, run, start
 
 WEATHER = {
@@ -363,3 +368,26 @@ def test_the_answers_of_a_chat_fit_the_schema_of_a_file(host: Program, data_dir:
     assert len(answers) == len(ran.named("done")) == 2
     for said in answers:
         jsonschema.validate(json.loads(said), SCHEMA)
+
+
+async def test_a_program_does_not_hear_a_ctrl_c_that_is_for_the_chat(files: Any) -> None:
+    program = files("group", f"#!{sys.executable}\nimport os\nprint(os.getpgrp())\n")
+    program.chmod(0o755)
+    call = ToolCall(id="abcdefghi", name="weather", arguments="{}")
+    said = await ToolProgram(str(program), asks=False).run(call)
+    assert int(said) != os.getpgrp()
+
+
+async def test_a_program_that_is_stopped_leaves_nothing_behind(files: Any, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "held")
+    program = files("long", f"#!/bin/sh\n(echo here; sleep 600) > {tmp_path / 'held'} &\nwait\n")
+    program.chmod(0o755)
+    call = ToolCall(id="abcdefghi", name="weather", arguments="{}")
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ToolProgram(str(program), asks=False).run, call)
+            async with await trio.open_file(tmp_path / "held") as held:
+                assert await held.readline() == "here\n"
+                nursery.cancel_scope.cancel()
+                with trio.CancelScope(shield=True):
+                    assert await held.read() == "", "the pipe ends when nobody holds it any more"
