@@ -173,7 +173,7 @@ def checked_texts(texts: Sequence[str]) -> Sequence[str]:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            msg = f"text {place} holds half of a character (a lone surrogate): decode it as UTF-8 first"
+            msg = f"text {place} is no UTF-8: it holds half of a character (a lone surrogate)"
             raise ConfigError(msg) from error
     return texts
 
