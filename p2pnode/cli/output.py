@@ -192,7 +192,7 @@ class Output:
 
     def _say(self, text: str) -> None:
         shown = printable(text)
-        if self.console.is_terminal:
+        if self.console.is_terminal and not self.console.is_dumb_terminal:  # whose width rich makes up
             shown = wrapped(shown, self.console.width)
         self.console.print(shown, markup=False, soft_wrap=True)
 
