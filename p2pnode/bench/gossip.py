@@ -2,7 +2,7 @@
 as it comes; and what a delivered advert costs against the bare check of its signatures.
 
 One process each, one after the other, with the same graph, messages and pace. All that the process does
-in that time counts: copies, signatures, heartbeats. Where the time goes is in decisions 088 and 089.
+in that time counts: copies, signatures, heartbeats. Where the time goes is in decisions 088, 089 and 145.
 """
 
 from __future__ import annotations

@@ -283,12 +283,11 @@ class Gossip:
             self._send(peer, payloads)
 
     def _emitted(self, value: GossipEmission) -> None:
-        match value:
-            case Delivered(topic=topic, author=author, data=data):
-                for subscription in self._subscriptions.get(topic, ()):
-                    subscription.deliver(author, data)
-            case Fault(peer=peer, name=name, weight=weight):
-                self._charge(peer, name, weight)
+        if type(value) is Delivered:
+            for subscription in self._subscriptions.get(value.topic, ()):
+                subscription.deliver(value.author, value.data)
+        elif type(value) is Fault:
+            self._charge(value.peer, value.name, value.weight)
 
     def _set_alarm(self) -> None:
         """To set a deadline costs trio more than to look at it."""
