@@ -339,15 +339,16 @@ class Attempt:
         self.vectors_receipted = self.vectors_out
 
     @property
-    def took_for_nothing(self) -> bool:
-        """Whether the host was to be paid for the input, and nothing came of it."""
-        return self.paid and self.tokens_in > self.tokens_cached and not (self.tokens_out or self.vectors_out)
+    def took(self) -> bool:
+        """Whether the host was to be paid for the input."""
+        return self.paid and self.tokens_in > self.tokens_cached
 
     def done(self, over: TurnDone) -> None:
         """The host ended the turn. By its count, which was checked, input whose voucher was lost is free."""
         self.tokens_in, self.tokens_cached = over.done.tokens_in, over.done.reused
         self.turn_over = True
-        self.is_empty = self.took_for_nothing and over.done.reason != "cancelled"
+        came = self.tokens_out or self.vectors_out
+        self.is_empty = self.took and not came and over.done.reason != "cancelled"
 
     def failed(self, failed: TurnFailed) -> None:
         """The turn failed, and the session goes on."""
@@ -526,7 +527,7 @@ class Decision:
     blames: bool = False
     """Whether the failure counts against the host."""
     took_for_nothing: bool = False
-    """Of one that does: whether the host was to be paid for the input, and nothing came of it."""
+    """Of one that does: whether the host was to be paid for the input, and too little came to be worth it."""
 
 
 class Failover:
@@ -646,8 +647,15 @@ class Failover:
             ended=ended,
             error=shown if move == "stop" else None,
             blames=blames,
-            took_for_nothing=blames and attempt is not None and attempt.took_for_nothing,
+            took_for_nothing=blames and attempt is not None and self._gave_little(attempt),
         )
+
+    def _gave_little(self, attempt: Attempt) -> bool:
+        """Whether a host that failed took the input for less than a receipt's tokens, or for less than half
+        of the vectors: a token each time must not make good for it."""
+        if self.partial.body.embed:
+            return attempt.took and attempt.vectors_receipted < self.partial.room
+        return attempt.took and not attempt.fruitful
 
     @property
     def is_disputed(self) -> bool:
@@ -702,10 +710,10 @@ class Failover:
     def _is_disputed_by(self, error: P2PNodeError, attempt: Attempt | None) -> bool:
         """Whether a host says no more than that it can't go on from what others sent: they may have lied, or
         it may, and that counts against neither."""
-        if isinstance(error, DisagreementError):
-            return True
-        asked = attempt is not None and attempt.prefix > 0 and not attempt.tokens_out
         others = self._went_on or bool(self._senders - {attempt.peer if attempt is not None else None})
+        if isinstance(error, DisagreementError):
+            return others or bool(self.partial.vector_size)
+        asked = attempt is not None and attempt.prefix > 0 and not attempt.tokens_out
         return asked and others and calls_question_wrong(error)
 
     @staticmethod
@@ -714,7 +722,7 @@ class Failover:
     ) -> bool:
         if not (_is_honest(error) or disputes):
             return True
-        if isinstance(error, DisagreementError):
+        if isinstance(error, DisagreementError):  # what it sent is worth its pay, if it is right
             return False
         # It took money for the input, and the deposit covers more output: then no code excuses it.
         took = attempt is not None and attempt.paid and attempt.tokens_in > attempt.tokens_cached

@@ -69,7 +69,7 @@ class Measured:
     last_failure: float = 0.0
     faults: int = 0
     unanswered: float = 0.0
-    """Questions that it was paid for and gave nothing, less an eighth for each answer since."""
+    """Questions that it was paid for and gave too little, less an eighth for each answer since."""
     left_closed: int = 0
     """Sessions that were left with the host and that it closed before their time."""
     reuse: float | None = None
@@ -101,7 +101,7 @@ class Measured:
 
     def failed(self, now: float, *, fault: bool = False, took_for_nothing: bool = False) -> Measured:
         """With a dial or a turn that failed; ``fault`` where the host broke the protocol,
-        ``took_for_nothing`` where it was to be paid for the question and gave nothing."""
+        ``took_for_nothing`` where it was to be paid for the question and gave too little to be worth it."""
         return replace(
             self,
             failure_rate=self.failure_rate * (1 - WEIGHT) + WEIGHT,
@@ -326,7 +326,7 @@ def exclusion(advert: Advert, offer: Offer, known: Measured, filters: Filters, n
     if known.broken_until() > now:
         what = f"failed {known.failures_in_a_row} times in a row"
         if known.failures_in_a_row < BREAKER_FAILURES:
-            what = f"took pay for {math.ceil(known.unanswered)} questions and gave nothing"
+            what = f"took pay for {math.ceil(known.unanswered)} questions and gave next to nothing"
         if known.faults:
             what = "broke the protocol"
         return f"{what}: left out for {known.broken_until() - now:.0f} s more"

@@ -516,7 +516,9 @@ def test_a_host_that_breaks_the_protocol_is_billed_no_less_for_what_others_left(
     assert [item.tokens_out for item in failover.bill.items] == [2, 0]
 
 
-@pytest.mark.parametrize(("tokens_in", "came", "took"), [(5, 0, True), (5, 1, False), (0, 0, False)])
+@pytest.mark.parametrize(
+    ("tokens_in", "came", "took"), [(5, 0, True), (5, 31, True), (5, 32, False), (0, 0, False)]
+)
 def test_a_failure_says_whether_the_host_took_the_input_for_nothing(
     tokens_in: int, came: int, took: bool
 ) -> None:
@@ -525,6 +527,31 @@ def test_a_failure_says_whether_the_host_took_the_input_for_nothing(
     attempt.quoted(Quoted(Quote(turn=1, prompt_hash=bytes(32), tokens_in=tokens_in)))
     bring(failover, came)
     assert failover.failed(LOST, STATE).took_for_nothing is took
+
+
+@pytest.mark.parametrize(("receipted", "took"), [(0, True), (1, True), (2, False)])
+def test_a_host_that_gave_less_than_half_of_the_vectors_took_their_price_for_nothing(
+    receipted: int, took: bool
+) -> None:
+    failover = Failover(PartialAnswer(replace(TWO, embed=("a", "b", "c", "d"))), attempts_max=4)
+    attempt = start(failover, paid=True)
+    attempt.quoted(Quoted(Quote(turn=1, prompt_hash=bytes(32), tokens_in=5)))
+    for _ in range(receipted):
+        attempt.embedded(1.0)
+        failover.partial.take_vector(SIXTY_FOUR)
+    attempt.receipted()
+    failover.partial.receipt()
+    assert failover.failed(RefusedError("internal", "x"), STATE).took_for_nothing is took
+
+
+def test_a_host_that_contradicts_what_it_sent_itself_is_blamed() -> None:
+    failover = policy()
+    start(failover)
+    bring(failover, 2)
+    failover.failed(LOST, replace(STATE, lost=True))
+    start(failover)
+    decision = failover.failed(DisagreementError("another call"), STATE)
+    assert (decision.move, decision.blames) == ("next", True)
 
 
 def test_an_empty_rest_of_an_answer_was_paid_for_nothing() -> None:
