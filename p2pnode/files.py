@@ -186,7 +186,8 @@ def close_to_others(path: Path, *, silent: bool = False) -> None:
 def read_secret_or_none(path: Path) -> str | None:
     """Read a secret as :func:`read_text_or_none` does, and close it to others where they could read it."""
     close_to_others(path)
-    return read_text_or_none(path)
+    # Of letters that are none its reader says that the secret is damaged: nobody saves one in UTF-8.
+    return read_text_or_none(path, errors="replace")
 
 
 @contextmanager
@@ -215,10 +216,13 @@ async def off_the_loop(work: Callable[[], T], *, in_thread: bool = True) -> T:
     return work()
 
 
-def read_text_or_none(path: Path) -> str | None:
-    """The text of a file; None where there is none. Raises ``ConfigError`` when it can't be read."""
+def read_text_or_none(path: Path, *, errors: str = "strict") -> str | None:
+    """The text of a file; None where there is none. Raises ``ConfigError`` when it can't be read.
+
+    ``errors``: what becomes of bytes that are no UTF-8, as of ``bytes.decode``.
+    """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8", errors=errors)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except IsADirectoryError as error:
