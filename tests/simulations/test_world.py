@@ -290,3 +290,40 @@ def test_a_run_reports_each_second_and_leaves_the_collector_as_it_was() -> None:
     with pytest.raises(ValueError, match="no number"):
         world.run(4.0)
     assert gc.isenabled()
+
+
+def test_what_comes_to_nothing_is_counted_apart() -> None:
+    """So that a rate of events is one of events that did something."""
+    world, scripts, a, b = pair()
+    tell(a, SetTimer("once", 1.0), SetTimer("once", 2.0), SetTimer("never", 3.0), CancelTimer("never"))
+    world.run_until(4.0)
+    assert scripts.of[a].came(TimerFired) == [(2.0, TimerFired("once"))]
+    assert (world.loop.done, world.lapsed) == (3, 2)
+    tell(a, Send(b.peer, 0, "too late"))
+    world.crash(b)
+    world.run_until(5.0)
+    assert world.lapsed == 3
+
+
+def test_what_is_on_its_way_arrives_although_its_sender_falls_silent_meanwhile() -> None:
+    world, scripts, a, b = pair()
+    tell(a, Send(b.peer, 0, "on its way"))
+    a.is_silent = True
+    tell(a, Send(b.peer, 0, "unheard"))
+    world.run_until(1.0)
+    assert scripts.of[b].came(Received) == [(0.5, Received(a.peer, 0, "on its way"))]
+
+
+def test_a_node_that_starts_again_hears_with_its_new_machine() -> None:
+    world, scripts, a, b = pair()
+    tell(a, Send(b.peer, 0, "before"))
+    world.run_until(1.0)
+    old = scripts.of[b]
+    world.crash(b)
+    world.restart(b)
+    world.run_until(2.0)
+    world.connect(a, b)
+    tell(a, Send(b.peer, 0, "after"))
+    world.run_until(3.0)
+    assert len(old.came(Received)) == 1
+    assert scripts.of[b].came(Received) == [(2.5, Received(a.peer, 0, "after"))]
