@@ -50,7 +50,7 @@ class Experiment:
             self.lookups.start(nodes, max(_DIAL_S, scenario.warmup_s), scenario.duration_s)
         if self.topic is not None:
             connect_at_random(self.world, nodes, self.topic.parameters.dials)
-            self.topic.begin(nodes)
+            self.topic.begin(nodes, scenario.duration_s)
             hosts = [node for node in nodes if not self.topic.listens(node)]
         if scenario.churn is not None:
             schedule_churn(

@@ -21,10 +21,11 @@ from typing import Any, Final
 
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.protocols.adverts.book import TTL_MAX_S
-from p2pnode.protocols.adverts.exchange import Announcement
+from p2pnode.protocols.adverts.exchange import Announcement, Heard
 from p2pnode.protocols.adverts.messages import Address, Advert, Load, Offer
 from p2pnode.protocols.adverts.signatures import seal
 from p2pnode.protocols.crypto import peer_id_of
+from p2pnode.protocols.events import Command
 from p2pnode.protocols.gossipsub.commands import Validator
 from p2pnode.protocols.wire import encode
 from p2pnode.simulations.keys import Keys
@@ -36,6 +37,8 @@ from p2pnode.simulations.signatures import sign_with
 from p2pnode.simulations.world import Link, Node, World
 
 _SAMPLE_S: Final = 5.0
+_SAMPLES: Final = 240
+"""At most, of a run."""
 _SYBIL_SHARE_MAX: Final = 0.95
 
 
@@ -52,6 +55,9 @@ class Topic:
     """How long an advert takes to those who take it."""
     start_s: float = 60.0
     """Hosts start within so many seconds, evenly."""
+    period_s: float = 0.0
+    """They begin with this mean time between two adverts, as where a topic has been for long; 0: the node's
+    own rule alone."""
     book_max: int = 4096
     sybil_share: float = 0.0
     """Of all ids that advertise: so many are an attacker's."""
@@ -62,7 +68,7 @@ class Topic:
 
     def __post_init__(self) -> None:
         require_positive(self, "dials", "listeners", "book_max", "sybil_interval_s")
-        require_not_negative(self, "spread_s", "start_s", "sybil_at_s")
+        require_not_negative(self, "spread_s", "start_s", "period_s", "sybil_at_s")
         require_shares(self, "sybil_share")
         if self.sybil_share > _SYBIL_SHARE_MAX:
             msg = f"sybil_share is {self.sybil_share}: it must not be above {_SYBIL_SHARE_MAX}"
@@ -89,17 +95,22 @@ class TopicService:
         self._checks = shared_checks(self._keys)
         self._judges: dict[PeerId, Validator] = {}
         self._starts: dict[int, int] = {}
-        self._listeners: dict[PeerId, None] = {}
+        self._listeners: dict[PeerId, int] = {}
+        self._heard: list[Counter[ModelId]] = []
+        """What each of them heard."""
+        self._sample_s = _SAMPLE_S
         self._start_draw = world.draws("topic starts").random
         world.services.append(self)
 
-    def begin(self, nodes: Sequence[Node]) -> None:
+    def begin(self, nodes: Sequence[Node], duration_s: float) -> None:
         """Choose who listens, and let time be measured; the attacker comes when it is time."""
         world, parameters = self.world, self.parameters
         draw = world.draws("listeners")
         chosen = draw.sample(nodes, min(len(nodes), parameters.listeners))
-        self._listeners = dict.fromkeys(node.peer for node in chosen)
-        world.loop.after(_SAMPLE_S, self._look)
+        self._listeners = {node.peer: place for place, node in enumerate(chosen)}
+        self._heard = [Counter() for _ in chosen]
+        self._sample_s = max(_SAMPLE_S, duration_s / _SAMPLES)
+        world.loop.after(self._sample_s, self._look)
         spread = world.draws("sybils")
         for number in range(parameters.sybils(len(nodes))):
             sybil = Sybil(self, number)
@@ -140,8 +151,13 @@ class TopicService:
             on_believed=self._believed,
             book_max=self.parameters.book_max,
             start=start,
+            sweeps=node.peer in self._listeners,
         )
+        # Who doesn't listen hears as much of the topic as a listener does.
+        adverts.exchange.heard = self._heard[self._listeners.get(node.peer, node.number % len(self._heard))]
         adverts.follow(self.model)
+        if self.parameters.period_s:
+            adverts.publisher.handle(Command(Heard(period_s=self.parameters.period_s)), self.world.now)
         adverts.update(self.announcement(node.peer, node.ip))
 
     def announcement(self, peer: PeerId, ip: str) -> Announcement:
@@ -179,8 +195,8 @@ class TopicService:
     def _arrived(self, author: PeerId, data: bytes, near: Sequence[PeerId]) -> None:
         judges = self._judges
         for peer in near:
-            if (judge := judges.get(peer)) is not None:
-                judge(author, data)
+            if (adverts := self.adverts.get(peer)) is not None:
+                adverts.book.offer_gossip(data, author, adverts.wall())
         for peer in self._listeners:
             judge = judges.get(peer)
             if judge is not None and peer != author and judge(author, data).kind == "accept":
@@ -191,7 +207,7 @@ class TopicService:
     def _look(self) -> None:
         """Tell how it stands, and look again."""
         world, recorder = self.world, self.recorder
-        world.loop.after(_SAMPLE_S, self._look)
+        world.loop.after(self._sample_s, self._look)
         books = [adverts.book for peer in self._listeners if (adverts := self.adverts.get(peer)) is not None]
         told, self._told = self._told, Counter()
         if recorder is None or not books:
@@ -204,9 +220,9 @@ class TopicService:
             honest.append(sum(peer in up for peer in peers))
         others = max(1, len(up) - 1)
         samples = {
-            "adverts_published_per_s": told["hosts"] / _SAMPLE_S,
-            "adverts_made_up_per_s": told["sybils"] / _SAMPLE_S,
-            "adverts_taken_per_s": told["taken"] / _SAMPLE_S / len(books),
+            "adverts_published_per_s": told["hosts"] / self._sample_s,
+            "adverts_made_up_per_s": told["sybils"] / self._sample_s,
+            "adverts_taken_per_s": told["taken"] / self._sample_s / len(books),
             "hosts_in_book_share": math.fsum(honest) / len(books) / others,
             "hosts_in_book_share_least": min(honest) / others,
             "book_honest_share": math.fsum(honest) / max(1, sum(all_live)),

@@ -18,10 +18,12 @@ from p2pnode.ids import ModelId, PeerId
 from p2pnode.protocols.adverts.book import Book
 from p2pnode.protocols.adverts.book import Verdict as BookVerdict
 from p2pnode.protocols.adverts.exchange import (
+    TTL_FACTOR,
     Directory,
-    Population,
+    Heard,
     Publish,
     Publisher,
+    Update,
 )
 from p2pnode.protocols.adverts.messages import Advert, SignedAdvert
 from p2pnode.protocols.adverts.signatures import CLOCK_SKEW_S
@@ -51,6 +53,8 @@ ORIGIN_FACTOR: Final = 4
 ASKERS_MAX: Final = 1024
 SWEEP_S: Final = 5.0
 _SWEEP: Final = "sweep"
+_USUAL_FROM: Final = 8
+"""Live adverts of a topic from which on they say how often hosts publish there."""
 _REJECTED: Final[frozenset[BookVerdict]] = frozenset({"malformed", "forged"})
 
 
@@ -100,6 +104,10 @@ class AdvertExchange:
         self._origins: BoundedMap[str, TokenBucket] = BoundedMap(ASKERS_MAX)
         self.topics: set[ModelId] = set()
         """The models whose gossip this node follows."""
+        self.heard: Counter[ModelId] = Counter()
+        """Adverts of others that gossip brought and the book took, by topic."""
+        self._told: Counter[ModelId] = Counter()
+        """How many of these the publisher was told of."""
         self.served: Counter[str] = Counter()
         """Questions that were answered, by kind."""
         self.is_copied = False
@@ -123,14 +131,34 @@ class AdvertExchange:
                 gone = self._book.expire(self._wall())
                 return [SetTimer(_SWEEP, now + SWEEP_S), *([Emit(Expired(tuple(gone)))] if gone else [])]
             case TimerFired():
-                # How far the next refresh is away depends on how many share a topic with this host.
-                count = max((self._book.population(self._wall(), model) for model in self.topics), default=0)
-                self._publisher.handle(Command(Population(count)), now)
+                # How far the next refresh is away depends on how much its topic carries.
+                self._publisher.handle(Command(self._standing()), now)
                 return self._publisher.handle(event, now)
-            case Command():
+            case Command(value=value):
+                if isinstance(value, Update) and not self._publisher.has_published:
+                    self._publisher.handle(Command(self._standing()), now)
                 return self._publisher.handle(event, now)
             case _:
                 assert_never(event)
+
+    def _standing(self) -> Heard:
+        """What is known of this host's topics; of several, of the one that is fullest."""
+        told, self._told = self._told, Counter(self.heard)
+        wall, begins = self._wall(), not self._publisher.has_published
+        return Heard(
+            counted=max((self._book.population(wall, model) for model in self.topics), default=0),
+            adverts=max((self.heard[model] - told[model] for model in self.topics), default=0),
+            period_s=max((self._usual_period_s(model) for model in self.topics), default=0.0)
+            if begins
+            else 0.0,
+        )
+
+    def _usual_period_s(self, model: ModelId) -> float:
+        """The median of the intervals at which hosts publish, by how long they let their adverts live: a few
+        that lie don't move it. 0 where too few are known."""
+        live = self._book.live(self._wall(), model)
+        lives = sorted(each.advert.expires_at - each.advert.issued_at for each in live)
+        return lives[len(lives) // 2] / TTL_FACTOR if len(lives) >= _USUAL_FROM else 0.0
 
     def topics_of(self, advert: Advert) -> list[ModelId]:
         """On whose topics an advert of this host is published."""
@@ -176,6 +204,7 @@ class AdvertExchange:
         if advert is None:
             return IGNORE
         if verdict == "accepted":
+            self.heard[model] += advert.peer != self._peer
             self._notice_copy(advert)
         elif not (verdict == "stale" and self._holds(advert.peer, data)):
             return IGNORE

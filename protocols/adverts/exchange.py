@@ -1,8 +1,9 @@
 """Two machines for adverts: ``Publisher`` announces a host, ``Directory`` answers questions for adverts and
 for this host's own sheet.
 
-Gossip costs a node the same at 100 hosts and at 100,000: a publisher stretches its interval with the
-population so that a topic carries at most ``TOPIC_RATE_MAX`` adverts a second.
+Gossip costs a node about the same at 100 hosts and at 100,000: a publisher aims at a period at which all
+hosts of its topic together publish ``TOPIC_RATE`` adverts a second. It hears how many come, and stretches or
+shortens its period by that, slowly and within bounds.
 """
 
 from __future__ import annotations
@@ -46,8 +47,14 @@ from p2pnode.protocols.events import (
 
 REFRESH_S: Final = 30.0
 REFRESH_MAX_S: Final = 3600.0
-TOPIC_RATE_MAX: Final = 2.0
-"""Adverts a second on one topic, whatever the population."""
+TOPIC_RATE: Final = 2.0
+"""Adverts a second on one topic that its hosts aim at, whatever their number."""
+PERIOD_MAX_S: Final = 20_000.0
+"""No topic stretches the mean time between two adverts of a host beyond this."""
+ADJUST_S: Final = 10.0
+"""What was heard for a shorter time says little about a rate."""
+STEP: Final = 2.0
+"""A period is at most so many times as long, or as short, after one adjustment."""
 CHANGE_INTERVAL_S: Final = 2.0
 """An urgent change waits until this long after the last advert."""
 TTL_FACTOR: Final = 3
@@ -75,11 +82,16 @@ class Update:
     announcement: Announcement
 
 
-@dataclass(frozen=True, slots=True)
-class Population:
-    """Command: so many counted hosts share our topic."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heard:
+    """Command: what is known of this host's topic."""
 
-    count: int
+    counted: int = 0
+    """Hosts that share it and that count in any case: they are staked, or this node dialled them."""
+    adverts: int = 0
+    """Those of others that gossip brought and the book took since the last of these commands."""
+    period_s: float = 0.0
+    """At which others publish, in seconds; 0 where that isn't known. A host begins with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +99,7 @@ class Withdraw:
     """Command: the host leaves. An advert that has expired when it is made replaces its last one."""
 
 
-PublisherCommand: TypeAlias = Update | Population | Withdraw
+PublisherCommand: TypeAlias = Update | Heard | Withdraw
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +110,14 @@ class Publish:
     advert: Advert
 
 
-def refresh_interval(population: int) -> float:
-    """Seconds between two adverts of one host among ``population`` on a topic."""
-    return min(REFRESH_MAX_S, max(REFRESH_S, population / TOPIC_RATE_MAX))
+def refresh_interval(period_s: float) -> float:
+    """Seconds between two refreshes of a host that aims at this mean time between its adverts."""
+    return min(REFRESH_MAX_S, period_s)
 
 
-def publish_probability(population: int) -> float:
-    """Beyond the longest interval a refresh is published only this often, to keep the rate."""
-    return min(1.0, REFRESH_MAX_S * TOPIC_RATE_MAX / max(1, population))
+def publish_probability(period_s: float) -> float:
+    """Beyond the longest interval a refresh is published only this often, to keep the period."""
+    return min(1.0, REFRESH_MAX_S / period_s)
 
 
 class Publisher:
@@ -127,7 +139,11 @@ class Publisher:
         self._peer, self._instance, self._seal_advert = peer, instance, seal
         self._sign, self._wall, self._draw = sign, wall, draw
         self._announcement: Announcement | None = None
-        self._population = 1
+        self.period_s = REFRESH_S
+        """The mean time between two of this host's adverts that it aims at."""
+        self._heard = 0
+        self._heard_since: float | None = None
+        """Adverts on the topic, and since when; None before the first advert of our own."""
         self._stale = False
         self._published_at: float | None = None
         self._urgent = False
@@ -145,7 +161,7 @@ class Publisher:
             case TimerFired():
                 if self._announcement is None:
                     return []
-                due = self._urgent or self._draw() < publish_probability(self._population)
+                due = self._urgent or self._draw() < publish_probability(self.period_s)
                 return self._publish(self._announcement, now) if due else [self._timer(now)]
             case Received() | HalfClosed() | Closed():
                 return []
@@ -168,13 +184,32 @@ class Publisher:
                     return self._publish(announcement, now)
                 self._urgent = True
                 return [SetTimer("refresh", self._published_at + CHANGE_INTERVAL_S)]
-            case Population(count=count):
-                self._population = max(1, count)
+            case Heard():
+                self._adjust(command, now)
                 return []
             case Withdraw():
                 return self._withdraw()
             case _:
                 assert_never(command)
+
+    @property
+    def has_published(self) -> bool:
+        """Whether an advert went out since the start."""
+        return self._published_at is not None
+
+    def _adjust(self, heard: Heard, now: float) -> None:
+        """Come nearer to the period at which all together publish at the topic's rate."""
+        if self._heard_since is None:
+            self.period_s = max(self.period_s, heard.period_s)
+        else:
+            self._heard += heard.adverts
+            elapsed_s = now - self._heard_since
+            if elapsed_s >= ADJUST_S:
+                factor = self._heard / elapsed_s / TOPIC_RATE
+                self.period_s *= min(STEP, max(1 / STEP, factor))
+                self._heard, self._heard_since = 0, now
+        least = max(REFRESH_S, heard.counted / TOPIC_RATE)
+        self.period_s = min(PERIOD_MAX_S, max(least, self.period_s))
 
     def renew(self, now: float) -> Publish | None:
         """The advert for someone who asks, signed anew when more than half its life is over."""
@@ -195,10 +230,12 @@ class Publisher:
 
     @property
     def _ttl_s(self) -> float:
-        return TTL_FACTOR * refresh_interval(self._population)
+        return TTL_FACTOR * refresh_interval(self.period_s)
 
     def _publish(self, announcement: Announcement, now: float) -> Sequence[Effect]:
         self._published_at, self._urgent = now, False
+        if self._heard_since is None:
+            self._heard_since = now
         self.current = self._seal(announcement, self._ttl_s)
         return [Emit(self.current), self._timer(now)]
 
@@ -248,7 +285,7 @@ class Publisher:
     def _timer(self, now: float) -> SetTimer:
         # Up to a tenth later, never earlier: hosts that started together don't speak together, and the
         # topic's rate holds.
-        return SetTimer("refresh", now + refresh_interval(self._population) * (1 + 0.1 * self._draw()))
+        return SetTimer("refresh", now + refresh_interval(self.period_s) * (1 + 0.1 * self._draw()))
 
 
 def _matters(before: Announcement, after: Announcement) -> bool:

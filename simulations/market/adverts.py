@@ -106,7 +106,9 @@ class NodeAdverts:
         on_believed: Callable[[Node, Advert | None, Advert], None],
         book_max: int = DEFAULT_LIMITS.book_max,
         start: int = 0,
+        sweeps: bool = True,
     ) -> None:
+        """Without ``sweeps`` adverts that are over stay in memory; nobody believes them any more."""
         self._world, self._node, self._gossip, self._on_believed = world, node, gossip, on_believed
         random = world.draws("adverts", node.number, start)
         self.book = Book(
@@ -135,7 +137,8 @@ class NodeAdverts:
         )
         self._asked = 0
         self._shell: Shell = world.mount(node, PROTOCOL, self.exchange, on_emit=self._emitted)
-        self._shell.perform(self.exchange.start(world.now))
+        if sweeps:
+            self._shell.perform(self.exchange.start(world.now))
         node.answers[PROTOCOL] = self.answer
 
     def wall(self) -> float:

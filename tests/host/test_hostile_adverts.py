@@ -131,7 +131,7 @@ async def test_a_flood_of_adverts_of_made_up_hosts_is_bounded_and_hides_nobody(
             assert len(book) <= w.limits.book_max
             # The bucket of strangers, and the library's own cap per peer, have held most of them off.
             assert len(book) < 300
-            # Hosts that were really dialled are all that stretches the refresh interval.
+            # Hosts that were really dialled are all that counts in any case.
             assert book.population(wall_clock(), scripted_model_id()) <= 2
             assert second.node.adverts.book.get(first.node.peer_id, wall_clock()) is not None
             async with w.client(first.node.multiaddrs[:1]) as client:

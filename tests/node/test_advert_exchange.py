@@ -20,7 +20,7 @@ from p2pnode.node.advert_exchange import (
     Expired,
 )
 from p2pnode.protocols.adverts.book import FORGERIES_MAX, SOURCE_SHARE, STRANGERS_BURST, Book
-from p2pnode.protocols.adverts.exchange import Announcement, Publish, Publisher, Update, Withdraw
+from p2pnode.protocols.adverts.exchange import REFRESH_S, Announcement, Publish, Publisher, Update, Withdraw
 from p2pnode.protocols.adverts.messages import Adverts, GetAdvert, Load, SignedAdvert
 from p2pnode.protocols.adverts.signatures import CLOCK_SKEW_S
 from p2pnode.protocols.events import (
@@ -42,6 +42,7 @@ from tests.protocols.support import MODEL, OTHER_MODEL, WALL, Identity, offer
 ALICE, OWN = Identity("alice"), Identity("own")
 ASKER, OTHER = PeerId("asker"), PeerId("other")
 QUESTION = GetAdvert(peer=ALICE.peer)
+ANNOUNCED = Announcement(binding=OWN.binding(), addresses=(), offers=(offer(),), load=Load(slots=1))
 
 
 class Subject:
@@ -290,3 +291,42 @@ def test_what_expires_is_swept_and_told() -> None:
     assert subject.give(TimerFired("sweep"), 5.0) == [SetTimer("sweep", 5.0 + SWEEP_S)]
     subject.wall += 4 * 3600
     assert subject.give(TimerFired("sweep"), 10.0)[1:] == [Emit(Expired((ALICE.peer,)))]
+
+
+def announced(subject: Subject) -> None:
+    """This host begins to publish on the topic of MODEL."""
+    subject.exchange.topics.add(MODEL)
+    subject.give(Command(Update(ANNOUNCED)))
+
+
+def test_a_full_topic_stretches_the_time_to_the_next_advert() -> None:
+    subject = Subject()
+    announced(subject)
+    hosts = [Identity(f"host {number}") for number in range(90)]
+    for host in hosts:
+        subject.exchange.judge(encode(host.signed()), host.peer, MODEL)
+        subject.exchange.judge(encode(host.signed()), host.peer, MODEL)  # the same again: not taken
+    own = subject.publisher.current
+    assert own is not None
+    subject.exchange.judge(encode(own.signed), OWN.peer, MODEL)
+    assert subject.exchange.heard[MODEL] == 90
+    *_, timer = subject.give(TimerFired("refresh"), 30.0)
+    assert timer == SetTimer("refresh", 30.0 + 45.0)  # 3 a second came, and 2 are aimed at
+    *_, timer = subject.give(TimerFired("refresh"), 75.0)
+    assert timer == SetTimer("refresh", 75.0 + REFRESH_S)  # none came since
+
+
+def test_who_comes_to_a_topic_publishes_as_often_as_most_hosts_there() -> None:
+    subject = Subject()
+    for number in range(8):
+        host = Identity(f"host {number}")
+        life_s = 10_800 if number < 3 else 900  # three that lie don't move a median
+        signed = host.signed(expires_at=int(WALL) + life_s)
+        assert subject.exchange.sampled([signed], host.peer)
+    announced(subject)
+    assert subject.publisher.period_s == 300
+    few = Subject()
+    host = Identity("host 0")
+    few.exchange.sampled([host.signed(expires_at=int(WALL) + 900)], host.peer)
+    announced(few)
+    assert few.publisher.period_s == REFRESH_S

@@ -14,14 +14,16 @@ from p2pnode.contract_rules import SESSION_FEE_MAX
 from p2pnode.money import USDC
 from p2pnode.protocols.adverts.book import TTL_MAX_S, Book
 from p2pnode.protocols.adverts.exchange import (
+    ADJUST_S,
     CHANGE_INTERVAL_S,
+    PERIOD_MAX_S,
     REFRESH_MAX_S,
     REFRESH_S,
     SHEETS_KEPT,
-    TOPIC_RATE_MAX,
+    STEP,
     TTL_FACTOR,
     Announcement,
-    Population,
+    Heard,
     Publish,
     Publisher,
     Update,
@@ -159,7 +161,7 @@ def test_flapping_is_limited_and_the_last_word_counts() -> None:
 def test_an_urgent_change_that_had_to_wait_is_not_left_to_chance() -> None:
     desk = Desk(lambda: 0.999)
     desk.say(Update(ANNOUNCED))
-    desk.say(Population(1_000_000))
+    desk.say(Heard(counted=1_000_000))
     desk.now = 1.0
     assert not published(desk.say(Update(replace(ANNOUNCED, draining=True))))
     desk.now = CHANGE_INTERVAL_S
@@ -188,7 +190,7 @@ def test_nothing_is_said_before_there_is_an_announcement() -> None:
     desk = Desk()
     assert desk.fire() == []
     assert desk.say(Withdraw()) == []
-    assert desk.say(Population(9)) == []
+    assert desk.say(Heard(counted=9)) == []
     assert desk.publisher.renew(0) is None
     assert desk.publisher.handle(Closed(ALICE.peer, 0), 0) == []
     assert desk.publisher.handle(Received(ALICE.peer, 0, "?"), 0) == []
@@ -291,34 +293,83 @@ def test_a_sheet_is_answered_by_its_hash_as_long_as_an_advert_with_it_may_live()
 # ---- what a topic carries
 
 
-def test_a_topic_carries_at_most_two_adverts_a_second_from_one_host_to_a_hundred_thousand() -> None:
-    for population in [*range(1, 400), 7_199, 7_200, 7_201, 20_000, 100_000]:
-        rate = population * publish_probability(population) / refresh_interval(population)
-        assert rate <= TOPIC_RATE_MAX + 1e-9
-        assert REFRESH_S <= refresh_interval(population) <= REFRESH_MAX_S
+def test_a_period_is_kept_by_intervals_and_beyond_the_longest_of_them_by_chance() -> None:
+    for period_s in (REFRESH_S, 50.0, REFRESH_MAX_S, REFRESH_MAX_S + 1, PERIOD_MAX_S):
+        assert refresh_interval(period_s) / publish_probability(period_s) == pytest.approx(period_s)
+        assert REFRESH_S <= refresh_interval(period_s) <= REFRESH_MAX_S
+
+
+def heard(desk: Desk, adverts: int, seconds: float, counted: int = 0) -> float:
+    """So many adverts came in so many seconds; the period that follows."""
+    desk.now += seconds
+    desk.say(Heard(adverts=adverts, counted=counted))
+    return desk.publisher.period_s
+
+
+def test_a_busy_topic_stretches_the_period_and_a_quiet_one_shortens_it_by_steps() -> None:
+    desk = Desk()
+    desk.say(Update(ANNOUNCED))
+    assert heard(desk, 90, 30) == pytest.approx(45)  # 3 a second, where 2 are aimed at
+    assert heard(desk, 10_000, 30) == STEP * 45
+    assert heard(desk, 120, 60) == STEP * 45  # as it should be
+    assert heard(desk, 0, 30) == 45
+    assert heard(desk, 0, 30) == REFRESH_S
+
+
+def test_no_flood_stretches_it_beyond_its_bound_and_it_comes_back() -> None:
+    desk = Desk()
+    desk.say(Update(ANNOUNCED))
+    for _ in range(20):
+        heard(desk, 10_000, 60)
+    assert desk.publisher.period_s == PERIOD_MAX_S
+    found = [heard(desk, 0, 60) for _ in range(10)]
+    assert found[0] == PERIOD_MAX_S / STEP
+    assert found[-1] == REFRESH_S
+
+
+def test_a_rate_is_taken_over_ten_seconds_at_least() -> None:
+    desk = Desk()
+    desk.say(Update(ANNOUNCED))
+    assert heard(desk, 100, ADJUST_S - 1) == REFRESH_S
+    assert heard(desk, 0, 41) == pytest.approx(REFRESH_S)  # the 100 were kept: 2 a second
+    assert heard(desk, 120, 30) == 2 * REFRESH_S
+
+
+def test_hosts_that_count_keep_the_period_up_however_quiet_the_topic_is() -> None:
+    desk = Desk()
+    desk.say(Update(ANNOUNCED))
+    assert heard(desk, 0, 60, counted=400) == 200
+
+
+def test_who_begins_does_so_at_the_period_of_others() -> None:
+    desk = Desk()
+    desk.say(Heard(period_s=700.0, adverts=5))
+    desk.say(Update(ANNOUNCED))
+    assert desk.publisher.period_s == 700
+    desk.say(Heard(period_s=9000.0))  # later its own measure counts
+    assert desk.publisher.period_s == 700
 
 
 def test_the_longest_stretched_life_is_still_believed() -> None:
-    assert TTL_FACTOR * refresh_interval(10**6) < TTL_MAX_S
+    assert TTL_FACTOR * refresh_interval(PERIOD_MAX_S) < TTL_MAX_S
     desk = Desk()
-    desk.say(Population(100_000))
+    desk.say(Heard(counted=100_000))
     publish = only(Publish, emitted(desk.say(Update(ANNOUNCED))))
     assert publish.advert.expires_at - publish.advert.issued_at == TTL_FACTOR * REFRESH_MAX_S
     assert Book().offer(publish.signed, ALICE.peer, WALL)[0] == "accepted"
 
 
-@pytest.mark.parametrize("population", [10, 60, 500, 30_000])
-def test_the_measured_rate_of_a_population_stays_below_two_a_second(population: int) -> None:
-    """Draws many refreshes of one host; the population's rate is theirs times its size."""
+@pytest.mark.parametrize("period_s", [30, 250, 3_600, 15_000])
+def test_the_measured_mean_between_two_adverts_is_the_period(period_s: int) -> None:
+    """Draws many refreshes of one host."""
     desk = Desk(random.Random(7).random)
-    desk.say(Population(population))
+    desk.say(Heard(period_s=period_s))
     desk.say(Update(ANNOUNCED))
     sent, rounds = 0, 1200
     for _ in range(rounds):
         effects = desk.fire()
         sent += len(published(effects))
         at = only(SetTimer, effects).at
-        assert at - desk.now >= refresh_interval(population)
+        assert at - desk.now >= refresh_interval(period_s)
         desk.now = at
-    spread = 1.25 if publish_probability(population) < 1 else 1.0
-    assert population * sent / desk.now <= TOPIC_RATE_MAX * spread
+    assert desk.now / sent == pytest.approx(1.05 * period_s, rel=0.02 if period_s <= REFRESH_MAX_S else 0.2)
