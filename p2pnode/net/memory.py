@@ -32,10 +32,18 @@ FIRST_PORT: Final = 20000
 
 
 class MemoryNet:
-    """The wires. All randomness comes from ``seed``. Times are in seconds, one way."""
+    """The wires. All randomness comes from ``seed``. Times are in seconds, one way.
+
+    ``latency`` may be asked for each message, with the addresses of its sender and its receiver.
+    """
 
     def __init__(
-        self, *, latency: float = 0.02, jitter: float = 0.0, loss: float = 0.0, seed: int = 0
+        self,
+        *,
+        latency: float | Callable[[str, str], float] = 0.02,
+        jitter: float = 0.0,
+        loss: float = 0.0,
+        seed: int = 0,
     ) -> None:
         self.latency, self.jitter, self.loss = latency, jitter, loss
         self._random = random.Random(seed)  # noqa: S311  a simulation
@@ -69,16 +77,17 @@ class MemoryNet:
         """End the partition."""
         self._groups = {}
 
-    def delay(self) -> float:
+    def delay(self, source: str, target: str) -> float:
         """The seconds that one message takes, one way."""
-        seconds = self.latency + (self._random.random() * self.jitter if self.jitter else 0.0)
+        latency = self.latency if isinstance(self.latency, (float, int)) else self.latency(source, target)
+        seconds = latency + (self._random.random() * self.jitter if self.jitter else 0.0)
         while self.loss and self._random.random() < self.loss:
             seconds += RETRANSMIT_S
         return seconds
 
     async def dial(self, source: str, target: tuple[str, int]) -> MemoryStream:
         """A connection, after a round trip."""
-        await trio.sleep(2 * self.delay())
+        await trio.sleep(2 * self.delay(source, target[0]))
         listener = self._listeners.get(target)
         if source in self._down or target[0] in self._down or not self._joined(source, target[0]):
             await trio.sleep_forever()  # no answer, as from a real network: the caller's deadline decides
@@ -103,7 +112,7 @@ class MemoryNet:
         self._listeners.pop(where, None)
 
     def _pipe(self, source: str, target: str) -> _Pipe:
-        pipe = _Pipe(self)
+        pipe = _Pipe(self, source, target)
         pipes = self._pipes.setdefault((source, target), [])
         pipes[:] = [known for known in pipes if not known.ended]
         pipes.append(pipe)
@@ -122,9 +131,9 @@ class MemoryNet:
 class _Pipe:
     """One direction: bytes arrive in order, each after its delay; bounded like a TCP window."""
 
-    def __init__(self, net: MemoryNet) -> None:
+    def __init__(self, net: MemoryNet, source: str, target: str) -> None:
         self.ended = False
-        self._net = net
+        self._net, self._source, self._target = net, source, target
         self._in_transit: deque[tuple[float, bytes]] = deque()
         self._size = 0
         self._last = 0.0
@@ -189,7 +198,7 @@ class _Pipe:
         return data
 
     def _append(self, data: bytes) -> None:
-        self._last = max(self._last, trio.current_time() + self._net.delay())
+        self._last = max(self._last, trio.current_time() + self._net.delay(self._source, self._target))
         self._size += len(data)
         self._in_transit.append((self._last, data))
         self._arrived.set()

@@ -7,8 +7,9 @@ what is due at the same moment a shell may do in any order.
 from __future__ import annotations
 
 import hashlib
+import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
@@ -80,20 +81,46 @@ class Script:
         return {step.other: step for step in self.steps if step.kind == "publish"}
 
 
-def drawn(seed: int, nodes: int, *, dials: int, messages: int, upsets: int = 0) -> Script:
-    """Everybody joins, dials, and publishes now and then.
+Pair: TypeAlias = tuple[int, int]
+"""Two nodes, of which the first one dials."""
+
+
+def at_random(nodes: int, *, dials: int) -> Callable[[random.Random], list[Pair]]:
+    """Each node dials so many others, but none that dials it."""
+
+    def pairs(draw: random.Random) -> list[Pair]:
+        found: dict[Pair, None] = {}
+        for node in range(nodes):
+            for other in draw.sample([each for each in range(nodes) if each != node], dials):
+                if (other, node) not in found:
+                    found[node, other] = None
+        return list(found)
+
+    return pairs
+
+
+def in_a_circle(nodes: int) -> Callable[[random.Random], list[Pair]]:
+    """Each node is connected with four others, as many as no mesh does without: all are in all meshes."""
+    return lambda _draw: [(node, (node + far) % nodes) for node in range(nodes) for far in (1, 5)]
+
+
+def drawn(
+    seed: int,
+    nodes: int,
+    pairs_of: Callable[[random.Random], list[Pair]],
+    *,
+    messages: int,
+    upsets: int = 0,
+) -> Script:
+    """Everybody joins, is connected as ``pairs_of`` has it, and publishes now and then.
 
     ``upsets``: so many nodes leave the topic for a while, as many crash and come back, and as many
     connections are cut and made again.
     """
     draw = Draws(seed)("script")
     steps: list[Step] = []
-    pairs: dict[tuple[int, int], None] = {}
-    for node in range(nodes):
-        steps.append(Step(draw.uniform(0.1, 1), "join", node))
-        for other in draw.sample([each for each in range(nodes) if each != node], dials):
-            if (other, node) not in pairs:
-                pairs[node, other] = None
+    pairs = pairs_of(draw)
+    steps += [Step(draw.uniform(0.1, 1), "join", node) for node in range(nodes)]
     steps += [Step(draw.uniform(1, 5), "connect", *pair) for pair in pairs]
     for number in range(messages):
         at_s = draw.uniform(FIRST_MESSAGE_S, LAST_MESSAGE_S)

@@ -180,7 +180,6 @@ class Port:
         self.peer, self.ip, self.place = peer, ip, place
         self.nursery: trio.Nursery | None = None
         self.connections: dict[PeerId, Connection] = {}
-        self.faults: list[str] = []
         self._handlers: dict[str, Handler] = {}
         self._watchers: list[Callable[[PeerId, Any], object]] = []
 
@@ -237,5 +236,4 @@ class Port:
         return self.connections[peer].dialler is self
 
     def charge(self, peer: PeerId, fault: str, weight: float) -> Any:
-        self.faults.append(fault)
         return "ok"
