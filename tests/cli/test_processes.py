@@ -154,7 +154,8 @@ def test_a_start_says_its_steps_in_order(host: Program) -> None:
     ready = host.wait_event("ready")
     assert ready["invite"].startswith("p2pnode1")
     assert [model["name"] for model in ready["models"]] == ["scripted"]
-    assert host.err == ""
+    # Who asked it in an earlier test is a peer that is gone by now, which it may have noticed.
+    assert [line for line in host.err.splitlines() if "peers.alone" not in line] == []
 
 
 @pytest.mark.parametrize("arguments", [("models", "list", "--json"), ("--help",)])

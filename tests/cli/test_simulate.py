@@ -115,7 +115,7 @@ def test_the_library_is_listed_and_one_of_it_is_shown_as_a_file_of_ones_own(here
         (["small.toml", "--out", "small.toml/below"], 2, "small.toml/below can't be written"),
         (["show", "stedy"], 1, "there is no scenario 'stedy': did you mean steady?"),
         (["show", "steady", "--set", "nods=1"], 2, "--set: nods is no parameter"),
-        (["xyzzy"], 1, "steady. For a file of your own, write ./xyzzy.toml"),
+        (["xyzzy"], 1, ". For a file of your own, write ./xyzzy.toml"),
         (["./"], 1, "is a folder: name a file in it"),
         (["compare", ".", ".", "--out", "small.toml"], 2, "or overwrite this one with --force"),
         (["compare", ".", "none"], 1, "there is no params.json: name the folder of a run that ended"),

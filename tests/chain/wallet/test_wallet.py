@@ -229,7 +229,7 @@ def test_a_file_that_is_no_keystore_is_refused(files: WalletFiles, text: str) ->
 
 def test_a_keystore_that_can_not_be_read_is_named(files: WalletFiles) -> None:
     files.keystore.mkdir()
-    with pytest.raises(ConfigError, match="can't be read"):
+    with pytest.raises(ConfigError, match=f"{files.keystore} is a folder, not a file"):
         open_wallet(files)
 
 

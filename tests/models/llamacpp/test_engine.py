@@ -86,7 +86,7 @@ def run_dir() -> Iterator[Path]:
 @pytest.fixture
 async def own(smollm: LocalModel, run_dir: Path) -> AsyncIterator[LlamaCppEngine]:
     """An engine that the test may kill."""
-    config = replace(CONFIG, slots=1, hang_s=1.0, runtime_dir=run_dir)
+    config = replace(CONFIG, slots=1, hang_s=2.0, runtime_dir=run_dir)
     engine = LlamaCppEngine(smollm, config)
     await engine.load()
     yield engine
