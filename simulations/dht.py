@@ -239,7 +239,9 @@ class DhtService:
             else:
                 shell.give(Command(Answered(value.id, ask.peer, answer if answer is not TAKEN else None)))
 
-        self._world.ask(node, other, PROTOCOL, self._carry(ask.question), report, deadline_s=ANSWER_S)
+        question = self._carry(ask.question)
+        sent = TAKEN if question.kind == "add_provider" else None
+        self._world.ask(node, other, PROTOCOL, question, report, deadline_s=ANSWER_S, sent=sent)
 
     def _answer(self, node: Node, asker: Node, question: Message) -> Message | None:
         machine = self.machines[node.peer]

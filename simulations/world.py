@@ -545,12 +545,14 @@ class World:
         then: Callable[[Any | None], None],
         *,
         deadline_s: float,
+        sent: Any | None = None,
     ) -> None:
         """Put one question on a stream of its own, dialling first; ``then`` gets the answer, once.
 
-        None after ``deadline_s``: nobody is there, or it doesn't answer.
+        None after ``deadline_s``: nobody is there, or it doesn't answer. ``sent`` is for a question that has
+        no answer: ``then`` gets it as soon as the question is on its way.
         """
-        _Question(self, node, other, protocol, question, then).begin(deadline_s)
+        _Question(self, node, other, protocol, question, then, sent).begin(deadline_s)
 
     def _cut(self, link: Link) -> None:
         link.is_open = link.back.is_open = False
@@ -597,6 +599,7 @@ class _Question:
     _protocol: str
     _question: Any
     _then: Callable[[Any | None], None]
+    _sent: Any | None
     _is_over: bool = False
 
     def begin(self, deadline_s: float) -> None:
@@ -607,12 +610,14 @@ class _Question:
         if link is not None:
             self._world.sent += 1
             self._world.loop.after(self._world.links.travel_s(link.latency_s), self._arrived, link)
+            if self._sent is not None:
+                self._world.loop.after(0.0, self._end, self._sent)
 
     def _arrived(self, link: Link) -> None:
         answer = link.receiver.answers.get(self._protocol)
         hears = link.is_open and not self._node.is_silent and not link.receiver.is_silent
         found = answer(self._node, self._question) if answer is not None and hears else None
-        if found is not None:
+        if found is not None and self._sent is None:
             self._world.sent += 1
             way_s = self._world.links.travel_s(link.latency_s) + link.receiver.think_s
             self._world.loop.after(way_s, self._end, found)

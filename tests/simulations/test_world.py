@@ -232,6 +232,20 @@ def test_a_question_is_answered_once_or_ends_at_its_deadline() -> None:
     assert found == [(2.5, (0, "hello")), (3.0, None)]
 
 
+def test_a_question_that_has_no_answer_is_done_once_it_is_sent_to_somebody() -> None:
+    world, _, a, b = pair()
+    heard: list[tuple[float, object]] = []
+    b.answers["note"] = lambda _asker, question: heard.append((world.now, question))
+    found: list[tuple[float, object]] = []
+    for other in (b, None):
+        world.ask(
+            a, other, "note", "hello", lambda it: found.append((world.now, it)), deadline_s=9.0, sent="sent"
+        )
+    world.run_until(20)
+    assert heard == [(0.5, "hello")]
+    assert found == [(0.0, "sent"), (9.0, None)]
+
+
 def test_two_shells_talk_over_a_stream_of_their_own_until_one_closes_it() -> None:
     world, _, a, b = pair()
     scripts = [Script(), Script()]

@@ -1,4 +1,4 @@
-"""``Wires``: a network of several nodes for their gossip, with the very latencies of a simulation.
+"""``Wires``: a network of several nodes for one of their services, with the very latencies of a simulation.
 
 What is sent arrives after the latency of its way, in order, and a stream is there for the other side after
 one. Nothing else takes time: no handshake, no bandwidth. A :class:`Port` is the ``GossipNetwork`` of a node.
@@ -106,7 +106,7 @@ class Connection:
 
 
 class StreamEnd:
-    """What gossip uses of a :class:`Stream`."""
+    """What is used of a :class:`Stream`."""
 
     def __init__(self, connection: Connection, port: Port, protocol: str) -> None:
         self.port, self.protocol = port, protocol
@@ -116,7 +116,7 @@ class StreamEnd:
         self._buffer = bytearray()
         self._taker: Callable[[bytes | bytearray], bool] | None = None
         self._readable: trio.Event | None = None
-        self._is_lost = False
+        self._is_lost = self._is_finished = False
         connection.ends.append(self)
 
     def send_now(self, data: bytes) -> bool:
@@ -142,8 +142,8 @@ class StreamEnd:
         self._wake()
 
     async def receive_some(self) -> bytes:
-        """What came since the last call."""
-        while not self._buffer:
+        """What came since the last call, and nothing once the other side has finished."""
+        while not self._buffer and not self._is_finished:
             if self._is_lost:
                 raise UnreachableError("the stream is over")
             self._readable = trio.Event()
@@ -154,6 +154,18 @@ class StreamEnd:
     def take_with(self, taker: Callable[[bytes | bytearray], bool]) -> None:
         """See :class:`Stream`."""
         self._taker = taker
+
+    async def aclose(self) -> None:
+        """Our side is over; the other one hears of it after what is under way."""
+        if not self._is_lost:
+            self.lose()
+            self._way.carry(self.far.finish)
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+    def finish(self) -> None:
+        """No more comes."""
+        self._is_finished = True
+        self._wake()
 
     async def reset(self) -> None:
         """Our side is over; the other one hears of it after a latency."""
@@ -194,7 +206,7 @@ class Port:
             connection.cut_by(self)
 
     def told(self, peer: PeerId, change: str) -> None:
-        """Tell gossip of a change."""
+        """Tell the service of a change."""
         for watcher in list(self._watchers):
             watcher(peer, change)
 
