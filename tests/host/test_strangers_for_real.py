@@ -60,7 +60,7 @@ async def _first_token_s(network: Network, host: PeerId) -> float:
 
 @asynccontextmanager
 async def _attacked(host: Program, pause_s: float) -> AsyncIterator[None]:
-    """Strangers attack in the block, and did so at no less than two thirds of the rate that was wanted."""
+    """Strangers attack in the block, and did so at no less than a fifth of the rate that was wanted."""
     command = [sys.executable, "-m", "tests.host.stranger_process", host.multiaddr, str(pause_s)]
     attacks, wanted_per_s, fills = 0, STRANGERS / pause_s, trio.Event()
 
@@ -86,7 +86,7 @@ async def _attacked(host: Program, pause_s: float) -> AsyncIterator[None]:
             nursery.cancel_scope.cancel()
         assert strangers.poll() is None
         sent_per_s = attacks / (trio.current_time() - began)
-        assert sent_per_s >= wanted_per_s / 3  # a busy machine sends fewer than it should
+        assert sent_per_s >= wanted_per_s / 5  # fewer than wanted: the host puts strangers off, and they wait
     finally:
         strangers.kill()
         with trio.CancelScope(shield=True):
