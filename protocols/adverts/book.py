@@ -106,6 +106,8 @@ class Book:
         met."""
         self.counts: Counter[str] = Counter()
         self._entries: dict[PeerId, Entry] = {}
+        self._first_ends_at = math.inf
+        """Nothing expires before. A full book is asked for each newcomer, and to walk over it takes long."""
         self._size_max = size_max
         self._reserve = size_max // 8
         self._privileged = privileged
@@ -264,9 +266,12 @@ class Book:
 
     def expire(self, now: float) -> list[PeerId]:
         """Drop what has expired; returns whom."""
+        if now < self._first_ends_at:
+            return []
         gone = [peer for peer, entry in self._entries.items() if entry.kept_until <= now]
         for peer in gone:
             self.forget(peer)
+        self._first_ends_at = min((entry.kept_until for entry in self._entries.values()), default=math.inf)
         return gone
 
     def forget(self, peer: PeerId) -> None:
@@ -279,6 +284,7 @@ class Book:
         before = self._entries.pop(peer, None) if entry is None else self._entries.get(peer)
         if entry is not None:
             self._entries[peer] = entry
+            self._first_ends_at = min(self._first_ends_at, entry.kept_until)
             self._models.update({offer.model for offer in entry.advert.offers})
         if before is not None:
             for model in {offer.model for offer in before.advert.offers}:
