@@ -110,7 +110,8 @@ def _capabilities(names: Iterable[str]) -> int:
     wanted = 0
     for name in names:
         if name not in known:
-            near = get_close_matches(name, known, 1)
+            begun = [each for each in known if name and each.startswith(name)]
+            near = begun or get_close_matches(name, known, 1)
             meant = f"did you mean {near[0]}? All are" if near else "choose of"
             msg = f"--needs: {name!r} is no capability: {meant} {', '.join(known)}"
             raise UsageError(msg)

@@ -60,8 +60,11 @@ def without_peer(address: str) -> str:
     return head if mark and "/" not in peer else address
 
 
-def parse(maddr: str) -> Multiaddr:
-    """The library's object. Raises ``ConfigError``. It can be taken apart and written out again."""
+def parse(maddr: str, *, example: str = EXAMPLE) -> Multiaddr:
+    """The library's object. It can be taken apart and written out again.
+
+    Raises ``ConfigError`` that shows an ``example``.
+    """
     # The length is checked first, because the library decodes base58 in quadratic time.
     if len(maddr) > MULTIADDR_MAX:
         raise ConfigError(f"{maddr[:40]!a}… is no multiaddr: it has more than {MULTIADDR_MAX} characters")
@@ -71,7 +74,7 @@ def parse(maddr: str) -> Multiaddr:
         str(parsed), list(parsed.protocols())
     except Exception as error:
         # Each of some forty protocols has a codec of its own, which may raise anything.
-        raise ConfigError(f"{maddr!r} is no multiaddr; a right one looks like {EXAMPLE}") from error
+        raise ConfigError(f"{maddr!r} is no multiaddr; a right one looks like {example}") from error
     return parsed
 
 
@@ -85,7 +88,7 @@ def kind_of(maddr: Multiaddr) -> Kind | None:
 
 def check_address(address: str) -> Multiaddr:
     """The library's object. Raises ``ConfigError`` unless we can dial or listen on this kind of address."""
-    parsed = parse(address)
+    parsed = parse(address, example=LISTEN_EXAMPLE)
     if kind_of(parsed) is not None:
         return parsed
     raise ConfigError(

@@ -59,7 +59,7 @@ def test_a_dry_run_and_the_list_of_hosts_say_that_nobody_is_there(data_dir: Path
     _check(ran, 3, "no host of this model was found (this node knows no other", "or name a first peer with")
 
 
-@pytest.mark.parametrize(("typed", "meant"), [("tool", "tools"), ("embedding", "embeddings")])
+@pytest.mark.parametrize(("typed", "meant"), [("tool", "tools"), ("emb", "embeddings")])
 def test_a_capability_that_there_is_not_is_said_with_the_nearest(
     typed: str, meant: str, data_dir: Path
 ) -> None:

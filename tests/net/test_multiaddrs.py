@@ -121,6 +121,11 @@ def test_an_address_of_a_kind_that_cannot_be_dialled_is_no_address(text: str) ->
         check_address(text)
 
 
+def test_who_names_where_to_listen_is_shown_an_address_without_a_peer() -> None:
+    with pytest.raises(ConfigError, match=r"a right one looks like /ip4/0\.0\.0\.0/tcp/4001$"):
+        check_address("127.0.0.1:4001")
+
+
 def test_a_multiaddr_of_any_length_is_refused_before_it_is_read() -> None:
     with pytest.raises(ConfigError, match=str(MULTIADDR_MAX)):
         split_peer("/ip4/1.2.3.4/tcp/1/p2p/" + "1" * 10_000_000)
