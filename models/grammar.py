@@ -33,11 +33,14 @@ class GrammarError(ValueError):
 
 
 class EndlessError(GrammarError):
-    """A rule comes to itself before any letter. ``rules`` are those on the way round."""
+    """A rule comes to itself before any letter, or each of its texts holds another one of it.
 
-    def __init__(self, rules: tuple[str, ...]) -> None:
-        super().__init__("it refers to itself before anything else: it would never end")
-        self.rules = rules
+    ``rules`` are those on the way round, or those that never end.
+    """
+
+    def __init__(self, rules: tuple[str, ...], why: str) -> None:
+        super().__init__(f"it {why}: it would never end")
+        self.rules, self.why = rules, why
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,10 +164,37 @@ class Grammar:
                     path.pop()
                 elif (then := waiting.pop()) in on_path:
                     names = [each for each, _ in path]
-                    raise EndlessError(tuple(names[names.index(then) :]))
+                    raise EndlessError(
+                        tuple(names[names.index(then) :]), "refers to itself before anything else"
+                    )
                 elif then not in over:
                     on_path.add(then)
                     path.append((then, list(first[then])))
+
+    def require_end(self) -> None:
+        """Raise ``EndlessError`` where a rule has no text that ends, since each holds another one of it.
+
+        Such a rule is refused also where it is one way of several: a model that took it would never end.
+        """
+        users: dict[str, list[tuple[str, int]]] = {}
+        missing = {
+            (name, way): len(set(_named([symbols])))
+            for name, ways in self.rules.items()
+            for way, symbols in enumerate(ways)
+        }
+        for name, way in missing:
+            for used in set(_named([self.rules[name][way]])):
+                users.setdefault(used, []).append((name, way))
+        ends = {name for (name, _), left in missing.items() if not left}
+        waiting = list(ends)
+        while waiting:
+            for user in users.get(waiting.pop(), ()):
+                missing[user] -= 1
+                if not missing[user] and user[0] not in ends:
+                    ends.add(user[0])
+                    waiting.append(user[0])
+        if endless := tuple(name for name in self.rules if name not in ends):
+            raise EndlessError(endless, "requires itself in each of its values")
 
     # ---- as text
 

@@ -348,14 +348,15 @@ class _Compiler:
         return self._made[key]
 
     def require_progress(self) -> None:
-        """Raise ``GrammarError`` where a schema refers to itself before anything else."""
+        """Raise ``GrammarError`` where a schema refers to itself before anything else, or in each value."""
         try:
             self._grammar.require_progress()
+            self._grammar.require_end()
         except EndlessError as error:
             at = next((self._pointers[each] for each in error.rules if each in self._pointers), None)
             if at is None:
                 raise  # no reference leads back, but a pattern
-            self._refuse(at, "refers to itself before anything else, so no value would ever fit it")
+            self._refuse(at, f"{error.why}, so no value would ever fit it")
 
     def _resolve(self, pointer: Any, at: str) -> tuple[str, Any]:
         if not isinstance(pointer, str) or not (pointer == "#" or pointer.startswith("#/")):

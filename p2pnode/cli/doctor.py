@@ -51,9 +51,9 @@ def doctor(
             else:
                 code = "" if finding.code == "ok" else f" [{finding.code}]"
                 detail = output.with_data_dir(one_line(finding.detail, _DETAIL_MAX))
-                output.result(f"{marks[finding.verdict]}  {finding.check:<9} {detail}{code}")
+                output.lines(f"{marks[finding.verdict]}  {finding.check:<9} {detail}{code}")
                 if finding.remedy:
-                    output.result(f"         {'':<9} → {output.with_data_dir(finding.remedy)}")
+                    output.lines(f"         {'':<9} → {output.with_data_dir(finding.remedy)}")
             if finding.verdict == "problem":
                 problems.append(finding.code)
         if problems:

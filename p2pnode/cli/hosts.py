@@ -137,16 +137,16 @@ def print_hosts(output: Output, ranking: Any, sheets: Any, failures: Any, *, why
         columns = ("model", "peer", "USDC/M in/out", "fee", "context", "load", "score")
         output.table(columns, map(_row, chosen), folds="model")
         for fields in chosen if why else ():
-            output.result(f"  {shorten(fields['peer'])}  {_abilities(fields)}")
+            output.lines(f"  {shorten(fields['peer'])}  {_abilities(fields)}")
     if left_out:
-        output.result("left out:")
+        output.lines("left out:")
     for fields in left_out:
         why_not = output.with_data_dir(one_line(fields["excluded"]))
-        output.result(f"  {shorten(fields['peer'])}  {why_not}")
+        output.lines(f"  {shorten(fields['peer'])}  {why_not}")
     if failures:
-        output.result("not reached:")
+        output.lines("not reached:")
     for peer, reason in failures.items():
-        output.result(f"  {shorten(peer)}  {one_line(reason)}")
+        output.lines(f"  {shorten(peer)}  {one_line(reason)}")
 
 
 def _row(fields: dict[str, Any]) -> list[str]:

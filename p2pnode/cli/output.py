@@ -114,8 +114,8 @@ _CELL_MAX: Final = 1000
 _ERROR_MAX: Final = 2000
 _WORD: Final = re.compile(r"(?:`[^`]*`|\S)+")
 """A word, or a command with what stands at its quotes."""
-_NAME: Final = re.compile(r".{0,16}?\s{2,}")
-"""What stands before a line's text, as in a table; or its indent."""
+_NAME: Final = re.compile(r".{0,16}\s{2,}")
+"""What stands before a line's text, as in a table, of one column or two; or its indent."""
 _INDENT: Final = 2
 _COMMAND: Final = re.compile(r"`p2pnode ((?!chain\b|demo\b|bench\b)(?![^`]*--data-dir)[a-z][^`]*)`")
 """A command that takes a data dir, in a text. Those of a chain are left out: they need none."""
@@ -230,6 +230,15 @@ class Output:
     def result(self, text: str) -> None:
         """Print a line that scripts may want, to stdout."""
         _write(printable(text) + "\n")
+
+    def lines(self, text: str) -> None:
+        """Print lines for people to stdout: a terminal gets them broken between words, a file as they are."""
+        shown = printable(text)
+        if draws():
+            from rich.console import Console
+
+            shown = wrapped(shown, Console().width)
+        _write(shown + "\n")
 
     def end_echo(self) -> None:
         """Begin a new line after the ^C that a terminal has echoed."""

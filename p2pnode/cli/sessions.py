@@ -222,7 +222,8 @@ def close(
         finally:
             journal.close()
         what = f"session {meant.session.hex()[:16]} with {shorten(_fields(meant)['peer'])} will be ended"
-        await confirm(output, f"{what}: nothing more can be bought or sold in it", yes=yes)
+        if meant.state != "settled":  # else there is nothing to end: only what it was settled at is told
+            await confirm(output, f"{what}: nothing more can be bought or sold in it", yes=yes)
         config = build_config(data_dir, chain=chain)
         if _is_left(meant) and not on_chain:
             client = make_client(output, data_dir, bootstrap, mdns=mdns, discovery=False, chain=chain)

@@ -65,7 +65,7 @@ def status(
         if as_json:
             output.event("status", fields)
         else:
-            output.result("\n".join(lines))
+            output.lines("\n".join(lines))
 
     run_async(run, on_error=output.failed)
 

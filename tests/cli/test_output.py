@@ -55,6 +55,7 @@ def test_hints_of_commands_are_for_the_data_dir_that_was_given(data_dir: Path) -
             ["of it  this", "       and", "       that", "       more"],
         ),
         ("peer id    one two", 15, ["peer id    one", "           two"]),
+        ("PROBLEM  disk      one two", 23, ["PROBLEM  disk      one", " " * 19 + "two"]),
         ("at    /ip4/192.0.2.7/tcp/4001 here", 12, ["at    /ip4/192.0.2.7/tcp/4001", "      here"]),
         ("see `p2pnode ask x`: it helps", 18, ["see", "  `p2pnode ask x`:", "  it helps"]),
         ("see `p2pnode ask x` then", 9, ["see `p2pnode ask x`", "  then"]),

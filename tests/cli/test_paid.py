@@ -63,7 +63,7 @@ def test_people_are_told_what_is_signed_and_what_it_cost(
     assert "withdrawable" in table.out
 
 
-def test_a_session_that_was_settled_is_not_closed_again(
+def test_a_session_that_was_settled_is_not_closed_again_and_nothing_is_asked(
     data_dir: Path, paid_host: Program, profile: Path
 ) -> None:
     give(profile, wallet(data_dir), usdc="1")
@@ -72,7 +72,7 @@ def test_a_session_that_was_settled_is_not_closed_again(
     wait_settled(data_dir, profile)
     (session,) = run("sessions", "list", "--json", "--data-dir", data_dir).named("session")
     closed = run(
-        "sessions", "close", session["session"], "--yes", "--json", "--chain", profile, "--data-dir", data_dir
+        "sessions", "close", session["session"], "--json", "--chain", profile, "--data-dir", data_dir
     )
     assert closed.code == 0, closed
     assert closed.events[0]["outcome"] == "nothing"

@@ -78,6 +78,20 @@ def test_values_fit_or_do_not(schema: Any, text: str, fits: bool) -> None:
         ({"$ref": "http://example.com/x"}, "only places within"),
         ({"$ref": "#/nowhere"}, "not there"),
         ({"$ref": "#"}, "at # refers to itself"),
+        (
+            {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]},
+            "at # requires itself in each of its values",
+        ),
+        (
+            {
+                "anyOf": [{"type": "null"}, {"$ref": "#/$defs/a"}],
+                "$defs": {
+                    "a": {"type": "array", "items": {"$ref": "#/$defs/b"}, "minItems": 1},
+                    "b": {"type": "object", "properties": {"a": {"$ref": "#/$defs/a"}}, "required": ["a"]},
+                },
+            },
+            "at #/.defs/b requires itself in each of its values",
+        ),
         ({"properties": {"a": {"$ref": "#/properties/a"}}}, "at #/properties/a refers to itself"),
         ({"type": "colour"}, "known are string"),
         ({"type": "integer", "minimum": 3, "maximum": 2}, "allows no number"),
