@@ -19,9 +19,9 @@ from typing import Any, Final
 
 import trio
 
+from p2pnode.models.child.http import ChildGoneError, ChildHttp
 from p2pnode.models.engine import Done, EngineEvent, GenerateRequest, Logprob, Prefill, Started, Tokens
 from p2pnode.models.grammar import Matcher
-from p2pnode.models.llamacpp.http import LlamaCppGoneError, LlamaCppHttp
 from p2pnode.models.slots import Assignment
 from p2pnode.models.text import Released, TextAssembler
 from p2pnode.models.vocabulary import Vocabulary
@@ -54,7 +54,7 @@ class LlamaCppRun:
         self.held: tuple[int, ...] = ()
         """What the slot's cache holds for sure."""
 
-    async def events(self, http: LlamaCppHttp, assignment: Assignment) -> AsyncGenerator[EngineEvent, None]:
+    async def events(self, http: ChildHttp, assignment: Assignment) -> AsyncGenerator[EngineEvent, None]:
         """Run the request; yield its events. Raises what ``http`` raises."""
         reuse = assignment.own
         while True:
@@ -67,7 +67,7 @@ class LlamaCppRun:
                     if self._text.stopped or ids.lost or ids.ended:
                         break
                 else:
-                    raise LlamaCppGoneError("the stream ended early")
+                    raise ChildGoneError("the stream ended early")
             end_of_turn = ids.end_of_turn
             if ids.lost and not self._text.stopped:
                 made, end_of_turn = await self._make_again(http, assignment.slot, ids.lost)
@@ -134,7 +134,7 @@ class LlamaCppRun:
             logprobs = tuple(self._logprobs.popleft() for _ in released.ids) if told else ()
             yield Tokens(ids=released.ids, text=released.text, logprobs=logprobs)
 
-    async def _make_again(self, http: LlamaCppHttp, slot: int, lost: int) -> tuple[list[int], bool]:
+    async def _make_again(self, http: ChildHttp, slot: int, lost: int) -> tuple[list[int], bool]:
         """Make the next ``lost`` ids again; return them, and whether the turn ended after them."""
         body = self._body(slot, reuse=True) | {"stream": False, "n_predict": lost}
         answer = await http.call("/completion", body, deadline_s=self._hang_s)

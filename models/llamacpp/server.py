@@ -6,7 +6,7 @@ the model, serves llama.cpp's own HTTP API on one unix socket, writes one line o
 until stdin closes: whatever ends the parent closes it. (PR_SET_PDEATHSIG would not do: it fires when the
 *thread* that started the child ends, and trio starts processes from worker threads that come and go.)
 
-This module knows nothing of requests, slots or cache keys. Its parent is ``llamacpp/process.py``.
+This module knows nothing of requests, slots or cache keys. Its parent is ``llamacpp/engine.py``.
 """
 
 from __future__ import annotations

@@ -25,9 +25,9 @@ from p2pnode.host.host import Host, HostedModel
 from p2pnode.ids import PeerId
 from p2pnode.models.catalogue import Catalogue
 from p2pnode.models.engine import Engine, GenerateRequest, Tokens
+from p2pnode.models.engines import EngineSpec, make_engine, parse_engine_name
 from p2pnode.models.manifest import SCRIPTED, scripted_model_id
 from p2pnode.models.pull.pull import pull
-from p2pnode.models.registry import EngineSpec, make_engine, parse_engine_name
 from p2pnode.node.identity import HostIdentity
 from p2pnode.node.keys import PeerKey
 from p2pnode.node.node import Node, NodeSetup

@@ -20,9 +20,9 @@ from p2pnode.files import OTHERS, read_text_or_none
 from p2pnode.host.join import LISTEN_DEFAULT
 from p2pnode.models.catalogue import Catalogue, CatalogueEntry
 from p2pnode.models.engine import GenerateRequest
+from p2pnode.models.engines import EngineSpec, make_engine
 from p2pnode.models.manifest import SCRIPTED
 from p2pnode.models.pull.pull import check_weights, locate
-from p2pnode.models.registry import EngineSpec, make_engine
 from p2pnode.net.address_policy import check_announced, interface_addresses, is_unspecified, own_addresses
 from p2pnode.net.multiaddrs import check_address, without_peer
 from p2pnode.net.transports import is_free

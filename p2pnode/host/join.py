@@ -27,11 +27,11 @@ from p2pnode.ids import PeerId
 from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.models.catalogue import Catalogue
 from p2pnode.models.context import choose_context, memory_at_hand, memory_of
+from p2pnode.models.engines import EngineSpec, make_engine
 from p2pnode.models.gguf import read_header
 from p2pnode.models.local_models import LocalModel
 from p2pnode.models.manifest import SCRIPTED, model_id_text, scripted_model_id
 from p2pnode.models.pull.pull import pull
-from p2pnode.models.registry import EngineSpec, make_engine
 from p2pnode.models.scripted import ScriptedConfig
 from p2pnode.money import price_text
 from p2pnode.net.multiaddrs import split_peer, without_peer

@@ -32,8 +32,8 @@ from p2pnode.config import load_config
 from p2pnode.errors import ChainError, ConfigError, ProtocolError, StorageError
 from p2pnode.ids import PeerId
 from p2pnode.models.catalogue import parse_catalogue
+from p2pnode.models.child.http import ChildGoneError, ChildRefusedError, FrameParser
 from p2pnode.models.gguf import read_header
-from p2pnode.models.llamacpp.http import FrameParser, LlamaCppGoneError, LlamaCppRefusedError
 from p2pnode.models.manifest import model_id_text, parse_model_id, scripted_model_id
 from p2pnode.models.vocabulary import load_vocabulary
 from p2pnode.net import mdns, multiaddrs
@@ -325,7 +325,7 @@ def _all(folder: Path) -> Iterator[Parser]:  # noqa: PLR0915  a list
         "JSON-RPC request", JsonRpc({"eth_call": lambda call, tag: (call, tag)}).answer, _DEV, (), json_values
     )
     yield Parser("engine's events", _sse, [b'data: {"a": 1}\n\n: c\n\nerror: {"code": 1}\n\n'],
-                 (LlamaCppGoneError, LlamaCppRefusedError))  # fmt: skip
+                 (ChildGoneError, ChildRefusedError))  # fmt: skip
     yield Parser("GGUF header", of_file("a.gguf", read_header), [TINY], config)
     yield Parser("GGUF vocabulary", of_file("b.gguf", load_vocabulary), [TINY], config)
     yield Parser("model id", _text(parse_model_id), [model_id_text(scripted_model_id()).encode()], config)

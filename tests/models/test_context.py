@@ -20,7 +20,7 @@ from p2pnode.models.context import (
     memory_of,
 )
 from p2pnode.models.gguf import read_header
-from p2pnode.models.llamacpp.process import LlamaCppProcess
+from p2pnode.models.llamacpp.engine import start_llamacpp
 from p2pnode.models.local_models import LocalModel
 from tests.models.gguf_files import gguf, integers, string, u32
 
@@ -146,7 +146,7 @@ async def test_what_llama_cpp_takes_is_what_was_reckoned(smollm: LocalModel) -> 
     assert memory.per_token == 23_040
     took = {}
     for n_ctx, slots in ((512, 1), (2048, 4)):
-        child = await LlamaCppProcess.start(
+        child = await start_llamacpp(
             model=smollm.path, n_ctx=n_ctx, slots=slots, threads=1, runtime_dir=None, deadline_s=60
         )
         try:

@@ -21,9 +21,9 @@ import pytest
 import trio
 
 from p2pnode.errors import ConfigError, EngineError
+from p2pnode.models.child.process import ChildProcess
 from p2pnode.models.engine import Done, GenerateRequest, Prefill, Started, Tokens
-from p2pnode.models.llamacpp.engine import LlamaCppConfig, LlamaCppEngine
-from p2pnode.models.llamacpp.process import LlamaCppProcess
+from p2pnode.models.llamacpp.engine import LlamaCppConfig, LlamaCppEngine, start_llamacpp
 from p2pnode.models.local_models import LocalModel
 from p2pnode.models.vocabulary import Vocabulary, load_vocabulary
 from p2pnode.protocols.inference.messages import ChatMessage, LogitBias, PromptBody, Role
@@ -53,11 +53,11 @@ def shared(smollm: LocalModel) -> Iterator[LlamaCppEngine]:
 
 
 @pytest.fixture(scope="module")
-def bare(smollm: LocalModel) -> Iterator[LlamaCppProcess]:
+def bare(smollm: LocalModel) -> Iterator[ChildProcess]:
     """A server of llama.cpp's own, to be asked for what an engine should answer."""
 
-    async def start() -> LlamaCppProcess:
-        return await LlamaCppProcess.start(
+    async def start() -> ChildProcess:
+        return await start_llamacpp(
             model=smollm.path, n_ctx=N_CTX, slots=1, threads=1, runtime_dir=None, deadline_s=60
         )
 
@@ -101,7 +101,7 @@ class TestLlamaCpp(EngineConformance):
     pass
 
 
-async def truth(bare: LlamaCppProcess, prompt: tuple[int, ...], count: int) -> tuple[int, ...]:
+async def truth(bare: ChildProcess, prompt: tuple[int, ...], count: int) -> tuple[int, ...]:
     """All ids of the greedy answer, which llama.cpp gives when it doesn't stream."""
     body = {
         "prompt": prompt,
@@ -116,7 +116,7 @@ async def truth(bare: LlamaCppProcess, prompt: tuple[int, ...], count: int) -> t
 
 
 async def test_every_id_of_text_beyond_ascii_is_delivered_once(
-    engine: LlamaCppEngine, bare: LlamaCppProcess, vocabulary: Vocabulary
+    engine: LlamaCppEngine, bare: ChildProcess, vocabulary: Vocabulary
 ) -> None:
     prompt = await engine.tokenize(NOT_ASCII)
     expected = await truth(bare, prompt, 40)
@@ -128,7 +128,7 @@ async def test_every_id_of_text_beyond_ascii_is_delivered_once(
 
 
 async def test_ids_that_cannot_be_recovered_are_made_again(
-    engine: LlamaCppEngine, bare: LlamaCppProcess, monkeypatch: pytest.MonkeyPatch
+    engine: LlamaCppEngine, bare: ChildProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompt = await engine.tokenize(NOT_ASCII)
     expected = await truth(bare, prompt, 24)
@@ -177,7 +177,7 @@ async def test_the_template_closes_each_message_and_opens_the_answer(
     "text", ["Hi", "  two blanks ", "\n\nlines\n", "你好 🙂", "if x < 3 | y > 2: pass", "\ttab", "1234"]
 )
 async def test_text_without_special_words_is_tokenised_as_in_training(
-    engine: LlamaCppEngine, bare: LlamaCppProcess, text: str
+    engine: LlamaCppEngine, bare: ChildProcess, text: str
 ) -> None:
     said = (ChatMessage.of("system", text), ChatMessage.of("user", text))
     turns = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role in ("system", "user"))
@@ -322,9 +322,8 @@ async def test_a_child_whose_parent_dies_ends_by_itself(smollm: LocalModel, run_
     program = """if True:
         import sys, trio
         from pathlib import Path
-        from p2pnode.models.llamacpp.process import LlamaCppProcess
-        async def main():
-            child = await LlamaCppProcess.start(
+                async def main():
+            child = await start_llamacpp(
                 model=Path(sys.argv[1]), runtime_dir=Path(sys.argv[2]),
                 n_ctx=256, slots=1, threads=1, deadline_s=20,
             )

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pnode.models.llamacpp.http import FrameParser, LlamaCppGoneError, LlamaCppRefusedError
+from p2pnode.models.child.http import ChildGoneError, ChildRefusedError, FrameParser
 from p2pnode.models.llamacpp.run import IdStream
 from p2pnode.models.text import incomplete_tail
 from p2pnode.models.vocabulary import Vocabulary
@@ -118,18 +118,18 @@ def test_frames_before_a_bad_one_are_delivered_however_the_bytes_are_cut(cuts: l
             rest = rest[size:]
             parser.check()
 
-    with pytest.raises((LlamaCppRefusedError, LlamaCppGoneError)):
+    with pytest.raises((ChildRefusedError, ChildGoneError)):
         feed_all()
     assert frames == [{"a": 1}, {"a": 2}]
 
 
 @pytest.mark.parametrize("error", [b"7", b'"x"', b"[]", b"null", b'{"code": "x"}', b'{"code": [1]}'])
 def test_an_error_frame_of_any_shape_is_an_error(error: bytes) -> None:
-    with pytest.raises(LlamaCppRefusedError):
+    with pytest.raises(ChildRefusedError):
         FrameParser().feed(b'data: {"error": ' + error + b"}\n\n")
 
 
 def test_an_error_frame_is_an_error() -> None:
-    with pytest.raises(LlamaCppRefusedError, match="too long") as refused:
+    with pytest.raises(ChildRefusedError, match="too long") as refused:
         FrameParser().feed(b'data: {"error": {"code": 400, "message": "too long", "type": "t"}}\n\n')
     assert (refused.value.status, refused.value.kind) == (400, "t")

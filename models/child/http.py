@@ -1,4 +1,4 @@
-"""``LlamaCppHttp``: a small HTTP client for llama.cpp's server on a unix socket, h11 over a trio stream.
+"""``ChildHttp``: a small HTTP client for an engine's server on a unix socket, h11 over a trio stream.
 
 Each request has a connection of its own, because closing it is how a request is cancelled. A stream is read
 in bulk: all frames that have arrived are returned together, which keeps the cost of a token small. This
@@ -21,16 +21,16 @@ _OK: Final = 200
 _FAILED: Final = 500
 
 
-class LlamaCppGoneError(Exception):
+class ChildGoneError(Exception):
     """The connection broke or ended early: the server is gone, or gave up this request."""
 
 
-class LlamaCppHungError(Exception):
+class ChildHungError(Exception):
     """The server sent no frame for too long."""
 
 
-class LlamaCppRefusedError(Exception):
-    """The server answered with an error. ``kind`` is llama.cpp's own name for it."""
+class ChildRefusedError(Exception):
+    """The server answered with an error. ``kind`` is the server's own name for it."""
 
     def __init__(self, status: int, error: Mapping[str, Any]) -> None:
         super().__init__(str(error.get("message", "no reason given")))
@@ -38,7 +38,7 @@ class LlamaCppRefusedError(Exception):
         self.kind = str(error.get("type", ""))
 
 
-class LlamaCppHttp:
+class ChildHttp:
     """Requests to one server."""
 
     def __init__(self, socket_path: str, key: str) -> None:
@@ -54,20 +54,20 @@ class LlamaCppHttp:
                     async for part in parts:
                         data += part
                         if len(data) > _ANSWER_MAX_BYTES:
-                            raise LlamaCppGoneError("the answer is too long")
+                            raise ChildGoneError("the answer is too long")
         except trio.TooSlowError as error:
-            raise LlamaCppHungError from error
+            raise ChildHungError from error
         try:
             return json.loads(data)
         except (ValueError, RecursionError) as error:
-            raise LlamaCppGoneError("the answer is no JSON") from error
+            raise ChildGoneError("the answer is no JSON") from error
 
     async def stream(
         self, path: str, body: Mapping[str, Any], *, stall_s: float
     ) -> AsyncGenerator[list[dict[str, Any]], None]:
         """Send a request; yield the frames of its answer, those that arrived together as one list.
 
-        Raises ``LlamaCppHungError`` when no frame comes for ``stall_s``. Comments don't count as frames: the
+        Raises ``ChildHungError`` when no frame comes for ``stall_s``. Comments don't count as frames: the
         server sends them from another thread to keep a connection open, also while it hangs.
         """
         frames = FrameParser()
@@ -83,18 +83,18 @@ class LlamaCppHttp:
                         except StopAsyncIteration:
                             ended = True
                 if stall.cancelled_caught:
-                    raise LlamaCppHungError
+                    raise ChildHungError
                 if arrived:
                     yield arrived
             frames.check()
 
     async def _exchange(self, path: str, body: Mapping[str, Any] | None) -> AsyncGenerator[bytes, None]:
-        """The body of the answer in bulk. Raises ``LlamaCppRefusedError`` for any status but 200."""
+        """The body of the answer in bulk. Raises ``ChildRefusedError`` for any status but 200."""
         connection = h11.Connection(h11.CLIENT)
         try:
             stream = await trio.open_unix_socket(self._socket_path)
         except OSError as error:
-            raise LlamaCppGoneError(str(error)) from error
+            raise ChildGoneError(str(error)) from error
         refused: int | None = None
         data = bytearray()
         try:
@@ -116,17 +116,17 @@ class LlamaCppHttp:
                 elif isinstance(event, h11.Data):
                     data += event.data
                     if len(data) > _ANSWER_MAX_BYTES:
-                        raise LlamaCppGoneError("the answer is too long")
+                        raise ChildGoneError("the answer is too long")
                 elif isinstance(event, h11.EndOfMessage):
                     break
                 else:
-                    raise LlamaCppGoneError("the connection was closed")
+                    raise ChildGoneError("the connection was closed")
         except (trio.BrokenResourceError, h11.RemoteProtocolError) as error:
-            raise LlamaCppGoneError(str(error)) from error
+            raise ChildGoneError(str(error)) from error
         finally:
             await trio.aclose_forcefully(stream)
         if refused is not None:
-            raise LlamaCppRefusedError(refused, _error_in(bytes(data)))
+            raise ChildRefusedError(refused, _error_in(bytes(data)))
         if data:
             yield bytes(data)
 
@@ -169,10 +169,10 @@ class FrameParser:
                 frame = _frame_in(event)
                 if frame is not None:
                     frames.append(frame)
-        except (LlamaCppGoneError, LlamaCppRefusedError) as error:
+        except (ChildGoneError, ChildRefusedError) as error:
             self._error = error
         if len(self._rest) > _ANSWER_MAX_BYTES:
-            self._error = self._error or LlamaCppGoneError("a frame is too long")
+            self._error = self._error or ChildGoneError("a frame is too long")
         if not frames:
             self.check()
         return frames
@@ -191,12 +191,12 @@ def _frame_in(event: bytes) -> dict[str, Any] | None:
     try:
         frame = json.loads(value)
     except (ValueError, RecursionError) as error:
-        raise LlamaCppGoneError("a frame is no JSON") from error
+        raise ChildGoneError("a frame is no JSON") from error
     if not isinstance(frame, dict):
-        raise LlamaCppGoneError("a frame is no JSON object")
+        raise ChildGoneError("a frame is no JSON object")
     if name == b"error" or "error" in frame:
         found = frame.get("error", frame)
-        raise LlamaCppRefusedError(_status_in(found), found if isinstance(found, dict) else {})
+        raise ChildRefusedError(_status_in(found), found if isinstance(found, dict) else {})
     return frame
 
 

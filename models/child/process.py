@@ -1,8 +1,9 @@
-"""``LlamaCppProcess``: starts and ends the child process of ``llamacpp/server.py``, and tells whether it
-lives.
+"""``ChildProcess``: starts and ends the process in which an engine runs, and tells whether it lives.
 
-One object is one child: a restart makes a new one. The socket lies in a new 0700 directory, and every request
-needs a random key that the child got through stdin only.
+One object is one child: a restart makes a new one. The child is a module of ours: it reads one line of JSON
+from stdin, writes one to stdout once it serves, ``{"ready": true}`` or ``{"error": TEXT}`` (perhaps with the
+``advice`` that follows it), and lives until stdin closes. Its socket lies in a new 0700 directory, and every
+request needs a random key that it got through stdin only.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import secrets
 import shutil
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
 from typing import Any, Final, Self
@@ -20,21 +22,24 @@ import structlog
 import trio
 
 from p2pnode.errors import EngineError
-from p2pnode.models.llamacpp.http import LlamaCppHttp
+from p2pnode.models.child.http import ChildHttp
 
-_MODULE: Final = "p2pnode.models.llamacpp.server"
 _ANSWER_MAX_BYTES: Final = 1 << 16
 _SOCKET_PATH_MAX: Final = 100  # sockaddr_un holds 108 bytes
 _STOP_S: Final = 2.0
-_REASON_CHARACTERS: Final = 300
+_REASON_CHARACTERS: Final = 400
+_ADVICE: Final = (
+    "Check the file with `p2pnode models verify`, and that the machine has memory enough (a smaller --n-ctx "
+    "needs less)"
+)
 
 log = structlog.get_logger(__name__)
 
 
-class LlamaCppProcess:
+class ChildProcess:
     """A running child. Made by :meth:`start` only."""
 
-    def __init__(self, process: trio.Process, directory: Path, http: LlamaCppHttp) -> None:
+    def __init__(self, process: trio.Process, directory: Path, http: ChildHttp) -> None:
         self._process = process
         self._directory = directory
         self.http = http
@@ -42,34 +47,24 @@ class LlamaCppProcess:
     @classmethod
     async def start(
         cls,
+        module: str,
+        config: Mapping[str, Any],
         *,
-        model: Path,
-        n_ctx: int,
-        slots: int,
-        threads: int,
+        loads: str,
         runtime_dir: Path | None,
         deadline_s: float,
-        renders_only: bool = False,
     ) -> Self:
-        """Start a child and wait until it serves. Raises ``EngineError`` that says why it doesn't.
+        """Start ``module`` and wait until it serves. Raises ``EngineError`` that says why it doesn't.
 
-        One that ``renders_only`` reads no weights: it makes ids of texts, and nothing else.
+        It is given ``config``, and with it ``socket`` and ``key``. ``loads`` names the model in messages.
         """
         directory = _private_directory(runtime_dir)
-        config = {
-            "model": str(model),
-            "n_ctx": n_ctx,
-            "slots": slots,
-            "threads": threads,
-            "renders_only": renders_only,
-            "socket": str(directory / "engine.sock"),
-            "key": secrets.token_hex(32),
-        }
+        socket, key = str(directory / "engine.sock"), secrets.token_hex(32)
         try:
             # -P: the child must be this package, not whatever the working directory calls p2pnode.
             # A session of its own: Ctrl-C in a terminal goes to a whole group, and answers must end first.
             process = await trio.lowlevel.open_process(
-                [sys.executable, "-P", "-m", _MODULE],
+                [sys.executable, "-P", "-m", module],
                 stdin=PIPE,
                 stdout=PIPE,
                 stderr=DEVNULL,
@@ -78,14 +73,14 @@ class LlamaCppProcess:
         except BaseException:
             shutil.rmtree(directory, ignore_errors=True)
             raise
-        started = cls(process, directory, LlamaCppHttp(str(config["socket"]), str(config["key"])))
+        started = cls(process, directory, ChildHttp(socket, key))
         try:
             with trio.fail_after(deadline_s):
-                answer = await started._introduce(config)
+                answer = await started._introduce({**config, "socket": socket, "key": key})
         except trio.TooSlowError as error:
             await started.kill()
             raise EngineError(
-                f"the engine did not load {model.name} within {deadline_s:g} s; is the machine too busy or "
+                f"the engine did not load {loads} within {deadline_s:g} s; is the machine too busy or "
                 "the model too large for its memory?"
             ) from error
         except BaseException:
@@ -93,7 +88,7 @@ class LlamaCppProcess:
             raise
         if answer.get("ready") is not True:
             await started.kill()
-            raise EngineError(_load_failure(model, answer))
+            raise EngineError(_load_failure(loads, answer))
         log.info("engine.started", pid=process.pid)
         return started
 
@@ -150,12 +145,10 @@ class LlamaCppProcess:
             return {}
 
 
-def _load_failure(model: Path, answer: dict[str, Any]) -> str:
+def _load_failure(loads: str, answer: dict[str, Any]) -> str:
     reason = str(answer.get("error") or "the engine's process died while loading")[:_REASON_CHARACTERS]
-    return (
-        f"the engine can't load {model.name}: {reason}. Check the file with `p2pnode models verify`, "
-        "and that the machine has memory enough (a smaller --n-ctx needs less)"
-    )
+    advice = str(answer.get("advice") or _ADVICE)[:_REASON_CHARACTERS]
+    return f"the engine can't load {loads}: {reason}. {advice}"
 
 
 def _private_directory(runtime_dir: Path | None) -> Path:

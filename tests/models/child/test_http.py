@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from p2pnode.models.llamacpp.http import LlamaCppGoneError, LlamaCppHttp
+from p2pnode.models.child.http import ChildGoneError, ChildHttp
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -25,7 +25,7 @@ GOOD = chunk(b'data: {"a": 1}\n\n') + chunk(b'data: {"a": 2}\n\n')
 
 
 @contextlib.asynccontextmanager
-async def server(path: Path, pieces: Sequence[bytes]) -> AsyncIterator[LlamaCppHttp]:
+async def server(path: Path, pieces: Sequence[bytes]) -> AsyncIterator[ChildHttp]:
     """Answers a request with these pieces, each after the one before was read."""
     listening = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
     await listening.bind(str(path / "s"))
@@ -45,16 +45,16 @@ async def server(path: Path, pieces: Sequence[bytes]) -> AsyncIterator[LlamaCppH
     with listening:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(answer)
-            yield LlamaCppHttp(str(path / "s"), "key")
+            yield ChildHttp(str(path / "s"), "key")
 
 
-async def frames_of(http: LlamaCppHttp) -> tuple[list[Any], bool]:
+async def frames_of(http: ChildHttp) -> tuple[list[Any], bool]:
     """What a stream yields, and whether it then fails."""
     got: list[Any] = []
     try:
         async for bulk in http.stream("/completion", {}, stall_s=10):
             got += bulk
-    except LlamaCppGoneError:
+    except ChildGoneError:
         return got, True
     return got, False
 
@@ -77,5 +77,5 @@ async def test_a_whole_stream_is_delivered_and_ends(tmp_path: Path) -> None:
 
 async def test_an_answer_that_is_no_json_is_a_server_that_gave_up(tmp_path: Path) -> None:
     async with server(tmp_path, [b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n{"]) as http:
-        with pytest.raises(LlamaCppGoneError):
+        with pytest.raises(ChildGoneError):
             await http.call("/tokenize", {}, deadline_s=10)

@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from p2pnode.errors import ConfigError
+from p2pnode.models.engines import EngineSpec, make_engine, parse_engine_name
 from p2pnode.models.llamacpp.engine import LlamaCppEngine
 from p2pnode.models.local_models import LocalModel
-from p2pnode.models.registry import EngineSpec, make_engine, parse_engine_name
 from p2pnode.models.scripted import ScriptedEngine
 
 
@@ -30,9 +30,9 @@ def test_a_name_that_is_none_and_a_missing_model_are_errors() -> None:
         make_engine(EngineSpec())
 
 
-def test_importing_the_registry_and_the_catalogue_imports_no_engine_and_no_http() -> None:
+def test_importing_the_engines_names_and_the_catalogue_imports_no_engine_and_no_http() -> None:
     program = (
-        "import sys, p2pnode.models.registry, p2pnode.models.catalogue\n"
+        "import sys, p2pnode.models.engines, p2pnode.models.catalogue\n"
         "print([m for m in ('xllamacpp', 'httpx', 'h11', 'trio') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -1,0 +1,1 @@
+"""Engines that run in a child process: what they have in common."""
