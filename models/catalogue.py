@@ -1,7 +1,7 @@
 """``Catalogue``: the models that can be named: from what a user types to a manifest and a source.
 
-A user names a model by its catalogue name, by its model id, or by the path of any GGUF file, which gets an
-entry named after the file. This module fetches nothing and hashes nothing.
+A user names a model by its catalogue name, by its model id, or by the path of any GGUF file or model folder,
+which gets an entry named after it. This module fetches nothing and hashes nothing.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from p2pnode.models.pull.sources import Source, parse_source
 
 DEFAULT_MODEL: Final = "smollm2-135m-instruct"
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_SHARD: Final = re.compile(r"-[0-9]{5}-of-[0-9]{5}$")
+_SOURCES_MAX: Final = 16
 _KEYS: Final = frozenset({"description", "licence", "source", "manifest"})
 
 
@@ -38,14 +40,14 @@ _KEYS: Final = frozenset({"description", "licence", "source", "manifest"})
 class CatalogueEntry:
     """One model that can be pulled.
 
-    A file named by its path has ``path`` and no ``source``. It has no ``manifest`` until ``pull`` has hashed
-    its weights.
+    ``sources`` are tried in turn. What is named by its path has ``path`` and no ``sources``, and no
+    ``manifest`` until ``pull`` has hashed its files.
     """
 
     name: str
     description: str = ""
     licence: str = ""
-    source: Source | None = None
+    sources: tuple[Source, ...] = ()
     manifest: Manifest | None = None
     path: Path | None = None
 
@@ -85,16 +87,18 @@ class Catalogue:
         if found := self._by_id(text):
             return found
         path = user_path(text)
-        if _is_file(path):
-            name = re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("-._")[:64] or "model"
-            return CatalogueEntry(name=name, description="a file on this machine", path=path.resolve())
+        kind = _kind_at(path, named="/" in text)
+        if kind:
+            stem = path.resolve().name if kind == "folder" else _SHARD.sub("", path.stem)
+            name = re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip("-._")[:64] or "model"
+            return CatalogueEntry(name=name, description=f"a {kind} on this machine", path=path.resolve())
         if text.endswith(".gguf") or "/" in text:
-            raise ConfigError(f"{text}: there is no such file; check the path of the GGUF file")
+            raise ConfigError(f"{text}: there is no such file; check the path of the GGUF file or folder")
         near = difflib.get_close_matches(text.lower(), self._entries, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(self._entries))};"
         raise ConfigError(
             f"unknown model {text!r}: {hint} `p2pnode models list` shows all; "
-            "the path of a GGUF file works too"
+            "the path of a GGUF file or of a model folder works too"
         )
 
     def _by_id(self, text: str) -> CatalogueEntry | None:
@@ -116,11 +120,14 @@ def shown_name(model: ModelId) -> str:
     return _names().get(model) or model_id_text(model)
 
 
-def _is_file(path: Path) -> bool:
+def _kind_at(path: Path, *, named: bool) -> str:
+    """What is at ``path``, "" for nothing. ``named``: the user wrote a path, and not just a word."""
     try:
-        return path.is_file()
+        if path.is_file():
+            return "file"
+        return "folder" if path.is_dir() and (named or (path / "config.json").is_file()) else ""
     except OSError:
-        return False  # a name that no file can have
+        return ""  # a name that no file can have
 
 
 def parse_catalogue(text: str, where: str) -> dict[str, CatalogueEntry]:
@@ -137,13 +144,20 @@ def _entry(name: str, table: Any, where: str) -> CatalogueEntry:
         raise ConfigError(f"{where}: {name!r} is no model name: use a-z, 0-9, dots, dashes, underscores")
     if not isinstance(table, dict) or not table.keys() <= _KEYS or not {"source", "manifest"} <= table.keys():
         raise ConfigError(f"{where}: [{name}] needs source and manifest, and may have description, licence")
-    texts = {key: table.get(key, "") for key in ("description", "licence", "source")}
-    if not all(isinstance(value, str) for value in texts.values()) or not isinstance(table["manifest"], dict):
-        raise ConfigError(f"{where}: [{name}] description, licence and source are texts, manifest is a table")
+    sources = table["source"] if isinstance(table["source"], list) else [table["source"]]
+    texts = [table.get("description", ""), table.get("licence", ""), *sources]
+    if not all(isinstance(text, str) for text in texts) or not isinstance(table["manifest"], dict):
+        raise ConfigError(
+            f"{where}: [{name}] description and licence are texts, source is one or a list of them, and "
+            "manifest is a table"
+        )
+    manifest = Manifest.from_mapping(table["manifest"])
+    if not manifest.verified or not 1 <= len(sources) <= _SOURCES_MAX:
+        raise ConfigError(f"{where}: [{name}] needs files with hashes, and 1 to {_SOURCES_MAX} sources")
     return CatalogueEntry(
         name=name,
-        description=texts["description"],
-        licence=texts["licence"],
-        source=parse_source(texts["source"]),
-        manifest=Manifest.from_mapping(table["manifest"]),
+        description=table.get("description", ""),
+        licence=table.get("licence", ""),
+        sources=tuple(parse_source(text) for text in sources),
+        manifest=manifest,
     )

@@ -60,9 +60,10 @@ class ModelMemory:
         return max(0, min(self.n_ctx_max, tokens // _STEP * _STEP - _SPARE))
 
 
-def memory_of(header: GgufHeader) -> ModelMemory:
+def memory_of(header: GgufHeader, size_bytes: int | None = None) -> ModelMemory:
     """What the model of this file takes. Raises ``ConfigError`` where the file doesn't say.
 
+    ``size_bytes``: of all files of a split one, whose first ``header`` is.
     Of a model that keeps less than all keys and values (by a sliding window, or compressed) this is the most.
     """
     name = header.text("general.architecture")
@@ -78,7 +79,7 @@ def memory_of(header: GgufHeader) -> ModelMemory:
     inner = _total(header, f"{name}.feed_forward_length", layers, 4 * width * layers) // max(1, layers)
     batch = _BATCH * _FLOAT_BYTES * (vocabulary + _WIDTHS * width + 2 * inner)
     return ModelMemory(
-        fixed=header.size_bytes + _PROCESS_BYTES + batch,
+        fixed=(size_bytes or header.size_bytes) + _PROCESS_BYTES + batch,
         per_token=kv_heads * (keys + values) * _KV_BYTES,
         n_ctx_max=header.count(f"{name}.context_length"),
     )

@@ -1,4 +1,4 @@
-"""Reads the metadata of a GGUF file: ``GgufHeader``, and the ``Manifest`` that follows from it.
+"""Reads the metadata of a GGUF file, whole or split: ``GgufHeader``, and the ``Manifest`` that follows.
 
 The file is hostile until its hash is known: every length is checked against the file and against a bound
 before anything is allocated, and everything wrong becomes a ``ConfigError`` that says what to do. Arrays are
@@ -6,11 +6,6 @@ kept as raw bytes and decoded only when asked for, so that a header is read in t
 whose tensors reach beyond its end is refused too: half a download has a valid header.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (versions 2 and 3, little endian).
-
-The overhead of a chat template is bounded by reading it, not by rendering it: every literal that it can put
-out is counted, in tokens where it is a control token of the vocabulary and in bytes elsewhere. Literals
-inside a ``for`` count for each message, unless they stand under a condition on ``loop.first`` or
-``loop.last``; all others count once.
 
 This module doesn't hash weights, and knows nothing of engines, downloads or names.
 """
@@ -21,13 +16,20 @@ import hashlib
 import math
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
 from p2pnode.errors import ConfigError
-from p2pnode.models.manifest import Manifest, TemplateOverhead
+from p2pnode.models.manifest import (
+    FILES_MAX,
+    GGUF_PATH,
+    Manifest,
+    ModelFile,
+    shard_path,
+)
+from p2pnode.models.template_overhead import template_overhead
 
 _MAGIC: Final = b"GGUF"
 _VERSIONS: Final = (2, 3)
@@ -280,14 +282,13 @@ class _Cursor:
 # ---- from a header to a manifest
 
 _CHAT_TEMPLATE: Final = "tokenizer.chat_template"
+GGUF_TOKENIZER: Final = b"p2pnode/tokenizer/gguf/1\0"
+"""How the blob of a GGUF's tokenizer begins."""
+_SHARD: Final = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf")
+# llama.cpp src/llama-arch.cpp, LLM_KV_SPLIT_*: the number counts from 0
+_SPLIT_NUMBER: Final = "split.no"
+_SPLIT_COUNT: Final = "split.count"
 _CONTROL: Final = 3
-_ROLE_BYTES: Final = len("assistant")
-# for begin-of-sequence and end tokens, and what an engine may add around a prompt
-_FIXED_SLACK: Final = 8
-_TAG: Final = re.compile(r"\{%-?(.*?)-?%\}|\{\{-?(.*?)-?\}\}|\{#.*?#\}", re.DOTALL)
-_LITERAL: Final = re.compile(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"", re.DOTALL)
-_SUBSCRIPT: Final = re.compile(r"\[\s*(?:'[^']*'|\"[^\"]*\")\s*\]")
-_ESCAPE: Final = re.compile(r"\\(.)", re.DOTALL)
 
 # llama.cpp include/llama.h, enum llama_ftype
 _FILE_TYPES: Final = {
@@ -299,9 +300,17 @@ _FILE_TYPES: Final = {
 }  # fmt: skip
 
 
-def describe(header: GgufHeader, weights_sha256: str) -> Manifest:
-    """The manifest of the file that ``header`` was read from. Raises ``ConfigError`` for a file without a
-    model."""
+def describe(parts: Sequence[GgufHeader], sha256: Sequence[str]) -> Manifest:
+    """The manifest of a GGUF with the headers ``parts``, one for each file, in order.
+
+    ``sha256`` has the hash of each file. Raises ``ConfigError`` for a file without a model, and for parts
+    that are not those of one split file.
+    """
+    header, count = parts[0], len(parts)
+    for number, part in enumerate(parts):
+        if (part.count(_SPLIT_NUMBER, 0), max(1, part.count(_SPLIT_COUNT, 1))) != (number, count):
+            found = f"part {part.count(_SPLIT_NUMBER, 0) + 1} of {part.count(_SPLIT_COUNT, 1)}"
+            raise unusable(part.path, f"it is {found}, and was to be part {number + 1} of {count}")
     architecture = header.text("general.architecture")
     n_ctx = header.count(f"{architecture}.context_length")
     if n_ctx == 0:
@@ -309,26 +318,52 @@ def describe(header: GgufHeader, weights_sha256: str) -> Manifest:
     template = header.text(_CHAT_TEMPLATE, "")
     file_type = header.values.get("general.file_type")
     known = _FILE_TYPES.get(file_type, f"ftype{file_type}") if isinstance(file_type, int) else "unknown"
+    names = [GGUF_PATH] if count == 1 else [shard_path(number + 1, count) for number in range(count)]
     return Manifest(
-        weights=weights_sha256,
-        size_bytes=header.size_bytes,
         architecture=architecture,
         quantisation=known,
         n_ctx=n_ctx,
-        tokenizer=_tokenizer_sha256(header),
+        format="gguf",
+        files=tuple(
+            ModelFile(path=name, size_bytes=part.size_bytes, sha256=digest)
+            for name, part, digest in zip(names, parts, sha256, strict=True)
+        ),
+        tokenizer=hashlib.sha256(tokenizer_blob(header)).hexdigest(),
         chat_template=hashlib.sha256(template.encode()).hexdigest(),
         template_overhead=template_overhead(template, _control_tokens(header)),
     )
 
 
-def _tokenizer_sha256(header: GgufHeader) -> str:
-    """The hash of every ``tokenizer.*`` value but the chat template: key, type and bytes, keys sorted."""
-    digest = hashlib.sha256(b"p2pnode/tokenizer/gguf/1\0")
-    for key in sorted(header.raw):
-        if key.startswith("tokenizer.") and key != _CHAT_TEMPLATE:
-            name, value = key.encode(), header.raw[key]
-            digest.update(len(name).to_bytes(4, "big") + name + len(value).to_bytes(8, "big") + value)
-    return digest.hexdigest()
+def shards_of(path: Path) -> list[Path]:
+    """The files of the GGUF of which ``path`` is one, in order: itself, where it was not split.
+
+    Raises ``ConfigError`` that names the first part that is not there.
+    """
+    match = _SHARD.fullmatch(path.name)
+    if match is None:
+        return [path]
+    count = int(match["count"])
+    if not 1 <= count <= FILES_MAX:
+        raise unusable(path, f"its name says that there are {count} parts")
+    shards = [
+        path.with_name(f"{match['stem']}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)
+    ]
+    for shard in shards:
+        if not shard.is_file():
+            raise unusable(path, f"it is one of {count} parts, and {shard.name} is missing")
+    return shards
+
+
+def tokenizer_blob(header: GgufHeader) -> bytes:
+    """Every ``tokenizer.*`` value but the chat template: key, type and bytes, keys sorted."""
+    keys = sorted(key for key in header.raw if key.startswith("tokenizer.") and key != _CHAT_TEMPLATE)
+    return GGUF_TOKENIZER + b"".join(blob_entry(key, header.raw[key]) for key in keys)
+
+
+def blob_entry(key: str, value: bytes) -> bytes:
+    """An entry of a tokenizer's blob: both with their lengths, of 4 and of 8 bytes, big-endian."""
+    name = key.encode()
+    return len(name).to_bytes(4, "big") + name + len(value).to_bytes(8, "big") + value
 
 
 def _control_tokens(header: GgufHeader) -> frozenset[str]:
@@ -341,60 +376,3 @@ def _control_tokens(header: GgufHeader) -> frozenset[str]:
         for token, kind in zip(tokens, kinds, strict=False)
         if kind == _CONTROL and token
     )
-
-
-def template_overhead(template: str, control_tokens: frozenset[str] = frozenset()) -> TemplateOverhead:
-    """Upper bounds of what ``template`` adds to the contents of the messages."""
-    fixed, per_message = _FIXED_SLACK, _ROLE_BYTES
-    blocks: list[str] = []  # "for", "once" (an if on loop.first or loop.last) or "if"
-    position = 0
-    for tag in [*_TAG.finditer(template), None]:
-        literal = template[position : tag.start() if tag else None]
-        statement, expression = (tag.group(1), tag.group(2)) if tag else (None, None)
-        # Two parts: the text before the tag, then what the tag itself can put out.
-        cost = _cost(literal, control_tokens)
-        if expression is not None or (statement and statement.split()[:1] == ["set"]):
-            outputs = _SUBSCRIPT.sub("", expression or statement or "")
-            cost += sum(_cost(text, control_tokens) for text in _literals(outputs))
-        if "for" in blocks and "once" not in blocks[blocks.index("for") :]:
-            per_message += cost
-        else:
-            fixed += cost
-        if statement is not None:
-            _enter_or_leave(statement, blocks)
-        position = tag.end() if tag else position
-    return TemplateOverhead(fixed=fixed, per_message=per_message)
-
-
-def _enter_or_leave(statement: str, blocks: list[str]) -> None:
-    word = (statement.split() or [""])[0]
-    match word:
-        case "for":
-            blocks.append("for")
-        case "if":
-            blocks.append("once" if _is_once(statement) else "if")
-        case "elif" | "else" if blocks and blocks[-1] != "for":
-            blocks[-1] = "once" if word == "elif" and _is_once(statement) else "if"
-        case "endif" | "endfor" if blocks:
-            blocks.pop()
-        case _:
-            pass
-
-
-def _is_once(condition: str) -> bool:
-    has_loop = "loop.first" in condition or "loop.last" in condition
-    return has_loop and not re.search(r"\b(not|or)\b|!=\s*loop|loop\.\w+\s*[!=]=", condition)
-
-
-def _literals(code: str) -> list[str]:
-    # An escape is at most what it escapes, so leaving the backslash out keeps this an upper bound.
-    return [_ESCAPE.sub(r"\1", single or double) for single, double in _LITERAL.findall(code)]
-
-
-def _cost(text: str, control_tokens: frozenset[str]) -> int:
-    """The most tokens of ``text``: one for each control token in it, and one for each other byte."""
-    if control_tokens and any(token in text for token in control_tokens):
-        pattern = "|".join(re.escape(token) for token in sorted(control_tokens, key=len, reverse=True))
-        rest, found = re.subn(pattern, "", text)
-        return found + len(rest.encode())
-    return len(text.encode())

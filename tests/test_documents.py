@@ -24,6 +24,12 @@ OF_A_USER = {
     "p2pnode-dev/chain.toml",
 }  # fmt: skip
 """Files that stand in a data dir or that a reader writes."""
+OF_A_MODEL = {
+    "added_tokens.json", "chat_template.json", "config.json", "generation_config.json",
+    "model.safetensors.index.json", "quantize_config.json", "special_tokens_map.json", "tokenizer.json",
+    "tokenizer_config.json",
+}  # fmt: skip
+"""Files of a model's folder, as Hugging Face names them."""
 
 
 def long_lines(text: str) -> list[str]:
@@ -41,7 +47,7 @@ def long_lines(text: str) -> list[str]:
 def named(text: str) -> Iterator[str]:
     """Files and folders of the repository that a text names."""
     links = re.sub(r"https?://\S+", "", text)
-    yield from (each for each in _FILE.findall(links) if each not in OF_A_USER)
+    yield from (each for each in _FILE.findall(links) if each not in OF_A_USER | OF_A_MODEL)
     yield from _FOLDER.findall(links)
 
 

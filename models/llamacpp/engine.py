@@ -99,12 +99,12 @@ class LlamaCppEngine(ChildEngine):
 
     async def _read_model(self) -> tuple[ChatTemplate, Vocabulary]:
         template = await trio.to_thread.run_sync(_checked_template, self._model)
-        return template, await trio.to_thread.run_sync(load_vocabulary, self._model.path)
+        return template, await trio.to_thread.run_sync(load_vocabulary, self._model.weights_path)
 
     async def _start_child(self) -> ChildProcess:
         config = self._config
         return await start_llamacpp(
-            model=self._model.path,
+            model=self._model.weights_path,
             n_ctx=allocated(_RENDERS_CTX if config.renders_only else self._n_ctx),
             renders_only=config.renders_only,
             slots=config.slots,
@@ -162,13 +162,15 @@ async def start_llamacpp(
 
 
 def _checked_template(model: LocalModel) -> ChatTemplate:
-    """The chat template, if the file still has the size it had when it was hashed. Blocks on the disk."""
-    try:
-        size = model.path.stat().st_size
-    except OSError as error:
-        raise ConfigError(
-            f"{model.path}: the weights of {model.name!r} are gone; run `p2pnode models pull {model.name}`"
-        ) from error
-    if size != model.manifest.size_bytes:
-        raise unusable(model.path, f"it has {size} bytes instead of {model.manifest.size_bytes}")
-    return load_template(model.path)
+    """The chat template, if the files still have the sizes that were hashed. Blocks on the disk."""
+    first = model.weights_path
+    for file, path in zip(model.manifest.files, model.paths.values(), strict=True):
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise ConfigError(
+                f"{path}: the weights of {model.name!r} are gone; run `p2pnode models pull {model.name}`"
+            ) from error
+        if size != file.size_bytes:
+            raise unusable(path, f"it has {size} bytes instead of {file.size_bytes}")
+    return load_template(first)

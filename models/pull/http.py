@@ -23,8 +23,7 @@ import trio
 
 from p2pnode.bounded import backoff_s
 from p2pnode.errors import ConfigError, StorageError
-from p2pnode.models.pull.sources import HttpSource
-from p2pnode.models.pull.target import PullConfig, Target, commit, require_space
+from p2pnode.models.pull.target import PullConfig, Target, commit
 
 _CHUNK_BYTES: Final = 1 << 18
 _WAIT_MAX_S: Final = 8.0
@@ -41,17 +40,16 @@ class _InterruptedError(Exception):
     """This attempt ended early; the next one may go on."""
 
 
-async def pull_http(source: HttpSource, target: Target, config: PullConfig) -> None:
-    """Download ``source`` to ``target``, in as many attempts as it takes while more bytes come."""
+async def pull_http(url: str, target: Target, config: PullConfig) -> None:
+    """Download what is at ``url`` to ``target``, in as many attempts as it takes while more bytes come."""
     with _locked(target) as file:
         part = await trio.to_thread.run_sync(_Part.open, file, target)
-        require_space(target, target.manifest.size_bytes - part.done, config)
         failures, furthest = 0, part.done
         timeout = httpx.Timeout(config.stall_s)
         async with httpx.AsyncClient(follow_redirects=True, timeout=timeout) as client:
             while True:
                 try:
-                    await _attempt(client, source, target, part)
+                    await _attempt(client, url, target, part)
                     break
                 except (httpx.HTTPError, httpx.InvalidURL, UnicodeError, _InterruptedError) as error:
                     # Only new bytes count: a server that makes us begin anew each time must not keep us here.
@@ -59,23 +57,30 @@ async def pull_http(source: HttpSource, target: Target, config: PullConfig) -> N
                     furthest = max(furthest, part.done)
                     log.info("model.pull_interrupted", name=target.name, done=part.done, error=str(error))
                     if failures >= config.attempts:
-                        raise ConfigError(_gave_up(source, target, part.done, error)) from error
+                        raise ConfigError(_gave_up(url, target, part.done, error)) from error
                 await trio.sleep(backoff_s(failures - 1, first_s=config.retry_wait_s, max_s=_WAIT_MAX_S))
         part.forget_validator()
         await trio.to_thread.run_sync(commit, target, part.sha256())
 
 
-def _gave_up(source: HttpSource, target: Target, done: int, error: Exception) -> str:
+def _gave_up(url: str, target: Target, done: int, error: Exception) -> str:
     reason = str(error) or type(error).__name__
     return (
-        f"the download of model {target.name!r} from {httpx.URL(source.url).host} failed ({reason}) after "
-        f"{done} of {target.manifest.size_bytes} bytes. Check the network and run "
+        f"the download of model {target.name!r} from {_host_of(url)} failed ({reason}) after "
+        f"{done} of {target.file.size_bytes} bytes. Check the network and run "
         f"`p2pnode models pull {target.name}` again: it goes on where it stopped"
     )
 
 
-async def _attempt(client: httpx.AsyncClient, source: HttpSource, target: Target, part: _Part) -> None:
-    total = target.manifest.size_bytes
+def _host_of(url: str) -> str:
+    try:
+        return httpx.URL(url).host
+    except httpx.InvalidURL:
+        return url
+
+
+async def _attempt(client: httpx.AsyncClient, url: str, target: Target, part: _Part) -> None:
+    total = target.file.size_bytes
     if part.done == total:
         return
     headers = {"Accept-Encoding": "identity"}
@@ -83,7 +88,7 @@ async def _attempt(client: httpx.AsyncClient, source: HttpSource, target: Target
         headers |= {"Range": f"bytes={part.done}-", "If-Range": part.validator}
     elif part.done:
         await trio.to_thread.run_sync(part.restart)
-    async with client.stream("GET", source.url, headers=headers) as response:
+    async with client.stream("GET", url, headers=headers) as response:
         await _accept(response, target, part)
         part.keep_validator(_validator(response))
         target.progress(part.done, total)
@@ -99,7 +104,7 @@ async def _attempt(client: httpx.AsyncClient, source: HttpSource, target: Target
 
 async def _accept(response: httpx.Response, target: Target, part: _Part) -> None:
     """Bring the ``.part`` file to the place where the response's body begins, or raise."""
-    total = target.manifest.size_bytes
+    total = target.file.size_bytes
     status = response.status_code
     if status == _PARTIAL:
         matched = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
@@ -129,8 +134,8 @@ async def _accept(response: httpx.Response, target: Target, part: _Part) -> None
 
 def _wrong_size(target: Target, found: str) -> str:
     return (
-        f"the source of model {target.name!r} has {found} bytes, its manifest says "
-        f"{target.manifest.size_bytes}: it is another file. Check the model's source in the catalogue"
+        f"the source of model {target.name!r} has {found} bytes of {target.file.path}, its manifest says "
+        f"{target.file.size_bytes}: it is another file. Check the model's source in the catalogue"
     )
 
 
@@ -179,7 +184,7 @@ class _Part:
         while data := file.read(_CHUNK_BYTES):
             part.digest.update(data)
             part.done += len(data)
-        if part.done > target.manifest.size_bytes:
+        if part.done > target.file.size_bytes:
             part.restart()
         return part
 

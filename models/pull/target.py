@@ -1,4 +1,4 @@
-"""``Target``: what every kind of download shares: where it goes, room on the disk, and the last step.
+"""``Target``: what every kind of download shares: where a file goes, room on the disk, and the last step.
 
 The last step is :func:`commit`: the hash is compared, the file synced and renamed, and the directory synced.
 Nothing else makes a file in the models directory that an engine may load.
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from p2pnode.errors import ConfigError, StorageError
-from p2pnode.models.manifest import Manifest
+from p2pnode.models.manifest import ModelFile
 
 Progress: TypeAlias = Callable[[int, int | None], None]
 _SLACK_BYTES: Final = 16 << 20
@@ -66,11 +66,11 @@ DEFAULT_PULL: Final = PullConfig()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """Where one download goes, and the manifest that it must match."""
+    """Where one file of model ``name`` goes, and what it must be. ``progress`` is that of this file alone."""
 
     name: str
     path: Path
-    manifest: Manifest
+    file: ModelFile
     progress: Progress = no_progress
 
     @property
@@ -78,25 +78,33 @@ class Target:
         """The file of the unfinished download."""
         return self.path.with_name(self.path.name + ".part")
 
+    @property
+    def missing_bytes(self) -> int:
+        """How many bytes of it are not on the disk yet."""
+        try:
+            return max(0, self.file.size_bytes - self.part.stat().st_size)
+        except OSError:
+            return self.file.size_bytes
 
-def require_space(target: Target, needed_bytes: int, config: PullConfig) -> None:
-    """Raise ``StorageError`` unless ``needed_bytes`` and some more are free on the disk."""
-    directory = target.path.parent
-    free = config.free_bytes(directory)
-    if free < needed_bytes + _SLACK_BYTES:
+
+def require_space(name: str, directory: Path, needed_bytes: int, config: PullConfig) -> None:
+    """Raise ``StorageError`` unless ``needed_bytes`` and some more are free on the disk of ``directory``."""
+    free, needed = config.free_bytes(directory), needed_bytes + _SLACK_BYTES
+    if free < needed:
         raise StorageError(
-            f"no space for model {target.name!r}: it needs {_mib(needed_bytes + _SLACK_BYTES)} MiB in "
-            f"{directory}, which has {free // _MIB} MiB free. Free some space or choose another --data-dir"
+            f"no space for model {name!r}: it needs {_mib(needed)} MiB in {directory}, which has "
+            f"{free // _MIB} MiB free: {_mib(needed - free)} MiB are missing. Free some space or choose "
+            "another --data-dir"
         )
 
 
 def commit(target: Target, found_sha256: str) -> None:
-    """Make the finished ``.part`` file the model, or delete it when its hash is wrong."""
-    if found_sha256 != target.manifest.weights:
+    """Make the finished ``.part`` file the model's, or delete it when its hash is wrong."""
+    if found_sha256 != target.file.sha256:
         target.part.unlink(missing_ok=True)
         raise ConfigError(
-            f"the download of model {target.name!r} is not what its manifest says (SHA-256 "
-            f"{found_sha256[:8]}…, expected {target.manifest.weights[:8]}…) and was deleted. "
+            f"the download of model {target.name!r} is not what its manifest says ({target.file.path} has "
+            f"the SHA-256 {found_sha256[:8]}…, expected {target.file.sha256[:8]}…) and was deleted. "
             "Try again; if it stays so, the source was changed: do not use it"
         )
     # Content first, then the name, then the directory: after a power cut a file with this name is whole.

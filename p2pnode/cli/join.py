@@ -48,7 +48,9 @@ AnnounceOption: TypeAlias = Annotated[
 ]
 ServedOption: TypeAlias = Annotated[
     list[str] | None,
-    typer.Option(help="A model to serve: a catalogue name or the path of a GGUF file. May be repeated."),
+    typer.Option(
+        help="A model to serve: a catalogue name, or the path of a GGUF file or a folder. May be repeated."
+    ),
 ]
 PriceInOption: TypeAlias = Annotated[
     str | None, typer.Option(help="USDC per million input tokens, such as 0.5; 0 is free.")

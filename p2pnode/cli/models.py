@@ -19,7 +19,7 @@ from p2pnode.cli.output import Output
 
 models_app = Commands(help="Models: the catalogue, downloads, verification.", no_args_is_help=True)
 NameArgument = Annotated[
-    str, typer.Argument(help="A catalogue name, a model id, or the path of a GGUF file.")
+    str, typer.Argument(help="A catalogue name, a model id, or the path of a GGUF file or a folder.")
 ]
 
 
@@ -94,7 +94,7 @@ def verify_model(
     as_json: JsonOption = False,
     log_level: LogOption = "error",
 ) -> None:
-    """Hash a model's weights again and compare them with the manifest."""
+    """Hash a model's files again and compare them with the manifest."""
     from p2pnode.cli.runner import run_async
 
     configure(log_level)
@@ -104,10 +104,12 @@ def verify_model(
         from p2pnode.models.pull.pull import verify
 
         local = await verify(_entry(name), _models_dir(data_dir))
-        fields = {"name": local.name, "path": str(local.path), "sha256": local.manifest.weights}
-        output.event(
-            "verified", fields, text=f"{local.name}: the weights are right ({local.manifest.weights})"
-        )
+        files = [
+            {"path": str(local.paths[each.path]), "sha256": each.sha256} for each in local.manifest.files
+        ]
+        fields = {"name": local.name, "path": str(local.path), "files": files}
+        hashes = "\n".join(f"  {each['sha256']}  {each['path']}" for each in files)
+        output.event("verified", fields, text=f"{local.name}: the weights are right\n{hashes}")
 
     run_async(run, on_error=output.failed)
 

@@ -82,7 +82,7 @@ class PromptRenderers:
             return ScriptedEngine(ScriptedConfig(n_ctx=N_CTX_MAX))
         if self._installed is None:
             models = installed(self._models_dir) if self._models_dir.is_dir() else []
-            self._installed = {each.model_id: each for each in models}
+            self._installed = {each.model_id: each for each in models if each.manifest.format == "gguf"}
         local = self._installed.get(model)
         if local is None:
             return None

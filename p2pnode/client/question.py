@@ -423,7 +423,8 @@ class Questions:
 
 def _installed_path(models_dir: Path, model: ModelId) -> Path | None:
     models = installed(models_dir) if models_dir.is_dir() else []
-    return next((each.path for each in models if each.model_id == model), None)
+    gguf = (each for each in models if each.manifest.format == "gguf")
+    return next((each.path for each in gguf if each.model_id == model), None)
 
 
 def _installed_vocabulary(models_dir: Path, model: ModelId) -> Vocabulary | None:

@@ -380,11 +380,12 @@ class Join:
 
     async def _context(self, local: LocalModel) -> int:
         """The context of one request, reported. Raises ``ConfigError`` where it can't fit into memory."""
-        header = await trio.to_thread.run_sync(read_header, local.path)
+        header = await trio.to_thread.run_sync(read_header, local.weights_path)
         # What earlier models of this start will take isn't taken yet.
         at_hand = max(0, memory_at_hand() - self._memory_promised)
         slots = self._config.slots
-        choice = choose_context(memory_of(header), asked=self._config.n_ctx, slots=slots, at_hand=at_hand)
+        memory = memory_of(header, local.manifest.size_bytes)
+        choice = choose_context(memory, asked=self._config.n_ctx, slots=slots, at_hand=at_hand)
         self._memory_promised += choice.memory
         self._report("context", {"name": local.name, "slots": slots, "at_hand": at_hand, **asdict(choice)})
         return choice.n_ctx

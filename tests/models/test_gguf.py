@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from p2pnode.errors import ConfigError
-from p2pnode.models.gguf import describe, read_header, template_overhead
+from p2pnode.models.gguf import describe, read_header
 from p2pnode.models.local_models import LocalModel
 from p2pnode.models.manifest import TemplateOverhead
+from p2pnode.models.template_overhead import template_overhead
 from p2pnode.models.vocabulary import load_vocabulary
 from tests.models.gguf_files import PAIRS, TINY, gguf, integers, string, strings, tensor, u32, with_weights
 
@@ -31,14 +32,14 @@ def test_the_default_model_is_described_quickly_and_as_the_catalogue_says(smollm
     took_s = []
     for _ in range(3):
         began = time.process_time()
-        manifest = describe(read_header(smollm.path), smollm.manifest.weights)
+        manifest = describe([read_header(smollm.path)], [smollm.manifest.files[0].sha256])
         took_s.append(time.process_time() - began)
         assert manifest == smollm.manifest
     assert min(took_s) < 0.1
 
 
 def test_a_small_file_gives_its_manifest(tmp_path: Path) -> None:
-    manifest = describe(read_header(write(tmp_path, TINY + b"weights")), HASH)
+    manifest = describe([read_header(write(tmp_path, TINY + b"weights"))], [HASH])
     assert (manifest.architecture, manifest.quantisation, manifest.n_ctx) == ("tiny", "Q8_0", 128)
     assert manifest.size_bytes == len(TINY) + 7
     assert manifest.template_overhead == TemplateOverhead(fixed=8 + 3, per_message=9 + 1)
@@ -46,7 +47,7 @@ def test_a_small_file_gives_its_manifest(tmp_path: Path) -> None:
 
 def test_the_tokenizer_hash_covers_the_tokens_and_not_the_template(tmp_path: Path) -> None:
     def hashes(pairs: dict[str, bytes]) -> tuple[str, str]:
-        manifest = describe(read_header(write(tmp_path, gguf(pairs))), HASH)
+        manifest = describe([read_header(write(tmp_path, gguf(pairs)))], [HASH])
         return manifest.tokenizer, manifest.chat_template
 
     tokenizer, template = hashes(PAIRS)
@@ -83,10 +84,10 @@ def test_a_file_that_is_wrong_says_how_and_what_to_do(
 ) -> None:
     path = write(tmp_path, data)
     if reason is None:
-        describe(read_header(path), HASH)
+        describe([read_header(path)], [HASH])
         return
     with pytest.raises(ConfigError, match=r"p2pnode models pull") as error:
-        describe(read_header(path), HASH)
+        describe([read_header(path)], [HASH])
     assert reason in str(error.value)
 
 
@@ -148,7 +149,7 @@ def test_a_file_that_is_not_there_says_so(tmp_path: Path) -> None:
 
 def use(path: Path) -> None:
     try:
-        describe(read_header(path), HASH)
+        describe([read_header(path)], [HASH])
         load_vocabulary(path)
     except ConfigError:
         pass

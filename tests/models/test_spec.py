@@ -17,14 +17,17 @@ from p2pnode.errors import ConfigError
 from p2pnode.models import answer, gguf, scripted
 from p2pnode.models.engine import GenerateRequest, Tokens
 from p2pnode.models.generic_form import generic_messages
+from p2pnode.models.local_models import describe_at
 from p2pnode.models.manifest import (
     Manifest,
+    ModelFile,
     model_id,
     model_id_text,
     parse_model_id,
     scripted_model_id,
 )
 from p2pnode.models.scripted import ScriptedEngine
+from p2pnode.models.template_overhead import template_overhead
 from p2pnode.protocols.inference.messages import ChatMessage, PromptBody, SamplingParams, Tool
 from p2pnode.protocols.wire import decode_record
 
@@ -58,18 +61,24 @@ def test_the_scripted_engine_has_an_id_of_its_own() -> None:
     assert model_id_text(scripted_model_id()) == told["text"]
 
 
-@pytest.mark.parametrize("told", VECTORS["files"], ids=["small"])
-def test_a_manifest_follows_from_a_file(told: dict[str, Any], tmp_path: Path) -> None:
-    data = bytes.fromhex(told["hex"])
-    path = tmp_path / "small.gguf"
-    path.write_bytes(data)
-    found = gguf.describe(gguf.read_header(path), hashlib.sha256(data).hexdigest())
-    assert found == Manifest.from_mapping(told["manifest"])
+@pytest.mark.parametrize("told", VECTORS["files"], ids=["gguf", "split", "folder", "shards"])
+def test_a_manifest_follows_from_files(told: dict[str, Any], tmp_path: Path) -> None:
+    names = list(told["files"])
+    for name, data in told["files"].items():
+        (tmp_path / name).write_bytes(bytes.fromhex(data))
+    where = tmp_path / names[0] if names[0].endswith(".gguf") else tmp_path
+    assert describe_at("mine", where).manifest == Manifest.from_mapping(told["manifest"])
+
+
+@pytest.mark.parametrize("path", VECTORS["refused_paths"], ids=lambda path: path[:20] or "empty")
+def test_a_path_that_leads_elsewhere_is_refused(path: str) -> None:
+    with pytest.raises(ConfigError, match="no name of a model's file"):
+        ModelFile(path=path, size_bytes=1, sha256="0" * 64)
 
 
 @pytest.mark.parametrize("told", VECTORS["templates"], ids=lambda told: told["template"][:30])
 def test_a_template_has_one_overhead(told: dict[str, Any]) -> None:
-    found = gguf.template_overhead(told["template"], frozenset(told["control"]))
+    found = template_overhead(told["template"], frozenset(told["control"]))
     assert (found.fixed, found.per_message) == (told["fixed"], told["per_message"])
 
 
@@ -81,14 +90,14 @@ def test_the_fields_of_a_manifest_stand_in_the_order_in_which_they_are_hashed() 
 def test_the_kinds_of_weights_are_those_of_the_code(tmp_path: Path) -> None:
     text = " ".join(SPEC.split("`quantisation` by number:")[1].split("; another number")[0].split())
     stated = {int(number): name for number, name in re.findall(r"(\d+) ([A-Z]\w+)", text)}
-    header = bytes.fromhex(VECTORS["files"][0]["hex"])
+    header = bytes.fromhex(VECTORS["files"][0]["files"]["small.gguf"])
     key = b"general.file_type" + (4).to_bytes(4, "little")
     assert header.count(key) == 1
     path = tmp_path / "kind.gguf"
     found = {}
     for number in range(64):
         path.write_bytes(header.replace(key + (7).to_bytes(4, "little"), key + number.to_bytes(4, "little")))
-        kind = gguf.describe(gguf.read_header(path), "00" * 32).quantisation
+        kind = gguf.describe([gguf.read_header(path)], ["00" * 32]).quantisation
         if kind != f"ftype{number}":
             found[number] = kind
     assert found == stated

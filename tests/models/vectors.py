@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,9 +12,10 @@ import trio
 from p2pnode.models.answer import VERSION, AnswerPieces, Said, reader_of
 from p2pnode.models.catalogue import Catalogue
 from p2pnode.models.engine import GenerateRequest, Tokens
-from p2pnode.models.gguf import describe, read_header, template_overhead
+from p2pnode.models.local_models import describe_at
 from p2pnode.models.manifest import (
     Manifest,
+    ModelFile,
     TemplateOverhead,
     model_id,
     model_id_text,
@@ -23,23 +23,29 @@ from p2pnode.models.manifest import (
 )
 from p2pnode.models.renderer import Renderer
 from p2pnode.models.scripted import ScriptedEngine
+from p2pnode.models.template_overhead import template_overhead
 from p2pnode.protocols.inference.messages import PromptBody, SamplingParams
 from p2pnode.protocols.wire import encode
-from tests.models import chat_templates
-from tests.models.gguf_files import PAIRS, gguf
+from tests.models import chat_templates, model_folders
+from tests.models.gguf_files import PAIRS, SPLIT, gguf
 
 SMALL: Final = Manifest(
-    weights="11" * 32,
-    size_bytes=1000,
     architecture="llama",
     quantisation="Q4_1",
     n_ctx=2048,
+    format="gguf",
+    files=(ModelFile(path="model.gguf", size_bytes=1000, sha256="11" * 32),),
     tokenizer="22" * 32,
     chat_template="33" * 32,
     template_overhead=TemplateOverhead(fixed=10, per_message=5),
 )
 TOOLS: Final = ("weather", "add")
 SCRIPTED_LETTERS: Final = 40
+REFUSED_PATHS: Final = (
+    "", ".", "..", "../x", "../../x.safetensors", "/etc/passwd", "C:\\x", "C:x", "a/b.safetensors", "a\\b",
+    "a\0.safetensors", ".hidden.safetensors", "a.", "a b", "é.safetensors", "con", "NUL.safetensors",
+    "com1.json", "a" * 129,
+)  # fmt: skip
 _CALL: Final = '{"name": "weather", "arguments": {"city": "Zürich", "days": [1, 2]}}'
 _ADD: Final = '{"name": "add", "arguments": {"a": 1}}'
 _OPEN: Final = "<tool_call>"
@@ -158,7 +164,8 @@ TEMPLATES: Final = (
 def models_vectors() -> dict[str, Any]:
     """Everything of the SPEC that is bytes."""
     text = model_id_text(model_id(SMALL))
-    known = [SMALL, *(entry.manifest for entry in Catalogue.load() if entry.manifest is not None)]
+    upstream = replace(SMALL, format="upstream", files=(), name="qwen3:8b", quantisation="unknown")
+    known = [SMALL, upstream, *(entry.manifest for entry in Catalogue.load() if entry.manifest is not None)]
     return {
         "manifests": [_told(manifest) for manifest in known],
         "refused_ids": [
@@ -168,7 +175,13 @@ def models_vectors() -> dict[str, Any]:
             {"name": "the spare bit", "text": text[:-1] + "b"},
         ],
         "scripted": _scripted(),
-        "files": [_file(gguf(PAIRS))],
+        "refused_paths": list(REFUSED_PATHS),
+        "files": [
+            _files({"small.gguf": gguf(PAIRS)}),
+            _files({f"small-0000{number}-of-00002.gguf": data for number, data in enumerate(SPLIT, 1)}),
+            _files(model_folders.FILES | {"README.md": b"# Tiny"}),
+            _files(model_folders.SHARDED | {"consolidated.safetensors": b""}),
+        ],
         "templates": [
             {
                 "template": each,
@@ -279,12 +292,13 @@ def _told(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _file(data: bytes) -> dict[str, Any]:
+def _files(files: dict[str, bytes]) -> dict[str, Any]:
+    """Files as they lie on a disk, and the manifest of the model that they are."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "small.gguf"
-        path.write_bytes(data)
-        manifest = describe(read_header(path), hashlib.sha256(data).hexdigest())
-    return {"hex": data.hex(), **_told(manifest)}
+        root = model_folders.write(Path(folder), files)
+        first = root / min(files)
+        manifest = describe_at("vector", first if first.suffix == ".gguf" else root).manifest
+    return {"files": {name: data.hex() for name, data in files.items()}, **_told(manifest)}
 
 
 def _template(text: str) -> dict[str, Any]:

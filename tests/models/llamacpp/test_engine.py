@@ -24,9 +24,10 @@ from p2pnode.errors import ConfigError, EngineError
 from p2pnode.models.child.process import ChildProcess
 from p2pnode.models.engine import Done, GenerateRequest, Prefill, Started, Tokens
 from p2pnode.models.llamacpp.engine import LlamaCppConfig, LlamaCppEngine, start_llamacpp
-from p2pnode.models.local_models import LocalModel
+from p2pnode.models.local_models import LocalModel, describe_at
 from p2pnode.models.vocabulary import Vocabulary, load_vocabulary
 from p2pnode.protocols.inference.messages import ChatMessage, LogitBias, PromptBody, Role
+from tests.models import model_folders
 from tests.models.engine_conformance import (
     GREEDY,
     N_CTX,
@@ -348,14 +349,24 @@ async def test_a_child_whose_parent_dies_ends_by_itself(smollm: LocalModel, run_
     assert leftovers(run_dir) == []
 
 
+def at(model: LocalModel, path: Path) -> LocalModel:
+    return replace(model, root=path.parent, names=(path.name,))
+
+
+async def test_a_folder_is_not_for_llama_cpp_and_says_so(tmp_path: Path) -> None:
+    folder = describe_at("mine", model_folders.write(tmp_path / "exl2", model_folders.FILES))
+    with pytest.raises(ConfigError, match=r"llama\.cpp loads GGUF files.*--engine"):
+        await LlamaCppEngine(folder, CONFIG).load()
+
+
 async def test_a_model_that_is_gone_or_changed_is_not_loaded(smollm: LocalModel, tmp_path: Path) -> None:
-    gone = LlamaCppEngine(replace(smollm, path=tmp_path / "gone.gguf"), CONFIG)
+    gone = LlamaCppEngine(at(smollm, tmp_path / "gone.gguf"), CONFIG)
     with pytest.raises(ConfigError, match="p2pnode models pull"):
         await gone.load()
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(smollm.path.read_bytes()[: 3 << 20])
     with pytest.raises(ConfigError, match="3145728 bytes instead of 98362432"):
-        await LlamaCppEngine(replace(smollm, path=cut), CONFIG).load()
+        await LlamaCppEngine(at(smollm, cut), CONFIG).load()
 
 
 async def test_weights_llama_cpp_cannot_load_are_an_error_and_restarts_back_off(
@@ -367,7 +378,7 @@ async def test_weights_llama_cpp_cannot_load_are_an_error_and_restarts_back_off(
     named = struct.pack("<Q", 5)
     unknown.write_bytes(begin.replace(named + b"llama", named + b"lxama", 1))
     os.truncate(unknown, smollm.manifest.size_bytes)
-    engine = LlamaCppEngine(replace(smollm, path=unknown), CONFIG)
+    engine = LlamaCppEngine(at(smollm, unknown), CONFIG)
     errors: list[Any] = []
     for _ in range(3):
         with pytest.raises(EngineError) as failed:

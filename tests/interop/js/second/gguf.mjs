@@ -1,4 +1,4 @@
-// The manifest that follows from a GGUF file. Written from models/SPEC.md.
+// The manifest that follows from a model's files. Written from models/SPEC.md.
 import { hex, join, u32, u64, utf8 } from './codec.mjs'
 import { sha256 } from './names.mjs'
 
@@ -37,27 +37,96 @@ function metadata (file) {
   return found
 }
 
-export function manifestOf (file) {
-  const keys = metadata(file)
+const entry = (key, value) => join(u32(utf8(key).length), utf8(key), u64(value.length), value)
+
+// `files`: by name, as they lie on a disk.
+export function manifestOf (files) {
+  const names = Object.keys(files).sort()
+  return names[0].endsWith('.gguf') ? manifestOfGguf(names.map((name) => files[name])) : manifestOfFolder(files)
+}
+
+function listed (files) {
+  return Object.keys(files).sort().map((path) => ({
+    path, sha256: hex(sha256(files[path])), size_bytes: files[path].length
+  }))
+}
+
+function manifestOfGguf (parts) {
+  const keys = metadata(parts[0])
+  const number = (each) => String(each).padStart(5, '0')
+  const path = (_, i) => parts.length === 1 ? 'model.gguf' : `model-${number(i + 1)}-of-${number(parts.length)}.gguf`
   const held = (key) => keys.get(key)?.held
   const architecture = held('general.architecture').toString()
   const template = held(TEMPLATE)?.toString() ?? ''
   const type = held('general.file_type')
   const tokenizer = [...keys].filter(([key]) => key.startsWith('tokenizer.') && key !== TEMPLATE)
     .sort(([one], [other]) => Buffer.compare(utf8(one), utf8(other)))
-    .map(([key, { raw }]) => join(u32(utf8(key).length), utf8(key), u64(raw.length), raw))
+    .map(([key, { raw }]) => entry(key, raw))
   const kinds = held('tokenizer.ggml.token_type') ?? []
   const control = (held('tokenizer.ggml.tokens') ?? []).filter((_, i) => kinds[i] === CONTROL).map(String)
   return {
     architecture,
     chat_template: hex(sha256(utf8(template))),
+    files: listed(Object.fromEntries(parts.map((part, i) => [path(part, i), part]))),
+    format: 'gguf',
     n_ctx: held(`${architecture}.context_length`),
+    name: '',
     quantisation: type === undefined ? 'unknown' : QUANTISATIONS[type] ?? `ftype${type}`,
-    size_bytes: file.length,
     template_overhead: overheadOf(template, control),
-    tokenizer: hex(sha256(utf8('p2pnode/tokenizer/gguf/1\0'), ...tokenizer)),
-    weights: hex(sha256(file))
+    tokenizer: hex(sha256(utf8('p2pnode/tokenizer/gguf/1\0'), ...tokenizer))
   }
+}
+
+const PARTS = [
+  'added_tokens.json', 'chat_template.jinja', 'chat_template.json', 'config.json', 'generation_config.json',
+  'model.safetensors.index.json', 'quantize_config.json', 'special_tokens_map.json', 'tokenizer.json',
+  'tokenizer.model', 'tokenizer_config.json'
+]
+const DTYPES = { float32: 'F32', float16: 'F16', bfloat16: 'BF16' }
+
+function manifestOfFolder (files) {
+  const json = (name) => files[name] === undefined ? {} : JSON.parse(files[name])
+  const config = json('config.json')
+  const value = (key) => config[key] ?? config.text_config?.[key]
+  const quantised = config.quantization_config ??
+    (files['quantize_config.json'] && { quant_method: 'gptq', ...json('quantize_config.json') })
+  const [format, quantisation] = kindOf(quantised, value)
+  const index = json('model.safetensors.index.json').weight_map
+  const weights = index === undefined || format.startsWith('exl')
+    ? Object.keys(files).filter((name) => name.endsWith('.safetensors'))
+    : Object.values(index)
+  const own = PARTS.filter((name) => !(format.startsWith('exl') && name === 'model.safetensors.index.json'))
+  const kept = Object.fromEntries([...own, ...weights].filter((name) => files[name]).map((name) => [name, files[name]]))
+  const [settings, special, tokenizer] = [json('tokenizer_config.json'), json('special_tokens_map.json'), json('tokenizer.json')]
+  const named = (key) => [settings[key], special[key]].map((each) => each?.content ?? each).find(Boolean) ?? ''
+  let template = json('chat_template.json').chat_template ?? settings.chat_template ?? ''
+  if (Array.isArray(template)) template = template.find(({ name }) => name === 'default')?.template ?? ''
+  template = files['chat_template.jinja']?.toString() ?? template
+  return {
+    architecture: config.model_type ?? config.architectures[0],
+    chat_template: hex(sha256(utf8(template))),
+    files: listed(kept),
+    format,
+    n_ctx: ['max_position_embeddings', 'n_positions', 'max_sequence_length', 'seq_length'].map(value).find(Boolean),
+    name: '',
+    quantisation,
+    template_overhead: overheadOf(template, (tokenizer.added_tokens ?? []).filter((each) => each.special).map((each) => each.content)),
+    tokenizer: hex(sha256(
+      utf8('p2pnode/tokenizer/folder/1\0'), entry('bos', utf8(named('bos_token'))), entry('eos', utf8(named('eos_token'))),
+      entry('tokenizer.json', files['tokenizer.json'])
+    ))
+  }
+}
+
+function kindOf (quantised, value) {
+  if (quantised === undefined) {
+    const dtype = value('torch_dtype') ?? value('dtype') ?? 'unknown'
+    return ['safetensors', DTYPES[dtype] ?? dtype]
+  }
+  const { quant_method: method, bits, group_size: group } = quantised
+  if (method.startsWith('exl')) return [method, bits === undefined ? method : `${method}-${bits}bpw`]
+  const name = bits === undefined ? method : `${method}-${bits}bit`
+  return [method === 'gptq' ? 'gptq' : 'safetensors', group > 0 ? `${name}-${group}g` : name]
 }
 
 // ---- what a template adds at most

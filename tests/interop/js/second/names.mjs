@@ -124,7 +124,7 @@ export function readInvite (text) {
 // ---- models
 
 export function canonical (manifest) {
-  const sorted = (value) => value !== null && typeof value === 'object'
+  const sorted = (value) => Array.isArray(value) ? value.map(sorted) : value !== null && typeof value === 'object'
     ? Object.fromEntries(Object.keys(value).sort().map((key) => [key, sorted(value[key])]))
     : value
   return JSON.stringify(sorted(manifest))

@@ -317,8 +317,9 @@ function models () {
     equal('model id as text', modelText(unhex(each.id)), each.text)
   }
   for (const each of told.files) {
-    const manifest = manifestOf(unhex(each.hex))
-    equal('manifest of a file', canonical(manifest), each.canonical)
+    const files = Object.entries(each.files).map(([name, data]) => [name, unhex(data)])
+    const manifest = manifestOf(Object.fromEntries(files))
+    equal('manifest of files', canonical(manifest), each.canonical)
     equal('its id', modelId(manifest), each.id)
   }
   for (const { template, control, fixed, per_message: perMessage } of told.templates) {
