@@ -126,6 +126,8 @@ class EngineInfo:
     The fields from ``build`` on say how it computes: its version, how many tokens it computes together, how
     it keeps keys and values (as ``f16/f16``), its samplers in their order, and a hash of the logits that it
     gave for a fixed prompt. Each may be empty.
+
+    ``remote``: it belongs to somebody else, and may go away or change, which ``Engine.load`` tells each time.
     """
 
     engine: str
@@ -138,6 +140,7 @@ class EngineInfo:
     kv_types: str = ""
     samplers: tuple[str, ...] = ()
     arithmetic: bytes = b""
+    remote: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

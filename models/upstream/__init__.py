@@ -1,0 +1,1 @@
+"""The engine ``upstream``: an OpenAI-compatible server that somebody runs on this machine already."""
