@@ -11,8 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol, TypeAlias
 
+from p2pnode.contract_rules import QUORUM
 from p2pnode.errors import ChainError
-from p2pnode.ids import SessionId
+from p2pnode.ids import ModelId, SessionId
 from p2pnode.protocols.inference.messages import Receipt, SessionTerms, Voucher
 from p2pnode.protocols.typed_data import Domain
 
@@ -148,9 +149,107 @@ class Slash:
     other: Receipt
 
 
-Call: TypeAlias = (
-    Open | Close | CloseMany | Release | RequestClose | SubmitVoucher | Refund | Withdraw | Transfer | Slash
+@dataclass(frozen=True, slots=True)
+class TransferFab:
+    """Send FAB (in its smallest unit) from the account's own balance."""
+
+    to: bytes
+    amount: int
+
+
+@dataclass(frozen=True, slots=True)
+class Approve:
+    """Let a contract take so much FAB from the account, in place of what it was allowed before."""
+
+    spender: bytes
+    amount: int
+
+
+@dataclass(frozen=True, slots=True)
+class Register:
+    """A host names its keys in ``NodeRegistry``, and adds to its stake (perhaps nothing).
+
+    ``peer_key`` is the 32-byte Ed25519 key of its PeerId; ``receipt_key`` the 20-byte address of the key that
+    signs its receipts.
+    """
+
+    peer_key: bytes
+    receipt_key: bytes
+    amount: int
+
+
+@dataclass(frozen=True, slots=True)
+class AddStake:
+    """A registered host adds to its stake."""
+
+    amount: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unbond:
+    """A host begins to take stake out. For ``UNBONDING_S`` it backs nothing and can still be lost."""
+
+    amount: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rebond:
+    """A host makes all that unbonds its stake again."""
+
+
+@dataclass(frozen=True, slots=True)
+class WithdrawStake:
+    """A host takes out all that has unbonded."""
+
+    to: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Propose:
+    """Put a model to the vote, with a bond of ``BOND`` that comes back. ``manifest``: its canonical bytes."""
+
+    manifest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """Vote with FAB, which is locked until the vote ends."""
+
+    proposal: int
+    support: bool
+    amount: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unlock:
+    """Give a voter its FAB back, once the vote is over. Anyone may."""
+
+    proposal: int
+    voter: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ReturnBond:
+    """Give a proposer its bond back, once the vote is over. Anyone may."""
+
+    proposal: int
+
+
+@dataclass(frozen=True, slots=True)
+class Attest:
+    """Say something of a model in the account's name: the 32-byte hash of a statement; zeros take it back."""
+
+    model: ModelId
+    statement: bytes
+
+
+MarketCall: TypeAlias = (
+    Open | Close | CloseMany | Release | RequestClose | SubmitVoucher | Refund | Withdraw | Transfer
 )
+FabCall: TypeAlias = TransferFab | Approve
+StakeCall: TypeAlias = Register | AddStake | Unbond | Rebond | WithdrawStake | Slash
+VoteCall: TypeAlias = Propose | Vote | Unlock | ReturnBond | Attest
+Call: TypeAlias = MarketCall | FabCall | StakeCall | VoteCall
 
 # ---- what happened
 
@@ -237,8 +336,25 @@ class Slashed:
     block: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposed:
+    """A model was put to the vote under this number. Only the account's own ``Propose`` reports it."""
+
+    proposal: int
+    model: ModelId
+    proposer: bytes
+    block: int
+
+
 LedgerEvent: TypeAlias = (
-    SessionOpened | SessionClosed | CloseRequested | VoucherRecorded | ClaimSkipped | Withdrawn | Slashed
+    SessionOpened
+    | SessionClosed
+    | CloseRequested
+    | VoucherRecorded
+    | ClaimSkipped
+    | Withdrawn
+    | Slashed
+    | Proposed
 )
 
 
@@ -306,11 +422,68 @@ class Domains:
     token: Domain
     node_registry: bytes
     treasury: bytes
+    fab: bytes = bytes(20)
+    model_registry: bytes = bytes(20)
+    """Both are zero where only sessions are of interest."""
 
     @property
     def chain_id(self) -> int:
         """The chain that both are on."""
         return self.market.chain_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FabState:
+    """FAB in a wallet, in its smallest unit, and what the two registries may take of it."""
+
+    balance: int = 0
+    to_nodes: int = 0
+    to_models: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeRecord:
+    """A host in ``NodeRegistry``. All fields are zero for one that never registered."""
+
+    peer_key: bytes = bytes(32)
+    receipt_key: bytes = bytes(20)
+    stake: int = 0
+    """What backs the host; 0, or at least ``STAKE_MIN``."""
+    unbonding: int = 0
+    """What is on its way out: it backs nothing, and can still be lost."""
+    unbonds_at: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposal:
+    """A model that was put to the vote. Votes and bond are in FAB's smallest unit."""
+
+    number: int
+    model: ModelId
+    proposer: bytes
+    ends_at: int
+    votes_for: int
+    votes_against: int
+    bond: int
+    """0 once it was given back."""
+
+    def is_over(self, now: int) -> bool:
+        """Whether nobody can vote any more."""
+        return now >= self.ends_at
+
+    @property
+    def has_majority(self) -> bool:
+        """Whether more is for it than against it. A tie is a no."""
+        return self.votes_for > self.votes_against
+
+    @property
+    def has_quorum(self) -> bool:
+        """Whether enough FAB is for it."""
+        return self.votes_for >= QUORUM
+
+    def is_accepted(self, now: int) -> bool:
+        """Whether the vote ended in favour, as the contract says it."""
+        return self.is_over(now) and self.has_majority and self.has_quorum
 
 
 class Ledger(Protocol):
@@ -350,3 +523,45 @@ class Ledger(Protocol):
 
     async def head(self) -> Head:
         """The last block, its time, and the price of gas."""
+
+
+class RegistryLedger(Ledger, Protocol):
+    """A ledger that also knows FAB and the two registries. Reads may raise ``UnavailableError``."""
+
+    async def estimate(
+        self, call: Call, sender: bytes | None = None, *, allowed: Approve | None = None
+    ) -> int | None:
+        """Try a call as ``check`` does, and give the gas that it takes.
+
+        ``allowed``: as if the sender had sent this before. None where no endpoint can try it so. Raises
+        ``RevertedError``.
+        """
+
+    async def fab(self, address: bytes) -> FabState:
+        """The FAB of an account."""
+
+    async def node(self, host: bytes) -> NodeRecord:
+        """A host, by its wallet."""
+
+    async def registrants(self, peer_key: bytes) -> tuple[bytes, ...]:
+        """The wallets that are registered with this 32-byte peer key now.
+
+        Anyone may register any key: a host's own signed binding says which wallet is its own. Raises
+        ``ChainError`` where no endpoint shows events that old.
+        """
+
+    async def proposal_count(self) -> int:
+        """How many proposals there are. They are numbered from 1."""
+
+    async def proposal(self, number: int) -> Proposal | None:
+        """A proposal; None where there is none of this number."""
+
+    async def manifest(self, proposal: Proposal) -> bytes | None:
+        """The manifest that was proposed, whose hash is the model's id; None where no endpoint has it any
+        more."""
+
+    async def locked(self, number: int, voter: bytes) -> int:
+        """The FAB that a voter has locked in a proposal."""
+
+    async def attestation(self, model: ModelId, attester: bytes) -> bytes:
+        """The hash of what an account says of a model; zeros where it says nothing."""

@@ -25,6 +25,18 @@ TREASURY_BPS: Final = 1_000
 """The treasury's share of what tokens earn. The session fee is all the host's."""
 REPORTER_BPS: Final = 1_000
 """The share of a forfeited stake that goes to whoever shows the evidence."""
+STAKE_MIN: Final = 1_000 * 10**18
+"""What a registered host has at stake at the least, in FAB's smallest unit."""
+UNBONDING_S: Final = 604_800
+"""How long stake is on its way out: longer than any session that it stood for, and its challenge."""
+BOND: Final = 1_000 * 10**18
+"""What a proposal of a model needs, in FAB's smallest unit; it comes back whatever the outcome."""
+QUORUM: Final = 10_000_000 * 10**18
+"""What must be for a proposal, in FAB's smallest unit, so that it is accepted."""
+VOTING_S: Final = 604_800
+"""How long a vote lasts."""
+MANIFEST_BYTES_MAX: Final = 4096
+"""The longest manifest that can be put to the vote, in its canonical form."""
 
 
 def treasury_share(earned: int) -> int:

@@ -15,6 +15,7 @@ USDC: Final = 1_000_000
 USDC_DIGITS: Final = 6
 ETHER_DIGITS: Final = 18
 GWEI_DIGITS: Final = 9
+FAB_DIGITS: Final = 18
 _CENTS: Final = 2
 _DECIMAL: Final = re.compile(r"([0-9]{1,18})(?:\.([0-9]{1,18}))?")
 
@@ -62,6 +63,12 @@ def ether_text(wei: int) -> str:
     """``0.0012 ETH``, exactly."""
     whole, rest = divmod(wei, 10**ETHER_DIGITS)
     return f"{whole}.{rest:0{ETHER_DIGITS}d}".rstrip("0").rstrip(".") + " ETH"
+
+
+def fab_text(units: int) -> str:
+    """``1000.5 FAB``, exactly: stake and votes."""
+    whole, rest = divmod(units, 10**FAB_DIGITS)
+    return f"{whole}.{rest:0{FAB_DIGITS}d}".rstrip("0").rstrip(".") + " FAB"
 
 
 def gwei_text(wei: int) -> str:

@@ -20,6 +20,12 @@ NAMES = {
     "BPS": ("JobMarketplace.vy", "BPS"),
     "TREASURY_BPS": ("JobMarketplace.vy", "TREASURY_BPS"),
     "REPORTER_BPS": ("NodeRegistry.vy", "REPORTER_BPS"),
+    "STAKE_MIN": ("NodeRegistry.vy", "STAKE_MIN"),
+    "UNBONDING_S": ("NodeRegistry.vy", "UNBONDING"),
+    "BOND": ("ModelRegistry.vy", "BOND"),
+    "QUORUM": ("ModelRegistry.vy", "QUORUM"),
+    "VOTING_S": ("ModelRegistry.vy", "VOTING"),
+    "MANIFEST_BYTES_MAX": ("ModelRegistry.vy", "MANIFEST_MAX"),
 }
 
 
@@ -28,9 +34,10 @@ def constant(file: str, name: str) -> int:
     pattern = rf"^{name}: (?:public\()?constant\(uint256\)\)? = (.+)$"
     found = re.findall(pattern, (CONTRACTS / file).read_text(), re.MULTILINE)
     assert len(found) == 1, f"{name} stands {len(found)} times in {file}"
-    value = ast.literal_eval(found[0])
+    count, _, power = found[0].partition(" * 10**")
+    value = ast.literal_eval(count)
     assert isinstance(value, int)
-    return value
+    return value * int("1".ljust(1 + int(power or 0), "0"))
 
 
 @pytest.mark.parametrize("name", NAMES)

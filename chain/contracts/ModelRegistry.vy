@@ -13,6 +13,9 @@
 
 from ethereum.ercs import IERC20
 
+# Bytes of a manifest.
+MANIFEST_MAX: constant(uint256) = 4096
+
 
 struct Proposal:
     model_id: bytes32
@@ -27,7 +30,7 @@ event Proposed:
     proposal: indexed(uint256)
     model_id: indexed(bytes32)
     proposer: indexed(address)
-    manifest: Bytes[4096]
+    manifest: Bytes[MANIFEST_MAX]
 
 
 event Voted:
@@ -86,7 +89,7 @@ def __init__(fab_: address):
 
 @internal
 @pure
-def _model_id(manifest: Bytes[4096]) -> bytes32:
+def _model_id(manifest: Bytes[MANIFEST_MAX]) -> bytes32:
     """
     @notice The id of a model, as nodes compute it (models/manifest.py).
     @param manifest Canonical JSON.
@@ -124,7 +127,7 @@ def is_accepted(id: uint256) -> bool:
 
 
 @external
-def propose(manifest: Bytes[4096]) -> uint256:
+def propose(manifest: Bytes[MANIFEST_MAX]) -> uint256:
     """
     @notice Put a model to the vote, with a bond that comes back whatever the outcome.
     @dev Attack: an id without a model. The id is computed here from the manifest itself.

@@ -161,7 +161,9 @@ class DevChain:
                 state.begin({**made, "contracts": code})
         blocks, pool = Blocks(self._chain), TransactionPool(self._chain)
         blocks.read()  # reading a long chain takes seconds, which no request should wait for
-        self._dev = DevMethods(self._chain, pool, self._clock, self.deployment.usdc)
+        self._dev = DevMethods(
+            self._chain, pool, self._clock, usdc=self.deployment.usdc, fab=self.deployment.fab
+        )
         look = self._look_at(pool)
         self._rpc = JsonRpc({**EthMethods(self._chain, blocks, pool, look).methods(), **self._dev.methods()})
 

@@ -11,7 +11,7 @@ ahead of the clock.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -186,9 +186,10 @@ class EmbeddedChain:
         gas: int = GAS_MAX,
         value: int = 0,
         header: Any = None,
+        storage: Mapping[tuple[bytes, int], int] | None = None,
     ) -> tuple[int, Any]:
         """Run a call in the next block (or in ``header``'s) and undo it. Returns the gas used, and the
-        computation.
+        computation. ``storage``: as if these words stood at these slots of these contracts.
 
         It costs no ether: the base fee is zero here, so that an account without ether may ask.
         """
@@ -201,6 +202,9 @@ class EmbeddedChain:
             chain_id=self.chain_id, nonce=vm.state.get_nonce(sender), max_priority_fee_per_gas=0,
             max_fee_per_gas=0, gas=gas, to=to, value=value, data=data, access_list=(),
         )  # fmt: skip
+        for (contract, slot), word in (storage or {}).items():
+            vm.state.set_storage(contract, slot, word)
+        vm.state.lock_changes()  # what a transaction begins with: else a refund would be given for them
         if gas < unsigned.intrinsic_gas:
             msg = f"intrinsic gas too low: gas {gas}, minimum needed {unsigned.intrinsic_gas}"
             raise ChainError(msg)

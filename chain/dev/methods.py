@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from p2pnode.chain.dev.blocks import Blocks, Json, Mined, shown_header, shown_transaction
 from p2pnode.chain.dev.embedded import BLOCK_GAS, ETHER, Contract, EmbeddedChain, failure_of, revert_reason
@@ -35,6 +35,8 @@ from p2pnode.errors import ChainError
 TIP_WEI: Final = 10**6
 """The tip that is suggested, in wei per gas. No miner needs one here."""
 
+Storage: TypeAlias = dict[tuple[bytes, int], int]
+"""A contract and a slot, to the word that is to stand there."""
 _NOBODY: Final = bytes(ADDRESS_BYTES)
 _LATEST: Final = frozenset({"latest", "safe", "finalized", "pending"})
 _HISTORY_MAX: Final = 1024
@@ -144,13 +146,13 @@ class EthMethods:
 
     # Calls
 
-    def _call(self, call: Any, tag: Any = "latest") -> str:
-        _, computation = self._run(call, tag, None)
+    def _call(self, call: Any, tag: Any = "latest", changed: Any = None) -> str:
+        _, computation = self._run(call, tag, None, _changed_storage(changed))
         if computation.is_error:
             raise _failure(computation)
         return hexed(computation.output)
 
-    def _run(self, call: Any, tag: Any, gas: int | None) -> tuple[int, Any]:
+    def _run(self, call: Any, tag: Any, gas: int | None, storage: Storage) -> tuple[int, Any]:
         fields = fields_of(call, "call")
         sender = _address(fields["from"]) if fields.get("from") else _NOBODY
         to = _address(fields["to"]) if fields.get("to") else b""
@@ -167,30 +169,35 @@ class EthMethods:
             )
             raise RpcRefusedError(REFUSED, msg)
         try:
-            return self._chain.execute(sender, to, data, gas=min(gas, BLOCK_GAS), value=value, header=header)
+            return self._chain.execute(
+                sender, to, data, gas=min(gas, BLOCK_GAS), value=value, header=header, storage=storage
+            )
         except ChainError as error:
             raise RpcRefusedError(REFUSED, str(error)) from error
 
-    def _estimate(self, call: Any, tag: Any = "latest") -> str:
+    def _estimate(self, call: Any, tag: Any = "latest", changed: Any = None) -> str:
         """The least gas that suffices, within 1.5% as in geth. A call may need more than it uses, since an
         inner call gets at most 63/64 of what is left."""
         fields = fields_of(call, "call")
         high = min(quantity_of(fields.get("gas") or BLOCK_GAS, "gas"), BLOCK_GAS)
-        used, computation = self._run(call, tag, high)
+        storage = _changed_storage(changed)
+        used, computation = self._run(call, tag, high, storage)
         if computation.is_error:
             raise _failure(computation)
         low = max(used - 1, _PLAIN_GAS - 1)
         likely = (used + int(computation.get_gas_refund())) * 64 // 63 + 1
         for attempt in (used, likely):
             if low < attempt < high:
-                low, high = (low, attempt) if self._suffices(call, tag, attempt) else (attempt, high)
+                fits = self._suffices(call, tag, attempt, storage)
+                low, high = (low, attempt) if fits else (attempt, high)
         while (high - low) * 1000 > high * 15:
             middle = (low + high) // 2
-            low, high = (low, middle) if self._suffices(call, tag, middle) else (middle, high)
+            fits = self._suffices(call, tag, middle, storage)
+            low, high = (low, middle) if fits else (middle, high)
         return hex(high)
 
-    def _suffices(self, call: Any, tag: Any, gas: int) -> bool:
-        return not self._run(call, tag, gas)[1].is_error
+    def _suffices(self, call: Any, tag: Any, gas: int, storage: Storage) -> bool:
+        return not self._run(call, tag, gas, storage)[1].is_error
 
     # Transactions
 
@@ -256,6 +263,18 @@ def _tip_paid(mined: Mined) -> int:
     return max((int(each["gasPrice"], 16) - fee for each in mined.transactions), default=0)
 
 
+def _changed_storage(changed: Any) -> Storage:
+    """The ``stateDiff`` of each contract in geth's state override set; nothing else can be changed here."""
+    storage: Storage = {}
+    for address, fields in fields_of(changed or {}, "state override").items():
+        diff = fields_of(fields, "state override")
+        if diff.keys() - {"stateDiff"}:
+            raise RpcRefusedError(BAD_PARAMETERS, "of a contract's state only stateDiff can be changed")
+        for slot, word in fields_of(diff.get("stateDiff") or {}, "stateDiff").items():
+            storage[_address(address), quantity_of(slot, "slot")] = quantity_of(word, "word")
+    return storage
+
+
 def _address(value: Any) -> bytes:
     return bytes_of(value, "address", size=ADDRESS_BYTES)
 
@@ -284,6 +303,8 @@ GIFTS_MAX: Final = 1_000
 ORDER_BYTES: Final = 16
 USDC_MAX: Final = 10**18
 ETHER_MAX: Final = 10_000 * ETHER
+FAB_MAX: Final = 100_000_000 * ETHER
+"""A tenth of what there is: enough to try votes with."""
 
 
 class DevClock:
@@ -298,10 +319,19 @@ class DevClock:
 
 
 class DevMethods:
-    """See the module. The first account of ``chain`` must be the one that may mint ``usdc``."""
+    """See the module. The first account of ``chain`` must be the one that may mint ``usdc`` and has all of
+    ``fab``."""
 
-    def __init__(self, chain: EmbeddedChain, pool: TransactionPool, clock: DevClock, usdc: Contract) -> None:
-        self._chain, self._pool, self._clock, self._usdc = chain, pool, clock, usdc
+    def __init__(
+        self,
+        chain: EmbeddedChain,
+        pool: TransactionPool,
+        clock: DevClock,
+        *,
+        usdc: Contract,
+        fab: Contract,
+    ) -> None:
+        self._chain, self._pool, self._clock, self._usdc, self._fab = chain, pool, clock, usdc, fab
         self._snapshots: list[tuple[str, bytes, int]] = []
         self._given: deque[str] = deque(maxlen=GIFTS_MAX)
         self._taken = 0
@@ -318,16 +348,21 @@ class DevMethods:
             "dev_fund": self._fund,
         }
 
-    def fund(self, address: bytes, usdc: int, ether_wei: int) -> None:
-        """Mint USDC and send ether. Raises ``RpcRefusedError`` for more than the faucet gives."""
-        if not 0 <= usdc <= USDC_MAX or not 0 <= ether_wei <= ETHER_MAX:
-            msg = f"the faucet gives at most {USDC_MAX} units of USDC and {ETHER_MAX} wei at once"
+    def fund(self, address: bytes, usdc: int, ether_wei: int, fab: int = 0) -> None:
+        """Mint USDC, send ether and FAB. Raises ``RpcRefusedError`` for more than the faucet gives."""
+        if not (0 <= usdc <= USDC_MAX and 0 <= ether_wei <= ETHER_MAX and 0 <= fab <= FAB_MAX):
+            msg = (
+                f"the faucet gives at most {USDC_MAX} units of USDC, {ETHER_MAX} wei and {FAB_MAX // ETHER} "
+                "FAB at once"
+            )
             raise RpcRefusedError(REFUSED, msg)
         giver = self._chain.accounts[0]
         if usdc:
             self._usdc.send(giver, "mint", address, usdc)
         if ether_wei:
             self._chain.send(giver, address, b"", value=ether_wei)
+        if fab:
+            self._fab.send(giver, "transfer", address, fab)
 
     def travel(self, seconds: int) -> None:
         """Move the clock ahead, and mine a block."""
@@ -386,14 +421,15 @@ class DevMethods:
         self._pool.clear()
         return True
 
-    def _fund(self, address: Any, usdc: Any = 0, ether_wei: Any = 0, order: Any = None) -> bool:
+    def _fund(self, address: Any, usdc: Any = 0, ether_wei: Any = 0, order: Any = None, fab: Any = 0) -> bool:
         """``order`` numbers a gift, so that one who asks again because the answer was lost is given once."""
         account = bytes_of(address, "address", size=ADDRESS_BYTES)
         number = None if order is None else bytes_of(order, "order", size=ORDER_BYTES).hex()
         if number is not None and number in self._given:
             return True
         try:
-            self.fund(account, quantity_of(usdc, "usdc"), quantity_of(ether_wei, "ether"))
+            wei = quantity_of(ether_wei, "ether")
+            self.fund(account, quantity_of(usdc, "usdc"), wei, quantity_of(fab, "fab"))
         except RevertedError as error:
             raise RpcRefusedError(REFUSED, str(error)) from error
         if number is not None:

@@ -21,30 +21,47 @@ from p2pnode.chain.addresses import shown_address
 from p2pnode.chain.evm.node import Log
 from p2pnode.chain.evm.order_book import Order
 from p2pnode.chain.ledger import (
+    AddStake,
+    Attest,
     Call,
     ClaimSkipped,
     Close,
     CloseMany,
     CloseRequested,
+    Domains,
+    FabCall,
     LedgerEvent,
+    MarketCall,
     Open,
+    Propose,
+    Proposed,
+    Rebond,
     Refund,
+    Register,
     Release,
     RequestClose,
+    ReturnBond,
     SessionClosed,
     SessionOpened,
     Slash,
     Slashed,
+    StakeCall,
     SubmitVoucher,
     Transfer,
+    TransferFab,
+    Unbond,
+    Unlock,
+    Vote,
+    VoteCall,
     VoucherRecorded,
     Withdraw,
     Withdrawn,
+    WithdrawStake,
 )
-from p2pnode.contract_rules import CLAIMS_MAX
+from p2pnode.contract_rules import BOND, CLAIMS_MAX
 from p2pnode.errors import ChainError
-from p2pnode.ids import SessionId
-from p2pnode.money import usdc_text
+from p2pnode.ids import ModelId, SessionId
+from p2pnode.money import fab_text, usdc_text
 from p2pnode.protocols.crypto import keccak256
 from p2pnode.protocols.inference.messages import SessionTerms
 
@@ -56,15 +73,15 @@ _OPEN_GAS: Final = 500_000
 """Bounds the gas of a relayer that a payer which is a contract can burn."""
 _CALL_GAS: Final = 300_000
 _CLAIM_GAS: Final = 150_000
+_MANIFEST_BYTE_GAS: Final = 100
+"""Of calldata (40 at the most) and of the log (8), with as much again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoder:
-    """Makes orders for the contracts at these addresses. Their gas is twice what was measured."""
+    """Makes orders for the contracts of these domains. Their gas is twice what was measured."""
 
-    market: bytes
-    usdc: bytes
-    node_registry: bytes
+    domains: Domains
 
     def order(self, call: Call) -> Order:
         """The order for a call. Raises ``ChainError`` for a call that the contract can't take."""
@@ -72,6 +89,15 @@ class Encoder:
         return replace(self._encoded(call), kind=kind, words=words_of(call))
 
     def _encoded(self, call: Call) -> Order:
+        if isinstance(call, MarketCall):
+            return self._of_market(call)
+        if isinstance(call, StakeCall):
+            return self._of_node_registry(call)
+        if isinstance(call, VoteCall):
+            return self._of_model_registry(call)
+        return self._of_fab(call)
+
+    def _of_market(self, call: MarketCall) -> Order:
         match call:
             case Open():
                 terms = terms_tuple(call.terms)
@@ -97,24 +123,76 @@ class Encoder:
             case Withdraw():
                 return self._market("withdraw", call.to, call.amount)
             case Transfer():
-                return self._order("USDC", self.usdc, "transfer", call.to, call.amount)
+                return _order("USDC", self.domains.token.contract, "transfer", call.to, call.amount)
+
+    def _market(self, name: str, *arguments: Any, gas: int = _CALL_GAS) -> Order:
+        return _order("JobMarketplace", self.domains.market.contract, name, *arguments, gas=gas)
+
+    def _of_node_registry(self, call: StakeCall) -> Order:
+        match call:
+            case Register():
+                return self._nodes("register", call.peer_key, call.receipt_key, call.amount)
+            case AddStake():
+                return self._nodes("add_stake", call.amount)
+            case Unbond():
+                return self._nodes("unbond", call.amount)
+            case Rebond():
+                return self._nodes("rebond")
+            case WithdrawStake():
+                return self._nodes("withdraw", call.to)
             case Slash():
                 epoch, seq = call.one.epoch, call.one.checkpoint.seq
                 both = receipt_tuple(call.one), receipt_tuple(call.other)
-                terms = terms_tuple(call.terms)
-                return self._order("NodeRegistry", self.node_registry, "slash", terms, epoch, seq, *both)
+                return self._nodes("slash", terms_tuple(call.terms), epoch, seq, *both)
 
-    def _market(self, name: str, *arguments: Any, gas: int = _CALL_GAS) -> Order:
-        return self._order("JobMarketplace", self.market, name, *arguments, gas=gas)
+    def _nodes(self, name: str, *arguments: Any) -> Order:
+        return _order("NodeRegistry", self.domains.node_registry, name, *arguments)
 
-    @staticmethod
-    def _order(contract: str, to: bytes, name: str, *arguments: Any, gas: int = _CALL_GAS) -> Order:
-        data = artifact(contract).function(name, len(arguments)).encode(arguments)
-        return Order(to=to, data=data, gas_max=gas)
+    def _of_model_registry(self, call: VoteCall) -> Order:
+        match call:
+            case Propose():
+                gas = _CALL_GAS + _MANIFEST_BYTE_GAS * len(call.manifest)
+                return self._models("propose", call.manifest, gas=gas)
+            case Vote():
+                return self._models("vote", call.proposal, call.support, call.amount)
+            case Unlock():
+                return self._models("unlock", call.proposal, call.voter)
+            case ReturnBond():
+                return self._models("return_bond", call.proposal)
+            case Attest():
+                return self._models("attest", call.model, call.statement)
+
+    def _models(self, name: str, *arguments: Any, gas: int = _CALL_GAS) -> Order:
+        return _order("ModelRegistry", self.domains.model_registry, name, *arguments, gas=gas)
+
+    def _of_fab(self, call: FabCall) -> Order:
+        if isinstance(call, TransferFab):
+            return _order("FAB", self.domains.fab, "transfer", call.to, call.amount)
+        return _order("FAB", self.domains.fab, "approve", call.spender, call.amount)
+
+
+def _order(contract: str, to: bytes, name: str, *arguments: Any, gas: int = _CALL_GAS) -> Order:
+    if not any(to):
+        msg = f"this ledger does not know where {contract} is: connect it with a whole chain profile"
+        raise ChainError(msg)
+    data = artifact(contract).function(name, len(arguments)).encode(arguments)
+    return Order(to=to, data=data, gas_max=gas)
 
 
 def words_of(call: Call) -> str:
     """A description of a call, for people."""
+    if isinstance(call, MarketCall):
+        return _words_of_market(call)
+    if isinstance(call, StakeCall):
+        return _words_of_stake(call)
+    if isinstance(call, VoteCall):
+        return _words_of_vote(call)
+    if isinstance(call, TransferFab):
+        return f"send {fab_text(call.amount)} to {shown_address(call.to)}"
+    return f"let {shown_address(call.spender)} take {fab_text(call.amount)}"
+
+
+def _words_of_market(call: MarketCall) -> str:
     match call:
         case Withdraw(to=to, amount=amount):
             return f"withdraw {usdc_text(amount)} to {shown_address(to)}"
@@ -134,8 +212,36 @@ def words_of(call: Call) -> str:
             return f"show a voucher of {usdc_text(voucher.amount)}"
         case Refund():
             return "take the refund of a session"
+
+
+def _words_of_stake(call: StakeCall) -> str:
+    match call:
         case Slash(terms=terms):
             return f"show that {shown_address(terms.host)} signed two receipts for one place"
+        case Register(amount=amount):
+            return f"register this node's keys, with {fab_text(amount)} more at stake"
+        case AddStake(amount=amount):
+            return f"add {fab_text(amount)} to the stake"
+        case Unbond(amount=amount):
+            return f"begin to take {fab_text(amount)} out of the stake"
+        case Rebond():
+            return "make all that unbonds stake again"
+        case WithdrawStake(to=to):
+            return f"withdraw what has unbonded to {shown_address(to)}"
+
+
+def _words_of_vote(call: VoteCall) -> str:
+    match call:
+        case Propose():
+            return f"propose a model, with a bond of {fab_text(BOND)}"
+        case Vote(proposal=number, support=support, amount=amount):
+            return f"vote {'for' if support else 'against'} proposal {number} with {fab_text(amount)}"
+        case Unlock(proposal=number, voter=voter):
+            return f"give {shown_address(voter)} back what it locked in proposal {number}"
+        case ReturnBond(proposal=number):
+            return f"give the bond of proposal {number} back"
+        case Attest(statement=statement):
+            return "attest a model" if any(statement) else "take an attestation of a model back"
 
 
 def market_topics() -> tuple[bytes, ...]:
@@ -162,18 +268,44 @@ def market_events(market: bytes, logs: Iterable[Log]) -> tuple[LedgerEvent, ...]
     return tuple(found)
 
 
-def registry_events(registry: bytes, logs: Iterable[Log]) -> tuple[LedgerEvent, ...]:
-    """``Slashed`` of the node registry; all else is left out."""
-    known = artifact("NodeRegistry")
+def registry_events(domains: Domains, logs: Iterable[Log]) -> tuple[LedgerEvent, ...]:
+    """``Slashed`` of the registry of nodes, and ``Proposed`` of that of models; all else is left out."""
     found: list[LedgerEvent] = []
     for log in logs:
-        if log.contract != registry:
-            continue
-        with _undecodable(log, "the registry of nodes"):
-            event = known.event(log.contract, log.topics, log.data)
-            if event is not None and event.name == "Slashed":
-                found.append(Slashed(**event.fields, block=log.block))
+        if log.contract == domains.node_registry:
+            with _undecodable(log, "the registry of nodes"):
+                event = artifact("NodeRegistry").event(log.contract, log.topics, log.data)
+                if event is not None and event.name == "Slashed":
+                    found.append(Slashed(**event.fields, block=log.block))
+        elif log.contract == domains.model_registry and (proposed := proposal_event(log)) is not None:
+            found.append(proposed[0])
     return tuple(found)
+
+
+def proposal_event(log: Log) -> tuple[Proposed, bytes] | None:
+    """A proposal in a log of the registry of models, with its manifest; None for another event."""
+    with _undecodable(log, "the registry of models"):
+        event = artifact("ModelRegistry").event(log.contract, log.topics, log.data)
+        if event is None or event.name != "Proposed":
+            return None
+        fields = event.fields
+        proposed = Proposed(
+            proposal=fields["proposal"],
+            model=ModelId(fields["model_id"]),
+            proposer=fields["proposer"],
+            block=log.block,
+        )
+        return proposed, bytes(fields["manifest"])
+
+
+def registered_topic() -> bytes:
+    """The first topic of ``Registered``. A host is its second, a peer key its third."""
+    return _topic(artifact("NodeRegistry"), "Registered")
+
+
+def proposal_topic() -> bytes:
+    """The first topic of ``Proposed``."""
+    return _topic(artifact("ModelRegistry"), "Proposed")
 
 
 @contextmanager

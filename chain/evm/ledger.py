@@ -19,24 +19,37 @@ import trio
 
 from p2pnode.chain.abi import Function, artifact, terms_tuple
 from p2pnode.chain.addresses import shown_address
-from p2pnode.chain.evm.calls import Encoder, market_events, market_topics, registry_events
-from p2pnode.chain.evm.node import EvmNode, Receipt
+from p2pnode.chain.evm.calls import (
+    Encoder,
+    market_events,
+    market_topics,
+    proposal_event,
+    proposal_topic,
+    registered_topic,
+    registry_events,
+)
+from p2pnode.chain.evm.node import EvmNode, Receipt, StorageWord
 from p2pnode.chain.evm.order_book import HASH_BYTES, Ending, OrderBook, SentOrder
 from p2pnode.chain.evm.rpc import EndpointStatus, Jitter, RpcEndpoints, RpcLimits
 from p2pnode.chain.evm.rpc_answers import RpcError, data_of, shape_of
 from p2pnode.chain.evm.transaction_sender import SenderLimits, TransactionSender
 from p2pnode.chain.ledger import (
     AccountState,
+    Approve,
     Call,
     Domains,
     EscrowState,
     EventPage,
+    FabState,
     Head,
+    NodeRecord,
     Outcome,
+    Proposal,
     RevertedError,
     UnavailableError,
 )
 from p2pnode.chain.profile import ChainProfile
+from p2pnode.contract_rules import VOTING_S
 from p2pnode.errors import ChainError
 from p2pnode.ids import ModelId, SessionId
 from p2pnode.protocols.crypto import Signer, keccak256
@@ -49,6 +62,12 @@ if TYPE_CHECKING:
 
 _STATUS: Final[tuple[Literal["none", "open", "closed"], ...]] = ("none", "open", "closed")
 _NOBODY: Final = bytes(20)
+_RANGE_MAX: Final = 100_000
+_REGISTRANT_PAGES_MAX: Final = 400
+"""Of events about one peer key that are asked for: with ranges of 10,000 blocks, about three months on
+Base."""
+_FAB_ALLOWANCE_SLOT: Final = (1).to_bytes(HASH_BYTES, "big")
+"""Where FAB's contract keeps its allowances; a test compares."""
 _SYSTEM: Final = secrets.SystemRandom()
 
 
@@ -77,7 +96,7 @@ class EvmLedger:
     ) -> None:
         self._endpoints, self._node, self._domains = endpoints, node, domains
         self._confirmations, self._sender, self._account = confirmations, sender, account
-        self._encode = Encoder(domains.market.contract, domains.token.contract, domains.node_registry)
+        self._encode = Encoder(domains)
         self._topics = market_topics()
         self._page_max = self._page = blocks_per_page
 
@@ -90,6 +109,8 @@ class EvmLedger:
         job_marketplace: bytes,
         usdc: bytes,
         node_registry: bytes,
+        fab: bytes = _NOBODY,
+        model_registry: bytes = _NOBODY,
         genesis: bytes | None = None,
         confirmations: int = 1,
         account: bytes | None = None,
@@ -119,6 +140,7 @@ class EvmLedger:
             domains = await read_domains(
                 node, chain_id=chain_id, market=job_marketplace, usdc=usdc, node_registry=node_registry
             )
+            domains = replace(domains, fab=fab, model_registry=model_registry)
         except BaseException:
             with trio.CancelScope(shield=True):
                 await endpoints.aclose()
@@ -159,6 +181,8 @@ class EvmLedger:
             job_marketplace=profile.job_marketplace,
             usdc=profile.usdc,
             node_registry=profile.node_registry,
+            fab=profile.fab,
+            model_registry=profile.model_registry,
             genesis=profile.genesis,
             confirmations=profile.confirmations,
             account=account,
@@ -219,7 +243,7 @@ class EvmLedger:
             fee_wei=receipt.fee_wei,
             events=(
                 *market_events(self._domains.market.contract, receipt.logs),
-                *registry_events(self._domains.node_registry, receipt.logs),
+                *registry_events(self._domains, receipt.logs),
             ),
         )
 
@@ -312,6 +336,125 @@ class EvmLedger:
         """As ``Ledger``."""
         block = await self._node.block()
         return Head(block=block.number, timestamp=block.timestamp, gas_price_wei=await self._node.gas_price())
+
+    # ---- FAB and the registries
+
+    async def estimate(
+        self, call: Call, sender: bytes | None = None, *, allowed: Approve | None = None
+    ) -> int | None:
+        """As ``RegistryLedger``."""
+        order, who = self._encode.order(call), sender or self._account or _NOBODY
+        if allowed is None:
+            return await self._node.estimate(order.to, order.data, sender=who)
+        slot = _mapping_slot(_mapping_slot(_FAB_ALLOWANCE_SLOT, who), allowed.spender)
+        word = StorageWord(self._domains.fab, slot, allowed.amount.to_bytes(HASH_BYTES, "big"))
+        try:
+            return await self._node.estimate(order.to, order.data, sender=who, storage=word)
+        except (RevertedError, UnavailableError):
+            raise
+        except ChainError:
+            return None  # an endpoint that knows no changed state
+
+    async def fab(self, address: bytes) -> FabState:
+        """As ``RegistryLedger``."""
+        found = self._domains
+        return FabState(
+            balance=await self._number("FAB", found.fab, "balanceOf", address),
+            to_nodes=await self._number("FAB", found.fab, "allowance", address, found.node_registry),
+            to_models=await self._number("FAB", found.fab, "allowance", address, found.model_registry),
+        )
+
+    async def node(self, host: bytes) -> NodeRecord:
+        """As ``RegistryLedger``."""
+        found = await read(self._node, "NodeRegistry", self._domains.node_registry, "node", host)
+        peer_key, receipt_key, stake, unbonding, unbonds_at = found
+        return NodeRecord(
+            peer_key=peer_key, receipt_key=receipt_key, stake=stake, unbonding=unbonding,
+            unbonds_at=unbonds_at,
+        )  # fmt: skip
+
+    async def registrants(self, peer_key: bytes) -> tuple[bytes, ...]:
+        """As ``RegistryLedger``: from the registry's events, the latest first, in as wide ranges of blocks
+        as an endpoint takes."""
+        registry, last = self._domains.node_registry, await self._node.height()
+        width, asked, hosts = last + 1, 0, list[bytes]()
+        while last >= 0:
+            first = max(0, last - width + 1)
+            asked += 1
+            if asked > _REGISTRANT_PAGES_MAX:
+                msg = "no RPC endpoint shows events that old: name the host by its wallet (0x…)"
+                raise ChainError(msg)
+            try:
+                found = await self._node.logs(registry, [registered_topic()], first, last, None, peer_key)
+            except RpcError:
+                if width == 1:
+                    raise
+                width = max(1, min(width // 4, _RANGE_MAX))
+                continue
+            hosts += [log.topics[1][-len(_NOBODY) :] for log in reversed(found)]
+            last = first - 1
+        now = [(host, await self.node(host)) for host in dict.fromkeys(hosts)]
+        return tuple(host for host, record in now if record.peer_key == peer_key)
+
+    async def proposal_count(self) -> int:
+        """As ``RegistryLedger``."""
+        return await self._number("ModelRegistry", self._domains.model_registry, "proposal_count")
+
+    async def proposal(self, number: int) -> Proposal | None:
+        """As ``RegistryLedger``."""
+        found = await read(self._node, "ModelRegistry", self._domains.model_registry, "proposal", number)
+        model, proposer, ends_at, votes_for, votes_against, bond = found
+        if not ends_at:
+            return None
+        return Proposal(
+            number=number, model=ModelId(model), proposer=proposer, ends_at=ends_at, votes_for=votes_for,
+            votes_against=votes_against, bond=bond,
+        )  # fmt: skip
+
+    async def manifest(self, proposal: Proposal) -> bytes | None:
+        """As ``RegistryLedger``: from the log of the proposal's block, which is found by its time."""
+        began = proposal.ends_at - VOTING_S
+        try:
+            for number in await self._blocks_at(began):
+                registry = self._domains.model_registry
+                for log in await self._node.logs(registry, [proposal_topic()], number, number):
+                    found = proposal_event(log)
+                    if found is not None and found[0].proposal == proposal.number:
+                        return found[1]
+        except (RpcError, RevertedError):
+            return None  # of an endpoint that keeps no old blocks
+        return None
+
+    async def _blocks_at(self, timestamp: int) -> range:
+        """The blocks of this second."""
+        low, high = 0, await self._node.height()
+        first = await self._first_block(low, high, timestamp)
+        return range(first, await self._first_block(first, high, timestamp + 1))
+
+    async def _first_block(self, low: int, high: int, timestamp: int) -> int:
+        """The first block that is not before ``timestamp``; the one after the last where all are."""
+        high += 1
+        while low < high:
+            middle = (low + high) // 2
+            if (await self._node.block(middle)).timestamp < timestamp:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    async def locked(self, number: int, voter: bytes) -> int:
+        """As ``RegistryLedger``."""
+        return await self._number("ModelRegistry", self._domains.model_registry, "locked", number, voter)
+
+    async def attestation(self, model: ModelId, attester: bytes) -> bytes:
+        """As ``RegistryLedger``."""
+        registry = self._domains.model_registry
+        return bytes(await read(self._node, "ModelRegistry", registry, "attestation", model, attester))
+
+
+def _mapping_slot(place: bytes, key: bytes) -> bytes:
+    """Where a mapping of Vyper that stands at ``place`` keeps the value of an address."""
+    return keccak256(place + key.rjust(HASH_BYTES, b"\0"))
 
 
 def _state(found: tuple[int, int, int]) -> EscrowState:

@@ -66,6 +66,15 @@ class MinedTransaction:
     block: int
 
 
+@dataclass(frozen=True, slots=True)
+class StorageWord:
+    """One 32-byte word of a contract's storage, at a 32-byte slot."""
+
+    contract: bytes
+    slot: bytes
+    word: bytes
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
     """The part of a block's header that is used."""
@@ -127,10 +136,20 @@ class EvmNode:
         except RpcError as error:
             raise _reverted(error) from error
 
-    async def estimate(self, to: bytes, data: bytes, *, sender: bytes) -> int:
-        """The gas that a transaction would take. Raises ``RevertedError``."""
+    async def estimate(
+        self, to: bytes, data: bytes, *, sender: bytes, storage: StorageWord | None = None
+    ) -> int:
+        """The gas that a transaction would take. Raises ``RevertedError``.
+
+        ``storage``: as if a contract's storage had this word. A node that can't do that refuses with another
+        ``ChainError``.
+        """
+        asked: list[Any] = [_transaction(to, data, sender), "latest"]
+        if storage is not None:
+            words = {_hex(storage.slot): _hex(storage.word)}
+            asked.append({shown_address(storage.contract): {"stateDiff": words}})
         try:
-            return int(await self._eth.estimate_gas(_transaction(to, data, sender), "latest"))
+            return _number(await self._ask("eth_estimateGas", *asked))
         except RpcError as error:
             raise _reverted(error) from error
 
@@ -217,11 +236,19 @@ class EvmNode:
         found = (_log(entry, number, place.block) for number, entry in enumerate(listed(raw) or []))
         return tuple(log for log in found if log.transaction == place.transaction)
 
-    async def logs(self, contract: bytes, kinds: Sequence[bytes], first: int, last: int) -> tuple[Log, ...]:
-        """A contract's events with one of these first topics, of blocks ``first`` to ``last``, in order."""
+    async def logs(
+        self, contract: bytes, kinds: Sequence[bytes], first: int, last: int, *more: bytes | None
+    ) -> tuple[Log, ...]:
+        """A contract's events with one of these first topics, of blocks ``first`` to ``last``, in order.
+
+        ``more`` are the topics after the first; None stands for any.
+        """
         wanted = {
             "address": shown_address(contract),
-            "topics": [[_hex(kind) for kind in kinds]],
+            "topics": [
+                [_hex(kind) for kind in kinds],
+                *(None if topic is None else _hex(topic) for topic in more),
+            ],
             "fromBlock": hex(first),
             "toBlock": hex(last),
         }

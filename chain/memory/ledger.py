@@ -15,31 +15,51 @@ from typing import Final
 
 from p2pnode.chain.ledger import (
     AccountState,
+    AddStake,
+    Approve,
+    Attest,
     Call,
     Close,
     CloseMany,
     Domains,
     EscrowState,
     EventPage,
+    FabCall,
+    FabState,
     GasTooDearError,
     Head,
     LedgerEvent,
+    NodeRecord,
     Open,
     Outcome,
+    Proposal,
+    Propose,
+    Rebond,
     Refund,
+    Register,
     Release,
     RequestClose,
+    ReturnBond,
     Slash,
+    StakeCall,
     SubmitVoucher,
     Transfer,
+    TransferFab,
+    Unbond,
+    Unlock,
+    Vote,
+    VoteCall,
     Withdraw,
+    WithdrawStake,
 )
+from p2pnode.chain.memory.fab_rules import FabRules
 from p2pnode.chain.memory.market_rules import Commit, Context, MarketRules
 from p2pnode.chain.memory.registry_rules import RegistryRules
 from p2pnode.chain.memory.token_rules import SignatureCheck, TokenRules
+from p2pnode.chain.memory.vote_rules import VoteRules
 from p2pnode.contract_rules import CLAIMS_MAX
 from p2pnode.errors import ChainError
-from p2pnode.ids import SessionId
+from p2pnode.ids import ModelId, SessionId
 from p2pnode.protocols.crypto import Recover, keccak256, recover_address
 
 BLOCKS_PER_PAGE: Final = 500
@@ -47,8 +67,12 @@ CLAIM_GAS: Final = 28_000
 GAS: Final[dict[type[Call], int]] = {
     Open: 122_000, Close: 81_000, CloseMany: 60_000, Release: 68_000, RequestClose: 37_000,
     SubmitVoucher: 42_000, Refund: 82_000, Withdraw: 56_000, Transfer: 45_000, Slash: 110_000,
+    TransferFab: 52_000, Approve: 46_000, Register: 153_000, AddStake: 52_000, Unbond: 80_000,
+    Rebond: 45_000, WithdrawStake: 52_000, Propose: 210_000, Vote: 105_000, Unlock: 55_000,
+    ReturnBond: 55_000, Attest: 47_000,
 }  # fmt: skip
-"""Round figures of ``bench gas`` with the real token, warm. Each claim of a ``CloseMany`` takes ``CLAIM_GAS``
+"""Round figures: of sessions those of ``bench gas`` with the real token, warm; of the registries' calls what
+the first one takes. Each claim of a ``CloseMany`` takes ``CLAIM_GAS``
 more."""
 
 
@@ -76,7 +100,15 @@ class MemoryChain:
             domains.token.contract,
             recover=recover,
         )
-        self.registry = RegistryRules(domains.market, self._market.session)
+        self._fab = FabRules()
+        self._registry = RegistryRules(
+            domains.market,
+            self._market.session,
+            self._fab,
+            registry=domains.node_registry,
+            fab=domains.fab,
+        )
+        self._votes = VoteRules(self._fab, registry=domains.model_registry)
         self._events: list[LedgerEvent] = []
         self._blocks: list[int] = []
         """Of each event: for finding a page."""
@@ -86,6 +118,10 @@ class MemoryChain:
     def mint(self, account: bytes, amount: int) -> None:
         """Give USDC to an account."""
         self._token.balances[account] += amount
+
+    def mint_fab(self, account: bytes, amount: int) -> None:
+        """Give FAB to an account, in its smallest unit."""
+        self._fab.balances[account] += amount
 
     def blacklist(self, account: bytes, *, frozen: bool = True) -> None:
         """Freeze an account, or unfreeze it, as the token's issuer may."""
@@ -126,6 +162,28 @@ class MemoryChain:
             has_code=address in self._wallets or address in self._contracts(),
         )
 
+    def fab(self, address: bytes) -> FabState:
+        """The FAB of an account."""
+        allowed, domains = self._fab.allowances, self.domains
+        return FabState(
+            balance=self._fab.balances.get(address, 0),
+            to_nodes=allowed.get((address, domains.node_registry), 0),
+            to_models=allowed.get((address, domains.model_registry), 0),
+        )
+
+    def node(self, host: bytes) -> NodeRecord:
+        """A host, by its wallet."""
+        return self._registry.node(host)
+
+    def registrants(self, peer_key: bytes) -> tuple[bytes, ...]:
+        """The wallets that are registered with this peer key now."""
+        return self._registry.registrants(peer_key)
+
+    @property
+    def votes(self) -> VoteRules:
+        """Proposals, votes, attestations, for reading."""
+        return self._votes
+
     def page(self, cursor: int) -> EventPage:
         """The events from a block on."""
         if cursor > self.block:
@@ -146,7 +204,8 @@ class MemoryChain:
         self.block += 1
         if fee:
             self.ether[sender] -= fee
-        shown = () if isinstance(call, Slash) else events  # another contract's, and no page shows it
+        # Of other contracts no page shows any.
+        shown = () if isinstance(call, FabCall | StakeCall | VoteCall) else events
         self._events += shown
         self._blocks += [self.block] * len(shown)
         hash_ = keccak256(b"p2pnode memory chain" + self.block.to_bytes(8, "big"))
@@ -156,17 +215,42 @@ class MemoryChain:
         """Try a call without carrying it out. Raises ``RevertedError``."""
         self._decide(sender, call)
 
-    def _decide(self, sender: bytes, call: Call) -> Commit:
+    def estimate(self, sender: bytes, call: Call, allowed: Approve | None = None) -> int:
+        """Try a call; the gas that it takes. ``allowed`` as in ``RegistryLedger``. Raises
+        ``RevertedError``."""
+        self._decide(sender, call, allowed)
+        return _gas_of(call)
+
+    def _decide(self, sender: bytes, call: Call, allowed: Approve | None = None) -> Commit:
         if isinstance(call, CloseMany) and not 0 < len(call.claims) <= CLAIMS_MAX:
             msg = f"close_many takes 1 to {CLAIMS_MAX} claims, not {len(call.claims)}: split them"
             raise ChainError(msg)
-        if isinstance(call, Slash):
-            slash = self.registry.slash(call, sender, self.block + 1)
-            return lambda: [slash()]
-        return self._market.decide(call, Context(sender, self.now(), self.block + 1))
+        context = Context(sender, self.now(), self.block + 1)
+        if isinstance(call, StakeCall):
+            return self._registry.decide(call, context, allowed)
+        if isinstance(call, VoteCall):
+            return self._votes.decide(call, context, allowed)
+        if isinstance(call, FabCall):
+            return self._decide_fab(call, sender)
+        return self._market.decide(call, context)
+
+    def _decide_fab(self, call: FabCall, sender: bytes) -> Commit:
+        if isinstance(call, TransferFab):
+            self._fab.check_transfer(sender, call.to, call.amount)
+
+        def commit() -> list[LedgerEvent]:
+            if isinstance(call, TransferFab):
+                self._fab.move(sender, call.to, call.amount)
+            else:
+                self._fab.allowances[sender, call.spender] = call.amount
+            return []
+
+        return commit
 
     def _contracts(self) -> tuple[bytes, ...]:
-        return self.domains.market.contract, self.domains.token.contract, self.domains.node_registry
+        domains = self.domains
+        registries = (domains.node_registry, domains.model_registry, domains.fab)
+        return (domains.market.contract, domains.token.contract, *(each for each in registries if any(each)))
 
 
 class MemoryLedger:
@@ -220,6 +304,44 @@ class MemoryLedger:
         """As ``Ledger``."""
         chain = self._chain
         return Head(block=chain.block, timestamp=chain.now(), gas_price_wei=chain.gas_price_wei)
+
+    async def estimate(
+        self, call: Call, sender: bytes | None = None, *, allowed: Approve | None = None
+    ) -> int | None:
+        """As ``RegistryLedger``."""
+        return self._chain.estimate(sender or self._account or bytes(20), call, allowed)
+
+    async def fab(self, address: bytes) -> FabState:
+        """As ``RegistryLedger``."""
+        return self._chain.fab(address)
+
+    async def node(self, host: bytes) -> NodeRecord:
+        """As ``RegistryLedger``."""
+        return self._chain.node(host)
+
+    async def registrants(self, peer_key: bytes) -> tuple[bytes, ...]:
+        """As ``RegistryLedger``."""
+        return self._chain.registrants(peer_key)
+
+    async def proposal_count(self) -> int:
+        """As ``RegistryLedger``."""
+        return self._chain.votes.count
+
+    async def proposal(self, number: int) -> Proposal | None:
+        """As ``RegistryLedger``."""
+        return self._chain.votes.proposal(number)
+
+    async def manifest(self, proposal: Proposal) -> bytes | None:
+        """As ``RegistryLedger``."""
+        return self._chain.votes.manifest(proposal.number)
+
+    async def locked(self, number: int, voter: bytes) -> int:
+        """As ``RegistryLedger``."""
+        return self._chain.votes.locked(number, voter)
+
+    async def attestation(self, model: ModelId, attester: bytes) -> bytes:
+        """As ``RegistryLedger``."""
+        return self._chain.votes.attestation(model, attester)
 
 
 def _gas_of(call: Call) -> int:

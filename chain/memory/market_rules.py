@@ -21,6 +21,7 @@ from p2pnode.chain.ledger import (
     CloseRequested,
     EscrowState,
     LedgerEvent,
+    MarketCall,
     Open,
     Refund,
     Release,
@@ -59,9 +60,6 @@ class Context:
     block: int
 
 
-MarketCall: TypeAlias = (
-    Open | Close | CloseMany | Release | RequestClose | SubmitVoucher | Refund | Withdraw | Transfer
-)
 Commit: TypeAlias = Callable[[], list[LedgerEvent]]
 """Does what was found allowed, and tells of it. Call it at once or never."""
 

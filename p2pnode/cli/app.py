@@ -17,12 +17,14 @@ from p2pnode.cli.doctor import doctor
 from p2pnode.cli.embed import embed
 from p2pnode.cli.evidence import evidence
 from p2pnode.cli.funds import funds_app
+from p2pnode.cli.governance import COMMANDS
 from p2pnode.cli.hosts import hosts
 from p2pnode.cli.join import join
 from p2pnode.cli.models import models_app
 from p2pnode.cli.options import Commands
 from p2pnode.cli.sessions import sessions_app
 from p2pnode.cli.simulate import simulate_app
+from p2pnode.cli.stake import stake_app, unbond
 from p2pnode.cli.status import invite, status
 from p2pnode.cli.storage import storage_app
 from p2pnode.cli.wallet import wallet_app
@@ -59,10 +61,14 @@ def _options(
 for command in (join, ask, chat, embed, hosts, invite, status, stop, doctor, bench, demo):
     app.command()(command)
 sessions_app.command()(evidence)
+app.command("unstake")(unbond)
+for opinion in COMMANDS:
+    models_app.command()(opinion)
 app.add_typer(models_app, name="models")
 app.add_typer(chain_app, name="chain")
 app.add_typer(funds_app, name="funds")
 app.add_typer(sessions_app, name="sessions")
 app.add_typer(simulate_app, name="simulate")
+app.add_typer(stake_app, name="stake")
 app.add_typer(storage_app, name="storage")
 app.add_typer(wallet_app, name="wallet")

@@ -2,11 +2,11 @@
 
 JSON events::
 
-    dev      chain.ready{url, chain_id, profile, state, new, block} funded{address, usdc, ether_wei}
+    dev      chain.ready{url, chain_id, profile, state, new, block} funded{address, usdc, ether_wei, fab}
              with --with-wallets: wallets{host{data_dir, address}, client{…}}
              with --background: background{pid, log}
     stop     stopped{pid}
-    faucet   funded{address, usdc, ether_wei}
+    faucet   funded{address, usdc, ether_wei, fab}
     deploy   chain.offer{chain_id, deployer, contracts, gas, cost_max_wei, treasury, usdc}
              contract{name, address, transaction, gas} chain.deployed{profile}
     status   chain{name, chain_id, block, timestamp, gas_price_wei, contracts, token, treasury, endpoints,
@@ -38,7 +38,7 @@ from p2pnode.cli.options import (
 )
 from p2pnode.cli.output import Output
 from p2pnode.cli.user_input import confirm
-from p2pnode.money import ETHER_DIGITS, USDC_DIGITS
+from p2pnode.money import ETHER_DIGITS, FAB_DIGITS, USDC_DIGITS
 from p2pnode.words import one_line
 
 if TYPE_CHECKING:
@@ -58,12 +58,13 @@ def faucet(
     address: Annotated[str, typer.Argument(help="The account (0x…).")],
     amount: Annotated[str, typer.Argument(help="USDC, such as 25 or 0.5.")],
     ether: Annotated[str, typer.Option(help="Ether for gas, such as 1 or 0.05.")] = "0",
+    fab: Annotated[str, typer.Option(help="FAB for stake and votes, such as 1000.")] = "0",
     chain: ChainOption = None,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
     log_level: LogOption = "error",
 ) -> None:
-    """Give an account USDC (and ether) on a development chain; refused on any other."""
+    """Give an account USDC (and ether and FAB) on a development chain; refused on any other."""
     from p2pnode.cli.runner import run_async
 
     configure(log_level)
@@ -78,13 +79,13 @@ def faucet(
         from p2pnode.payments.books import need_profile
 
         account, usdc = address_of(address, "ADDRESS"), units_of(amount, "AMOUNT", USDC_DIGITS)
-        ether_wei = units_of(ether, "--ether", ETHER_DIGITS)
+        ether_wei, fab_units = units_of(ether, "--ether", ETHER_DIGITS), units_of(fab, "--fab", FAB_DIGITS)
         found = need_profile(build_config(data_dir, chain=chain))
         async with _open_endpoints(found.rpc_urls, found.chain_id, found.genesis) as endpoints:
             try:
                 # A request whose answer was lost is made again: the chain gives once for one number.
                 order = "0x" + secrets.token_hex(16)
-                given = ["0x" + account.hex(), hex(usdc), hex(ether_wei), order]
+                given = ["0x" + account.hex(), hex(usdc), hex(ether_wei), order, hex(fab_units)]
                 await endpoints.request("dev_fund", given)
             except RpcError as error:
                 if error.code != UNKNOWN_METHOD and "method" not in error.said:
@@ -94,7 +95,7 @@ def faucet(
                     "Send the account USDC (and ether for gas) from another one"
                 )
                 raise ConfigError(msg) from error
-        tell_gift(output, account, usdc, ether_wei)
+        tell_gift(output, account, usdc, ether_wei, fab_units)
 
     run_async(run, on_error=output.failed)
 

@@ -283,12 +283,13 @@ def _refuse_another(path: Path, chain_id: int) -> None:
         raise ConfigError(msg)
 
 
-def tell_gift(output: Output, address: bytes, usdc: int, ether_wei: int) -> None:
+def tell_gift(output: Output, address: bytes, usdc: int, ether_wei: int, fab: int = 0) -> None:
     from p2pnode.chain.addresses import shown_address
-    from p2pnode.money import ether_text, usdc_text
+    from p2pnode.money import ether_text, fab_text, usdc_text
 
-    fields = {"address": shown_address(address), "usdc": usdc, "ether_wei": ether_wei}
+    fields = {"address": shown_address(address), "usdc": usdc, "ether_wei": ether_wei, "fab": fab}
     given = [usdc_text(usdc)] * (usdc > 0) + [ether_text(ether_wei)] * (ether_wei > 0)
+    given += [fab_text(fab)] * (fab > 0)
     output.event("funded", fields, text=f"{fields['address']} was given {' and '.join(given) or 'nothing'}")
 
 

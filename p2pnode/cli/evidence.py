@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,6 +11,8 @@ from p2pnode.cli.options import ChainOption, DataDirOption, JsonOption, LogOptio
 from p2pnode.cli.output import Output, shorten
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from p2pnode.config import NodeConfig
     from p2pnode.payments.journal.journal import Evidence
 
@@ -43,11 +46,16 @@ def evidence(
         found = _evidence(config)
         if submit and any(not each.outcome for each in found):
             found = await _submit(config, output)
+        files = [_file(config, each) for each in found]
         if as_json:
-            for each in found:
-                output.event("evidence", _fields(each))
+            for each, path in zip(found, files, strict=True):
+                output.event("evidence", {**_fields(each), "file": None if path is None else str(path)})
         elif found:
             output.table(("session", "host", "epoch", "receipt", "outcome"), map(_row, found))
+            for path in files:
+                if path is not None:
+                    show = output.command(f"stake slash {shlex.quote(str(path))}")
+                    output.result(f"{path}\n  {show} shows it to the chain, from any wallet")
         else:
             output.result("no host has signed two receipts for one place")
 
@@ -66,6 +74,23 @@ def _evidence(config: NodeConfig) -> list[Evidence]:
         return journal.evidence()
     finally:
         journal.close()
+
+
+def _file(config: NodeConfig, each: Evidence) -> Path | None:
+    """The file that proves a pair, which is written where it is missing; None for one of another market."""
+    from p2pnode.node.datadir import DataDir
+    from p2pnode.payments.books import profile_of_config
+    from p2pnode.payments.evidence import FOLDER, evidence_path, write_evidence
+    from p2pnode.protocols.typed_data import market_domain, session_id
+
+    folder = DataDir(config.data_dir).journal.parent / FOLDER
+    if (path := evidence_path(folder, each)).exists():
+        return path
+    profile = profile_of_config(config)
+    if profile is None:
+        return None
+    market = market_domain(profile.chain_id, profile.job_marketplace)
+    return write_evidence(folder, market, each) if session_id(market, each.terms) == each.session else None
 
 
 async def _fetch(config: NodeConfig, output: Output) -> None:

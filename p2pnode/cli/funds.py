@@ -1,4 +1,4 @@
-"""``p2pnode funds``: where every cent of a wallet is, and how to withdraw what was earned."""
+"""``p2pnode funds``: where every cent of a wallet is, how to withdraw what was earned, and how to send it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from p2pnode.cli.options import (
     units_of,
 )
 from p2pnode.cli.output import Output, shorten
+from p2pnode.cli.plans import DryRunOption, carry_out, locked_wallet
 from p2pnode.cli.user_input import confirm
+from p2pnode.money import FAB_DIGITS, USDC_DIGITS
 from p2pnode.words import count_of
 
 if TYPE_CHECKING:
@@ -135,6 +137,47 @@ def withdraw(
             "transaction": "0x" + done.transaction.hex(),
         }
         output.event("withdrawn", fields, text=f"{usdc_text(units)} sent to {fields['to']}")
+
+    run_async(run, on_error=output.failed)
+
+
+@funds_app.command()
+def send(
+    amount: Annotated[str, typer.Argument(help="How much, such as 25 or 0.5.")],
+    token: Annotated[str, typer.Argument(metavar="usdc|fab", help="Of what.")],
+    to: Annotated[str, typer.Argument(metavar="ADDRESS", help="The account that gets it (0x…).")],
+    dry_run: DryRunOption = False,
+    yes: YesOption = False,
+    chain: ChainOption = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+    log_level: LogOption = "error",
+) -> None:
+    """Send USDC or FAB from this wallet to any account, asking first. The wallet pays the gas."""
+    from p2pnode.cli.runner import run_async
+
+    configure(log_level)
+    output = Output(as_json=as_json, data_dir=data_dir)
+
+    async def run() -> None:
+        from p2pnode.chain.ledger import Transfer, TransferFab
+        from p2pnode.errors import UsageError
+        from p2pnode.payments.plans import send as plan_send
+
+        if token.lower() not in ("usdc", "fab"):
+            raise UsageError(f"usdc|fab: {token[:40]!r} is neither")
+        is_fab, recipient = token.lower() == "fab", address_of(to, "ADDRESS")
+        units = units_of(amount, "AMOUNT", FAB_DIGITS if is_fab else USDC_DIGITS)
+        config = build_config(data_dir, chain=chain)
+        async with locked_wallet(config) as wallet:
+            account, ledger = wallet.account, wallet.ledger
+            if is_fab:
+                held = (await ledger.fab(account)).balance
+                plan = plan_send(TransferFab(recipient, units), held, account)
+            else:
+                held = (await ledger.balances(account)).usdc
+                plan = plan_send(Transfer(recipient, units), held, account)
+            await carry_out(output, wallet, plan, dry_run=dry_run, yes=yes)
 
     run_async(run, on_error=output.failed)
 

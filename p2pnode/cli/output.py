@@ -48,20 +48,28 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
                 answered{peer, tokens_in, tokens_out, reason, cost} settled{session, amount}
     models      model{name, id, size_bytes, quantisation, n_ctx, licence, path}; pull: model.progress{…}
                 and model{name, id, path}; verify: verified{name, path, sha256}
+                propose, vote, unlock, bond, attest: plan{calls, gas, gas_price_wei, cost_wei, cost, untried,
+                dry_run} and, for each transaction, sent{call, transaction, gas, fee_wei}; then, as
+                proposals, proposal{number, model, model_id, proposer, state, ends_at, votes_for,
+                votes_against, bond, locked?, manifest?}, or attestation{model, model_id, attester,
+                statement, matches?}
+    stake, unstake
+                plan{…} sent{…} as models vote, then, as stake status, stake{wallet, peer, receipt_key, stake,
+                unbonding, unbonds_at, fab, staked, here}; slash: slashed{host, amount, reward, transaction}
     status      status{peer_id, pid, multiaddrs, reach, models, slots, active, queued, draining, served,
                 ether_usd, earned, owed}; served is {since, sessions, turns, tokens_in, tokens_out} or null
     invite      invite{invite, reach}
     wallet      wallet.made{…} wallet{…} wallet.exported{…}
     funds       funds{account, wallet, ether_wei, authorised, escrow, signed, spent, owed, earned,
                 withdrawable, elsewhere, elsewhere_open, stuck} settlement.waiting{}
-                withdrawn{to, amount, transaction}
+                withdrawn{to, amount, transaction}; send: plan{…} sent{…} as models vote
     funds, sessions close, sessions evidence, chain deploy
                 order.waiting{transaction, order, kind, nonce, sent_at}: sent, not seen yet, never sent twice;
                 withdraw: order.ended{order, ending}: what became of one that an earlier command sent
     chain       deploy: chain.offer{chain_id, deployer, contracts, gas, cost_max_wei, treasury, usdc}
                 contract{name, address, transaction, gas} chain.deployed{profile};
                 dev: chain.ready{url, chain_id, profile, state, new, block} wallets{host, client};
-                dev, faucet: funded{address, usdc, ether_wei}
+                dev, faucet: funded{address, usdc, ether_wei, fab}
     sessions    conversation{conversation, title, created, updated, model, …; show: branches, turns}
                 session{session, as, state, peer, deposit, amount, …} closed{session, outcome, until}
                 recovered{conversations, sessions, replicas, failed, revision}

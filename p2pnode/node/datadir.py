@@ -36,8 +36,9 @@ INSTANCE_BYTES: Final = 8
 STARTS_MAX: Final = 1024
 _OURS: Final = frozenset(
     {
-        "", "binding", "chain", "config", "devchain", "free", "journal", "measured", "models", "node", "peer",
-        "peers", "phrase", "place", "receipt", "s5", "starts", "storage", "store", "told", "totals", "wallet",
+        "", "binding", "chain", "config", "devchain", "evidence", "free", "journal", "measured", "models",
+        "node", "peer", "peers", "phrase", "place", "receipt", "s5", "starts", "storage", "store", "told",
+        "totals", "wallet",
     }
 )  # fmt: skip
 """The first part of each name that this package makes in a data dir."""

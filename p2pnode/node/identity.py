@@ -21,7 +21,7 @@ from p2pnode.node.datadir import DataDir
 from p2pnode.node.keys import PeerKey, load_or_create_seed
 from p2pnode.protocols.adverts.messages import Binding
 from p2pnode.protocols.adverts.signatures import BINDING_TTL_MAX_S, BindingTerms, bind, binding_holds
-from p2pnode.protocols.crypto import key_address
+from p2pnode.protocols.crypto import key_address, public_key_of
 from p2pnode.protocols.wire import decode_record, encode
 
 _RENEW_BEFORE_S: Final = 5 * 24 * 3600
@@ -89,6 +89,21 @@ async def passphrase_of(wallet: Wallet) -> bytes:
 def wallet_files(data: DataDir) -> WalletFiles:
     """Where a data dir keeps its wallet."""
     return WalletFiles(keystore=data.wallet, phrase=data.phrase, passphrase=data.wallet_passphrase)
+
+
+def host_keys(data: DataDir) -> tuple[bytes, bytes]:
+    """What a stake is registered for: the 32-byte peer key and the receipt key's address. Makes what is
+    missing."""
+    data.prepare()
+    peer = PeerKey(load_or_create_seed(data.peer_key)).peer_id
+    return public_key_of(peer), key_address(load_or_create_seed(data.receipt_key))
+
+
+def known_host_keys(data: DataDir) -> tuple[bytes, bytes] | None:
+    """The same where both are there; None otherwise."""
+    if not (data.peer_key.exists() and data.receipt_key.exists()):
+        return None
+    return host_keys(data)
 
 
 def is_due(identity: HostIdentity, now: float) -> bool:

@@ -25,6 +25,7 @@ from p2pnode.node.datadir import DataDir
 from p2pnode.node.driver import Driver, MessageChannel
 from p2pnode.node.node import Node
 from p2pnode.payments.books import open_journal
+from p2pnode.payments.evidence import note_shown
 from p2pnode.payments.journal.journal import BoughtSession, Journal
 from p2pnode.protocols.checkpoint.client import FetchClient
 from p2pnode.protocols.checkpoint.commands import (
@@ -103,6 +104,7 @@ class _Fetch:
     ) -> None:
         secret = record.voucher_secret
         self._stream, self._record, self._journal, self._now = stream, record, journal, now
+        self._market = market
         machine = FetchClient(
             host=record.host,
             peer=self_peer,
@@ -158,7 +160,7 @@ class _Fetch:
         else:
             self._found.same += 1
             return
-        await self._journal.bought_shown(self._record.session, receipt, self._now)
+        await note_shown(self._journal, self._market, self._record.session, receipt, self._now)
 
 
 def _place(receipt: Receipt) -> tuple[int, int]:

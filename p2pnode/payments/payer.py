@@ -24,6 +24,7 @@ from p2pnode.ids import ModelId, PeerId, SessionId
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.identity import passphrase_of, wallet_files
 from p2pnode.payments.books import open_books, open_journal, profile_of_config
+from p2pnode.payments.evidence import note_shown
 from p2pnode.payments.journal.journal import BoughtSession, Journal
 from p2pnode.payments.session_signer import SessionSigner
 from p2pnode.payments.spending import Market, SpendingLimits, why_unpayable
@@ -166,7 +167,7 @@ class Purchase:
             case FirstTurnFinished():
                 await self.journal.bought_finished(self.session)
             case Disputed(receipt=receipt):
-                await self.journal.bought_shown(self.session, receipt, self.now())
+                await note_shown(self.journal, self.payment.market, self.session, receipt, self.now())
             case Receipted(receipt=receipt):
                 self.journal.bought_receipt(self.session, receipt, self.now())
                 return False

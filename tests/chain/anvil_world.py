@@ -16,9 +16,8 @@ from p2pnode.chain.deployment_plan import Addresses, plan_deployment
 from p2pnode.chain.dev.rpc_chain import running_anvil
 from p2pnode.chain.evm.ledger import EvmLedger, EvmLimits
 from p2pnode.chain.evm.transaction_sender import SenderLimits
-from p2pnode.chain.ledger import Ledger
-from p2pnode.protocols.crypto import keccak256
-from tests.chain.contracts.support import ADDRESS, BALANCE, FAB, sign
+from p2pnode.chain.ledger import RegistryLedger
+from tests.chain.contracts.support import ADDRESS, BALANCE, sign
 
 CHAIN_ID = 84_532
 WEALTH = 10**21
@@ -94,12 +93,13 @@ class AnvilWorld:
         self.anvil, self._nursery = anvil, nursery
         self._ledgers: dict[str | None, EvmLedger] = {}
 
-    async def ledger(self, name: str | None, limits: EvmLimits = QUICK) -> Ledger:
+    async def ledger(self, name: str | None, limits: EvmLimits = QUICK) -> RegistryLedger:
         if name not in self._ledgers:
             found = self.anvil.addresses
             self._ledgers[name] = ledger = await EvmLedger.connect(
                 chain_id=CHAIN_ID, rpc_urls=[self.anvil.url], job_marketplace=found.job_marketplace,
-                usdc=found.usdc, node_registry=found.node_registry, limits=limits,
+                usdc=found.usdc, node_registry=found.node_registry, fab=found.fab,
+                model_registry=found.model_registry, limits=limits,
                 account=None if name is None else ADDRESS[name],
                 sign=None if name is None else lambda digest: sign(name, digest),
             )  # fmt: skip
@@ -113,26 +113,9 @@ class AnvilWorld:
     async def freeze(self, name: str) -> None:
         self.anvil.token("blacklist", ADDRESS[name])
 
-    async def stake(self, name: str, receipt_key: str) -> None:
-        found, host, amount = self.anvil.addresses, ADDRESS[name], 1_000 * FAB
-        self._tell("deployer", "FAB", found.fab, "transfer", host, amount)
-        self._tell(name, "FAB", found.fab, "approve", found.node_registry, amount)
-        order = (keccak256(name.encode()), ADDRESS[receipt_key], amount)
-        self._tell(name, "NodeRegistry", found.node_registry, "register", *order)
-
-    async def fab(self, name: str) -> int:
-        return int(self._ask("FAB", self.anvil.addresses.fab, "balanceOf", ADDRESS[name]))
-
-    async def at_stake(self, name: str) -> int:
-        return int(self._ask("NodeRegistry", self.anvil.addresses.node_registry, "node", ADDRESS[name])[2])
-
-    def _tell(self, name: str, contract: str, at: bytes, call: str, *arguments: Any) -> None:
-        self.anvil.send(name, at, artifact(contract).function(call, len(arguments)).encode(arguments))
-
-    def _ask(self, contract: str, at: bytes, call: str, *arguments: Any) -> Any:
-        function = artifact(contract).function(call, len(arguments))
-        order = {"to": "0x" + at.hex(), "data": "0x" + function.encode(arguments).hex()}
-        return function.decode(bytes.fromhex(self.anvil.ask("eth_call", order, "latest")[2:]))
+    async def give_fab(self, name: str, amount: int) -> None:
+        transfer = artifact("FAB").function("transfer", 2).encode((ADDRESS[name], amount))
+        self.anvil.send("deployer", self.anvil.addresses.fab, transfer)
 
     async def aclose(self) -> None:
         for ledger in self._ledgers.values():

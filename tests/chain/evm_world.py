@@ -19,9 +19,8 @@ from p2pnode.chain.dev.transaction_pool import TransactionPool
 from p2pnode.chain.evm.ledger import EvmLedger, EvmLimits
 from p2pnode.chain.evm.rpc import RpcLimits
 from p2pnode.chain.evm.transaction_sender import SenderLimits
-from p2pnode.chain.ledger import Ledger
-from p2pnode.protocols.crypto import keccak256
-from tests.chain.contracts.support import ADDRESS, BALANCE, FAB, SECRETS, sign
+from p2pnode.chain.ledger import RegistryLedger
+from tests.chain.contracts.support import ADDRESS, BALANCE, SECRETS, sign
 
 URL = "http://one.invalid/v2/secret-key"
 OTHER_URL = "http://two.invalid"
@@ -81,7 +80,8 @@ class LocalRpc(httpx.AsyncBaseTransport):
         fields: dict[str, Any] = {
             "chain_id": self.local.chain.chain_id, "rpc_urls": [URL], "limits": QUICK,
             "job_marketplace": found.job_marketplace, "usdc": found.usdc,
-            "node_registry": found.node_registry,
+            "node_registry": found.node_registry, "fab": found.fab,
+            "model_registry": found.model_registry,
             "jitter": lambda: 0.5, "transport": self,
         }  # fmt: skip
         if name is not None:
@@ -108,7 +108,7 @@ class EvmWorld:
         self._rpc, self._nursery = rpc, nursery
         self._ledgers: dict[str | None, EvmLedger] = {}
 
-    async def ledger(self, name: str | None) -> Ledger:
+    async def ledger(self, name: str | None) -> RegistryLedger:
         if name not in self._ledgers:
             self._ledgers[name] = await self._rpc.connect(name)
             await self._nursery.start(self._ledgers[name].run)
@@ -120,17 +120,8 @@ class EvmWorld:
     async def freeze(self, name: str) -> None:
         self._rpc.local.made.usdc.send(ADDRESS["deployer"], "blacklist", ADDRESS[name])
 
-    async def stake(self, name: str, receipt_key: str) -> None:
-        made, host, amount = self._rpc.local.made, ADDRESS[name], 1_000 * FAB
-        made.fab.send(ADDRESS["deployer"], "transfer", host, amount)
-        made.fab.send(host, "approve", made.nodes.address, amount)
-        made.nodes.send(host, "register", keccak256(name.encode()), ADDRESS[receipt_key], amount)
-
-    async def fab(self, name: str) -> int:
-        return int(self._rpc.local.made.fab.read("balanceOf", ADDRESS[name]))
-
-    async def at_stake(self, name: str) -> int:
-        return int(self._rpc.local.made.nodes.read("node", ADDRESS[name])[2])
+    async def give_fab(self, name: str, amount: int) -> None:
+        self._rpc.local.made.fab.send(ADDRESS["deployer"], "transfer", ADDRESS[name], amount)
 
     async def aclose(self) -> None:
         for ledger in self._ledgers.values():

@@ -6,6 +6,7 @@ is asked for twice, by ``check``, which must cost nothing, and by ``transact``, 
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from itertools import count
 from typing import Any, Protocol
@@ -14,20 +15,32 @@ import pytest
 import trio
 
 from p2pnode.chain.ledger import (
+    NO_REASON,
     AccountState,
+    AddStake,
+    Approve,
+    Attest,
     Call,
     ClaimSkipped,
     Close,
     CloseMany,
     CloseRequested,
     EscrowState,
+    FabState,
     Ledger,
     LedgerEvent,
     Open,
     Outcome,
+    Proposal,
+    Propose,
+    Proposed,
+    Rebond,
     Refund,
+    Register,
+    RegistryLedger,
     Release,
     RequestClose,
+    ReturnBond,
     RevertedError,
     SessionClosed,
     SessionOpened,
@@ -35,11 +48,16 @@ from p2pnode.chain.ledger import (
     Slashed,
     SubmitVoucher,
     Transfer,
+    TransferFab,
+    Unbond,
+    Unlock,
+    Vote,
     VoucherRecorded,
     Withdraw,
     Withdrawn,
+    WithdrawStake,
 )
-from p2pnode.contract_rules import CLAIMS_MAX
+from p2pnode.contract_rules import BOND, CLAIMS_MAX, MANIFEST_BYTES_MAX, QUORUM, UNBONDING_S, VOTING_S
 from p2pnode.errors import ChainError
 from p2pnode.ids import ModelId, SessionId
 from p2pnode.protocols.crypto import keccak256
@@ -57,32 +75,32 @@ from tests.chain.contracts.support import ADDRESS, BALANCE, DAY, DEPOSIT, DOLLAR
 _salts = count(1)
 DEADLINE_S = 30
 STAKE = 1_000 * FAB
+MANIFEST = b'{"architecture":"llama","n_ctx":2048}'
+
+
+def model_of(manifest: bytes) -> ModelId:
+    """As models/SPEC.md has it."""
+    return ModelId(hashlib.sha256(b"p2pnode/model/1\0" + manifest).digest())
 
 
 class LedgerWorld(Protocol):
     """One chain, seen by each actor (and, with None, by a reader)."""
 
-    async def ledger(self, name: str | None) -> Ledger: ...
+    async def ledger(self, name: str | None) -> RegistryLedger: ...
 
     async def travel(self, seconds: int) -> None: ...
 
     async def freeze(self, name: str) -> None:
         """The token's issuer blacklists an actor."""
 
-    async def stake(self, name: str, receipt_key: str) -> None:
-        """A host registers with ``STAKE`` and this receipt key."""
-
-    async def fab(self, name: str) -> int:
-        """FAB wei in an actor's wallet."""
-
-    async def at_stake(self, name: str) -> int:
-        """FAB wei that a host has at stake."""
+    async def give_fab(self, name: str, amount: int) -> None:
+        """FAB, in its smallest unit, from who got all of it."""
 
 
 class Scene:
     """What payers and hosts sign on one chain."""
 
-    def __init__(self, world: LedgerWorld, reader: Ledger) -> None:
+    def __init__(self, world: LedgerWorld, reader: RegistryLedger) -> None:
         self.world, self.reader, self.domains = world, reader, reader.domains
 
     async def terms(self, **changes: Any) -> SessionTerms:
@@ -164,6 +182,36 @@ class Scene:
     async def worth(self, *names: str) -> dict[str, int]:
         found = {name: await self.has(name) for name in names}
         return {name: state.usdc + state.earned for name, state in found.items()}
+
+    async def stake(self, name: str = "host", receipt_key: str = "receipt key", amount: int = STAKE) -> None:
+        """A host registers with a stake and this receipt key."""
+        await self.give_fab(name, amount)
+        await self.do(name, Approve(self.domains.node_registry, amount))
+        await self.do(name, Register(keccak256(name.encode()), ADDRESS[receipt_key], amount))
+
+    async def give_fab(self, name: str, amount: int) -> None:
+        await self.world.give_fab(name, amount)
+
+    async def fab(self, name: str) -> int:
+        return (await self.reader.fab(ADDRESS[name])).balance
+
+    async def node(self, name: str = "host") -> tuple[int, int]:
+        """Its stake, and what unbonds."""
+        found = await self.reader.node(ADDRESS[name])
+        return found.stake, found.unbonding
+
+    async def propose(self, name: str = "host", manifest: bytes = MANIFEST) -> Proposal:
+        await self.give_fab(name, BOND)
+        await self.do(name, Approve(self.domains.model_registry, BOND))
+        (proposed,) = (await self.do(name, Propose(manifest))).events
+        assert isinstance(proposed, Proposed)
+        found = await self.reader.proposal(proposed.proposal)
+        assert found is not None
+        return found
+
+    async def vote(self, name: str, proposal: Proposal, amount: int, *, support: bool = True) -> None:
+        await self.do(name, Approve(self.domains.model_registry, amount))
+        await self.do(name, Vote(proposal.number, support, amount))
 
     async def state(self, terms: SessionTerms) -> EscrowState:
         return await self.reader.session(self.id_of(terms))
@@ -297,7 +345,11 @@ class LedgerConformance:
         )
         before = await scene.worth("host")
         outcome = await scene.do("host", CloseMany(claims))
-        said = [(type(event), event.session) for event in outcome.events if not isinstance(event, Withdrawn)]
+        said = [
+            (type(event), event.session)
+            for event in outcome.events
+            if not isinstance(event, Withdrawn | Proposed)
+        ]
         assert said == [
             (SessionClosed, scene.id_of(first)),
             (ClaimSkipped, scene.id_of(closed)),
@@ -547,12 +599,12 @@ class LedgerConformance:
     async def test_two_receipts_for_one_place_cost_the_host_its_stake_and_pay_the_reporter(
         self, scene: Scene
     ) -> None:
-        await scene.world.stake("host", "receipt key")
-        terms, held = await scene.open(), await scene.world.fab("stranger")
+        await scene.stake()
+        terms, held = await scene.open(), await scene.fab("stranger")
         yes, no = (scene.receipt(terms, answer, links=2) for answer in ("yes", "no"))
         outcome = await scene.do("stranger", Slash(terms, yes, no))
-        assert await scene.world.at_stake("host") == 0
-        assert await scene.world.fab("stranger") == held + STAKE // 10
+        assert await scene.node() == (0, 0)
+        assert await scene.fab("stranger") == held + STAKE // 10
         assert outcome.events == (
             Slashed(
                 session=scene.id_of(terms), host=terms.host, reporter=ADDRESS["stranger"], amount=STAKE,
@@ -564,14 +616,14 @@ class LedgerConformance:
         await scene.refused("stranger", Slash(terms, no, yes), "NodeRegistry: already punished")
 
     async def test_a_self_report_earns_nothing(self, scene: Scene) -> None:
-        await scene.world.stake("host", "receipt key")
-        terms, held = await scene.open(), await scene.world.fab("host")
+        await scene.stake()
+        terms, held = await scene.open(), await scene.fab("host")
         await scene.do("host", Slash(terms, scene.receipt(terms, "yes"), scene.receipt(terms, "no")))
-        assert await scene.world.fab("host") == held
-        assert await scene.world.at_stake("host") == 0
+        assert await scene.fab("host") == held
+        assert await scene.node() == (0, 0)
 
     async def test_an_honest_host_keeps_its_stake(self, scene: Scene) -> None:
-        await scene.world.stake("host", "receipt key")
+        await scene.stake()
         terms, own = await scene.open(), await scene.open(receipt_key=ADDRESS["payer"])
         unopened = await scene.terms()
         yes = scene.receipt(terms, "yes")
@@ -587,14 +639,158 @@ class LedgerConformance:
             (Slash(unopened, *(scene.receipt(unopened, a) for a in ("a", "b"))), "no such session"),
         ):
             await scene.refused("stranger", call, f"NodeRegistry: {reason}")
-        assert await scene.world.at_stake("host") == STAKE
+        assert await scene.node() == (STAKE, 0)
 
     async def test_a_host_without_stake_can_lose_none(self, scene: Scene) -> None:
-        await scene.world.stake("host", "receipt key")
+        await scene.stake()
         first, second = await scene.open(), await scene.open()
         for terms, reason in ((first, ""), (second, "NodeRegistry: nothing at stake")):
             call = Slash(terms, scene.receipt(terms, "yes"), scene.receipt(terms, "no"))
             await (scene.refused("stranger", call, reason) if reason else scene.do("stranger", call))
+
+    # ---- stake
+
+    async def test_a_stake_unbonds_for_seven_days_and_then_leaves(self, scene: Scene) -> None:
+        held = await scene.fab("stranger")
+        await scene.stake(amount=3 * STAKE)
+        found = await scene.reader.node(ADDRESS["host"])
+        assert (found.peer_key, found.receipt_key) == (keccak256(b"host"), ADDRESS["receipt key"])
+        await scene.refused("host", Unbond(3 * STAKE + 1), "NodeRegistry: bad amount")
+        await scene.refused("host", Unbond(2 * STAKE + 1), "NodeRegistry: stake too low")
+        began = (await scene.do("host", Unbond(2 * STAKE))).block
+        found = await scene.reader.node(ADDRESS["host"])
+        assert (found.stake, found.unbonding) == (STAKE, 2 * STAKE)
+        left_s = found.unbonds_at - (await scene.reader.head()).timestamp
+        assert UNBONDING_S - DEADLINE_S <= left_s <= UNBONDING_S
+        assert began
+        await scene.world.travel(UNBONDING_S - 2 * DEADLINE_S)
+        out = WithdrawStake(ADDRESS["stranger"])
+        await scene.refused("host", out, "NodeRegistry: too early")
+        await scene.world.travel(2 * DEADLINE_S + 2)
+        await scene.refused("host", WithdrawStake(bytes(20)), "NodeRegistry: bad recipient")
+        await scene.do("host", out)
+        assert await scene.fab("stranger") == held + 2 * STAKE
+        assert await scene.node() == (STAKE, 0)
+        await scene.refused("host", out, "NodeRegistry: nothing unbonding")
+
+    async def test_what_unbonds_can_become_stake_again_and_can_be_lost(self, scene: Scene) -> None:
+        await scene.stake(amount=2 * STAKE)
+        await scene.do("host", Unbond(STAKE))
+        await scene.do("host", Rebond())
+        assert await scene.node() == (2 * STAKE, 0)
+        await scene.refused("host", Rebond(), "NodeRegistry: nothing unbonding")
+        await scene.do("host", Unbond(2 * STAKE))
+        terms = await scene.open()
+        yes, no = (scene.receipt(terms, answer) for answer in ("yes", "no"))
+        (slashed,) = (await scene.do("stranger", Slash(terms, yes, no))).events
+        assert isinstance(slashed, Slashed)
+        assert slashed.amount == 2 * STAKE
+        assert await scene.node() == (0, 0)
+
+    async def test_a_stake_needs_enough_fab_that_may_be_taken_and_keys(self, scene: Scene) -> None:
+        keys = (keccak256(b"host"), ADDRESS["receipt key"])
+        await scene.refused("host", AddStake(STAKE), "NodeRegistry: not registered")
+        await scene.refused("host", Register(bytes(32), keys[1], STAKE), "NodeRegistry: zero key")
+        await scene.refused("host", Register(*keys, STAKE - 1), "NodeRegistry: stake too low")
+        await scene.refused("host", Register(*keys, STAKE), "FAB: allowance too low")
+        allow = Approve(scene.domains.node_registry, STAKE)
+        await scene.do("host", allow)
+        await scene.refused("host", Register(*keys, STAKE), "FAB: balance too low")
+        await scene.give_fab("host", 2 * STAKE)
+        assert await scene.reader.fab(ADDRESS["host"]) == FabState(balance=2 * STAKE, to_nodes=STAKE)
+        await scene.do("host", Register(*keys, STAKE))
+        assert await scene.reader.fab(ADDRESS["host"]) == FabState(balance=STAKE)
+        await scene.do("host", allow)
+        await scene.do("host", AddStake(STAKE))
+        assert await scene.node() == (2 * STAKE, 0)
+
+    async def test_a_call_is_estimated_as_if_it_were_allowed(self, scene: Scene) -> None:
+        ledger = await scene.world.ledger("host")
+        call = Register(keccak256(b"host"), ADDRESS["receipt key"], STAKE)
+        allow = Approve(scene.domains.node_registry, STAKE)
+        with pytest.raises(RevertedError, match="balance too low"):
+            await ledger.estimate(call, allowed=allow)
+        await scene.give_fab("host", STAKE)
+        with pytest.raises(RevertedError, match="allowance too low"):
+            await ledger.estimate(call)
+        with pytest.raises(RevertedError, match="allowance too low"):
+            await ledger.estimate(call, allowed=Approve(scene.domains.node_registry, STAKE - 1))
+        supposed = await scene.reader.estimate(call, ADDRESS["host"], allowed=allow)
+        assert (await ledger.fab(ADDRESS["host"])).to_nodes == 0
+        await scene.do("host", allow)
+        assert supposed is not None
+        used = (await scene.do("host", call)).gas_used
+        assert used is not None
+        assert used <= supposed <= used * 1.3
+
+    async def test_fab_is_sent_from_ones_own_wallet(self, scene: Scene) -> None:
+        held = await scene.fab("stranger")
+        await scene.give_fab("payer", 7)
+        await scene.refused("payer", TransferFab(ADDRESS["stranger"], 8), "FAB: balance too low")
+        await scene.refused("payer", TransferFab(bytes(20), 7), "FAB: zero address")
+        await scene.do("payer", TransferFab(ADDRESS["stranger"], 7))
+        assert (await scene.fab("payer"), await scene.fab("stranger")) == (0, held + 7)
+
+    # ---- votes
+
+    async def test_a_vote_with_a_quorum_accepts_and_all_comes_back(self, scene: Scene) -> None:
+        found = await scene.propose()
+        assert (found.model, found.proposer) == (model_of(MANIFEST), ADDRESS["host"])
+        assert await scene.reader.manifest(found) == MANIFEST
+        assert await scene.reader.proposal_count() == found.number
+        await scene.give_fab("payer", QUORUM)
+        await scene.give_fab("stranger", QUORUM - 1)
+        held = await scene.fab("stranger")
+        await scene.vote("payer", found, QUORUM - 1)
+        await scene.vote("payer", found, 1)
+        await scene.vote("stranger", found, QUORUM - 1, support=False)
+        assert await scene.reader.locked(found.number, ADDRESS["payer"]) == QUORUM
+        for call in (Unlock(found.number, ADDRESS["payer"]), ReturnBond(found.number)):
+            await scene.refused("payer", call, "ModelRegistry: vote is on")
+        await scene.world.travel(VOTING_S + 2)
+        await scene.refused("payer", Vote(found.number, True, 1), "ModelRegistry: vote is over")
+        now = (await scene.reader.head()).timestamp
+        ended = await scene.reader.proposal(found.number)
+        assert ended is not None
+        assert (ended.votes_for, ended.votes_against) == (QUORUM, QUORUM - 1)
+        assert ended.is_accepted(now)
+        await scene.do("watchtower", Unlock(found.number, ADDRESS["stranger"]))
+        await scene.do("payer", Unlock(found.number, ADDRESS["payer"]))
+        await scene.do("watchtower", ReturnBond(found.number))
+        assert (await scene.fab("payer"), await scene.fab("stranger")) == (QUORUM, held)
+        assert await scene.fab("host") == BOND
+        await scene.refused("host", ReturnBond(found.number), "ModelRegistry: bond is back")
+        await scene.refused("payer", Unlock(found.number, ADDRESS["payer"]), "ModelRegistry: nothing locked")
+
+    async def test_tokens_that_voted_can_neither_move_nor_vote_again(self, scene: Scene) -> None:
+        found = await scene.propose()
+        await scene.give_fab("payer", 100)
+        await scene.vote("payer", found, 100)
+        await scene.refused("payer", TransferFab(ADDRESS["stranger"], 1), "FAB: balance too low")
+        await scene.do("payer", Approve(scene.domains.model_registry, 1))
+        await scene.refused("payer", Vote(found.number, True, 1), "FAB: balance too low")
+
+    async def test_what_can_not_be_proposed_or_voted_on_is_refused(self, scene: Scene) -> None:
+        await scene.refused("host", Propose(b""), "ModelRegistry: no manifest")
+        await scene.refused("host", Propose(b"{}"), "FAB: allowance too low")
+        await scene.give_fab("host", BOND)
+        await scene.do("host", Approve(scene.domains.model_registry, 2 * BOND))
+        await scene.refused("host", Propose(bytes(MANIFEST_BYTES_MAX + 1)), NO_REASON)
+        await scene.do("host", Propose(bytes(MANIFEST_BYTES_MAX)))
+        number = await scene.reader.proposal_count()
+        await scene.refused("host", Vote(number + 1, True, 1), "ModelRegistry: no such proposal")
+        await scene.refused("host", Vote(number, True, 0), "ModelRegistry: bad amount")
+        await scene.refused("host", ReturnBond(number + 1), "ModelRegistry: vote is on")
+        assert await scene.reader.proposal(number + 1) is None
+        assert await scene.reader.proposal(0) is None
+
+    async def test_an_attestation_is_of_its_sender_and_can_be_taken_back(self, scene: Scene) -> None:
+        model = model_of(MANIFEST)
+        await scene.do("host", Attest(model, b"\1" * 32))
+        assert await scene.reader.attestation(model, ADDRESS["host"]) == b"\1" * 32
+        assert await scene.reader.attestation(model, ADDRESS["rival"]) == bytes(32)
+        await scene.do("host", Attest(model, bytes(32)))
+        assert await scene.reader.attestation(model, ADDRESS["host"]) == bytes(32)
 
     # ---- several at once
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from p2pnode.chain.ledger import Domains, Ledger
+from p2pnode.chain.ledger import Domains, RegistryLedger
 from p2pnode.chain.memory.ledger import MemoryChain, MemoryLedger
 from p2pnode.protocols.typed_data import Domain, market_domain
-from tests.chain.contracts.support import ADDRESS, BALANCE, FAB
+from tests.chain.contracts.support import ADDRESS, BALANCE
 
 CHAIN_ID = 131_277_322_940_537
 START = 1_800_000_000
@@ -14,6 +14,8 @@ MEMORY_DOMAINS = Domains(
     token=Domain(name="USD Coin", version="2", chain_id=CHAIN_ID, contract=b"\x0b" * 20),
     node_registry=b"\x0c" * 20,
     treasury=ADDRESS["treasury"],
+    fab=b"\x0d" * 20,
+    model_registry=b"\x0e" * 20,
 )
 
 
@@ -30,7 +32,7 @@ class MemoryWorld:
         for name in ("payer", "other payer"):
             self.chain.mint(ADDRESS[name], BALANCE)
 
-    async def ledger(self, name: str | None) -> Ledger:
+    async def ledger(self, name: str | None) -> RegistryLedger:
         return MemoryLedger(self.chain, None if name is None else ADDRESS[name])
 
     async def travel(self, seconds: int) -> None:
@@ -39,11 +41,5 @@ class MemoryWorld:
     async def freeze(self, name: str) -> None:
         self.chain.blacklist(ADDRESS[name])
 
-    async def stake(self, name: str, receipt_key: str) -> None:
-        self.chain.registry.stake(ADDRESS[name], ADDRESS[receipt_key], 1_000 * FAB)
-
-    async def fab(self, name: str) -> int:
-        return self.chain.registry.fab[ADDRESS[name]]
-
-    async def at_stake(self, name: str) -> int:
-        return self.chain.registry.stakes[ADDRESS[name]]
+    async def give_fab(self, name: str, amount: int) -> None:
+        self.chain.mint_fab(ADDRESS[name], amount)

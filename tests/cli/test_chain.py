@@ -76,7 +76,7 @@ def test_the_faucet_fills_a_wallet_and_status_shows_it(dev: Dev, tmp_path: Path)
     address = wallet_in(tmp_path / "payer")
     gave = dev.run("faucet", address, "12.5", "--ether", "0.25", "--json")
     assert gave.events == [
-        {"event": "funded", "address": address, "usdc": 12_500_000, "ether_wei": 25 * 10**16}
+        {"event": "funded", "address": address, "usdc": 12_500_000, "ether_wei": 25 * 10**16, "fab": 0}
     ]
     held = balances(dev, tmp_path / "payer")
     assert (held["wallet"], held["usdc"], held["ether_wei"]) == (address, 12_500_000, 25 * 10**16)

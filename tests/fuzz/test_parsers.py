@@ -75,6 +75,7 @@ from p2pnode.storage.conversations.records import (
     WriterSeq,
 )
 from p2pnode.storage.s5.wire import entry_json, entry_of, key_of
+from tests.chain.memory_world import MEMORY_DOMAINS
 from tests.fuzz.conftest import Counted
 from tests.fuzz.corpus import SOMEBODY, kad, messages, vectors
 from tests.fuzz.mutations import Mutate, by_bytes, inputs, json_values, msgpack_values
@@ -178,7 +179,8 @@ def _words(data: bytes) -> list[bytes]:
 
 def _log_of(name: str, topics_count: int, words: int) -> bytes:
     """A log's topics and data, one after another, after the number of topics."""
-    contract = artifact("NodeRegistry" if name == "Slashed" else "JobMarketplace")
+    of = {"Slashed": "NodeRegistry", "Proposed": "ModelRegistry"}
+    contract = artifact(of.get(name, "JobMarketplace"))
     entry = next(each for each in contract.abi if each["type"] == "event" and each["name"] == name)
     kinds = ",".join(type_of(field) for field in entry["inputs"])
     first = keccak256(f"{name}({kinds})".encode())
@@ -318,7 +320,11 @@ def _all(folder: Path) -> Iterator[Parser]:  # noqa: PLR0915  a list
     logs = [_log_of("SessionClosed", topics, words) for topics in (1, 2, 3, 4) for words in (0, 2, 3, 5, 8)]
     yield Parser("log of the market", _chain_log(market_events), logs, (ChainError,))
     logs = [_log_of("Slashed", topics, words) for topics in (1, 3, 4) for words in (0, 2, 5)]
-    yield Parser("log of the registry", _chain_log(registry_events), logs, (ChainError,))
+    of_nodes = _chain_log(lambda at, logs: registry_events(replace(MEMORY_DOMAINS, node_registry=at), logs))
+    yield Parser("log of the registry", of_nodes, logs, (ChainError,))
+    logs = [_log_of("Proposed", topics, words) for topics in (1, 3, 4) for words in (0, 2, 5)]
+    of_models = _chain_log(lambda at, logs: registry_events(replace(MEMORY_DOMAINS, model_registry=at), logs))
+    yield Parser("log of proposals", of_models, logs, (ChainError,))
     session = artifact("JobMarketplace").function("session", 1)
     yield Parser("answer of the market", session.decode, [bytes(96), bytes(32), b""], (ChainError,))
     yield Parser(

@@ -12,7 +12,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from p2pnode.chain.ledger import UnavailableError
+from p2pnode.chain.ledger import Approve, Register, UnavailableError
 from p2pnode.chain.memory.ledger import MemoryLedger
 from p2pnode.client.client import Client
 from p2pnode.errors import NoHostError, ProtocolError, RefusedError, UnreachableError
@@ -166,7 +166,7 @@ async def test_a_thieving_host_that_is_caught_live_loses_its_stake_to_its_client
     """It tells its client of fewer tokens than it sent, and the rest of the world the truth."""
     async with paid_world(tmp_path) as w:
         member, money = await w.host()
-        w.chain.registry.stake(wallet_address("host 0"), _receipt_key(member), STAKE)
+        _stake(w, member)
         truth: list[Receipt] = []
         real = Meter.issue
 
@@ -201,13 +201,16 @@ async def test_a_thieving_host_that_is_caught_live_loses_its_stake_to_its_client
             assert evidence.place == (truth[0].epoch, 2)
             (done,) = await accuse(w, client)
             assert done.reward == STAKE // 10
-            assert w.chain.registry.stakes[wallet_address("host 0")] == 0
-            assert w.chain.registry.fab[wallet_address("alice")] == STAKE // 10
+            assert w.chain.node(wallet_address("host 0")).stake == 0
+            assert w.chain.fab(wallet_address("alice")).balance == STAKE // 10
             assert journal.evidence()[0].outcome.startswith("slashed: ")
 
 
-def _receipt_key(member: Member) -> bytes:
-    return key_address(receipt_secret(member.index))
+def _stake(w: PaidWorld, member: Member) -> None:
+    host = wallet_address("host 0")
+    w.chain.mint_fab(host, STAKE)
+    w.chain.send(host, Approve(w.chain.domains.node_registry, STAKE))
+    w.chain.send(host, Register(bytes([1]) * 32, key_address(receipt_secret(member.index)), STAKE))
 
 
 async def test_evidence_that_could_not_be_sent_is_sent_again(
@@ -215,7 +218,7 @@ async def test_evidence_that_could_not_be_sent_is_sent_again(
 ) -> None:
     async with paid_world(tmp_path) as w:
         member, money = await w.host()
-        w.chain.registry.stake(wallet_address("host 0"), _receipt_key(member), STAKE)
+        _stake(w, member)
         async with w.client(member) as client:
             await answer(client, tokens=80)
             await trio.sleep(1)  # the last voucher arrives, and with it its receipt is on the disk

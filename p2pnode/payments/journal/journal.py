@@ -65,6 +65,8 @@ class Journal:
         in_thread: bool = True,
     ) -> None:
         self.path, self._file = file.path, file
+        self.in_thread = in_thread
+        """See :meth:`open`."""
         self._reads, self._writes = reads, writes
         self._writer = WriteQueue(file, writes, in_thread=in_thread)
         self._owner = Owner(file.path)

@@ -81,7 +81,7 @@ class Twin:
             node_registry=found.node_registry,
             treasury=ADDRESS["treasury"],
         )
-        self.encoder = Encoder(found.job_marketplace, found.usdc, found.node_registry)
+        self.encoder = Encoder(self.domains)
         self.memory = MemoryChain(self.domains, lambda: self.at)
         self.at = 0
         self.accounts = {*ADDRESS.values(), found.job_marketplace, found.usdc}
