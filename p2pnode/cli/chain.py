@@ -296,7 +296,7 @@ def _write_profile(output: Output, profile: ChainProfile, path: Path) -> None:
 
 
 def _tell_all(output: Output, orders: list[SentOrder]) -> None:
-    from p2pnode.cli.funds import order_reporter
+    from p2pnode.cli.plans import order_reporter
 
     for each in orders:
         order_reporter(output)(each)

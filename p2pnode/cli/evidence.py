@@ -116,7 +116,7 @@ async def _fetch(config: NodeConfig, output: Output) -> None:
 
 
 async def _submit(config: NodeConfig, output: Output) -> list[Evidence]:
-    from p2pnode.cli.funds import order_reporter
+    from p2pnode.cli.plans import order_reporter
     from p2pnode.payments.books import books_of
     from p2pnode.payments.evidence import submit_evidence
 

@@ -19,17 +19,15 @@ from p2pnode.cli.options import (
     units_of,
 )
 from p2pnode.cli.output import Output, shorten
-from p2pnode.cli.plans import DryRunOption, carry_out, locked_wallet
+from p2pnode.cli.plans import DryRunOption, carry_out, ended_text, locked_wallet, order_reporter
 from p2pnode.cli.user_input import confirm
 from p2pnode.money import FAB_DIGITS, USDC_DIGITS
 from p2pnode.words import count_of
 
 if TYPE_CHECKING:
-    from p2pnode.chain.evm.order_book import SentOrder
     from p2pnode.cli.output import Output
     from p2pnode.payments.books import Books
     from p2pnode.payments.funds import Funds, LeftDeposit
-    from p2pnode.payments.orders import Tell
 
 
 _SETTLEMENT_S: Final = 15.0
@@ -278,41 +276,3 @@ def _day(at: int) -> str:
     from datetime import UTC, datetime
 
     return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M} UTC"
-
-
-# ---- orders to the chain
-
-
-def order_reporter(output: Output) -> Tell:
-    """A function that says, on a line of its own, that an order was sent and is not seen yet."""
-
-    def tell(order: SentOrder) -> None:
-        fields = {
-            "transaction": _hash(order), "order": order.order.words, "kind": order.order.kind,
-            "nonce": order.nonce, "sent_at": order.sent_at,
-        }  # fmt: skip
-        output.event("order.waiting", fields, text=waiting_text(order))
-
-    return tell
-
-
-def waiting_text(order: SentOrder) -> str:
-    """An order that was sent and is not seen yet, as a line for people."""
-    return f"sent, not seen yet: {_hash(order)} ({order.order.words}); it is not ordered a second time"
-
-
-def ended_text(order: SentOrder) -> str:
-    """What became of an order that an earlier command sent, as a line for people."""
-    shown = "0x" + order.transaction.hex() if order.transaction is not None else "no transaction"
-    said = {
-        "done": f"was carried out ({shown})",
-        "failed": f"was refused by the contract ({shown})",
-        "displaced": f"was not carried out: another transaction of this wallet has its nonce ({shown})",
-        "given up": "was given up",
-        None: "is on its way",
-    }
-    return f"{order.order.words}: {said[order.ending]}"
-
-
-def _hash(order: SentOrder) -> str:
-    return "0x" + order.versions[-1].hash.hex() if order.versions else "?"

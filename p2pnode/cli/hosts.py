@@ -166,11 +166,14 @@ def _row(fields: dict[str, Any]) -> list[str]:
 
 def _abilities(fields: dict[str, Any]) -> str:
     """What a host that may be chosen can do, in words."""
+    from p2pnode.money import fab_text
+
     can = ", ".join(fields["can"]) or "text only"
     engine = f" ({fields['engine']})" if fields["engine"] else ""
     kept = f"; keeps a session for {span(fields['keep_s'])} after you left" if fields["keep_s"] else ""
     first = "; asked first: a session with it was left" if fields["goes_first"] else ""
-    return f"can: {can}{engine}{kept}{first}"
+    staked = f"; {fab_text(fields['stake'])} at stake" if fields["stake"] else ""
+    return f"can: {can}{engine}{kept}{first}{staked}"
 
 
 def _fields(candidate: Any, sheet: Any) -> dict[str, Any]:
@@ -209,5 +212,6 @@ def _fields(candidate: Any, sheet: Any) -> dict[str, Any]:
         "cost": round(candidate.cost),
         "goes_first": candidate.goes_first,
         "trusted": candidate.trusted,
+        "stake": candidate.stake,
         "excluded": candidate.excluded,
     }

@@ -19,8 +19,10 @@ from p2pnode.cli.user_input import confirm
 
 if TYPE_CHECKING:
     from p2pnode.chain.evm.ledger import EvmLedger
+    from p2pnode.chain.evm.order_book import SentOrder
     from p2pnode.chain.ledger import Outcome
     from p2pnode.config import NodeConfig
+    from p2pnode.payments.orders import Tell
     from p2pnode.payments.plans import Plan, Quote
 
 DryRunOption: TypeAlias = Annotated[
@@ -69,7 +71,6 @@ async def carry_out(
 
     Raises ``PlanError`` where the chain would refuse it, and what ``confirm`` and the ledger raise.
     """
-    from p2pnode.cli.funds import order_reporter
     from p2pnode.payments.books import books_of
     from p2pnode.payments.plans import quote, require_ether
 
@@ -124,3 +125,41 @@ def _show(output: Output, plan: Plan, found: Quote, *, dry_run: bool) -> None:
     if dry_run:
         lines.append("dry run: the chain would take this; nothing was signed or sent")
     output.event("plan", fields, text="\n".join(lines))
+
+
+# ---- orders to the chain
+
+
+def order_reporter(output: Output) -> Tell:
+    """A function that says, on a line of its own, that an order was sent and is not seen yet."""
+
+    def tell(order: SentOrder) -> None:
+        fields = {
+            "transaction": _hash(order), "order": order.order.words, "kind": order.order.kind,
+            "nonce": order.nonce, "sent_at": order.sent_at,
+        }  # fmt: skip
+        output.event("order.waiting", fields, text=waiting_text(order))
+
+    return tell
+
+
+def waiting_text(order: SentOrder) -> str:
+    """An order that was sent and is not seen yet, as a line for people."""
+    return f"sent, not seen yet: {_hash(order)} ({order.order.words}); it is not ordered a second time"
+
+
+def ended_text(order: SentOrder) -> str:
+    """What became of an order that an earlier command sent, as a line for people."""
+    shown = "0x" + order.transaction.hex() if order.transaction is not None else "no transaction"
+    said = {
+        "done": f"was carried out ({shown})",
+        "failed": f"was refused by the contract ({shown})",
+        "displaced": f"was not carried out: another transaction of this wallet has its nonce ({shown})",
+        "given up": "was given up",
+        None: "is on its way",
+    }
+    return f"{order.order.words}: {said[order.ending]}"
+
+
+def _hash(order: SentOrder) -> str:
+    return "0x" + order.versions[-1].hash.hex() if order.versions else "?"

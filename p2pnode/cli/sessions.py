@@ -211,7 +211,7 @@ def close(
     async def run() -> None:
         import time
 
-        from p2pnode.cli.funds import order_reporter
+        from p2pnode.cli.plans import order_reporter
         from p2pnode.payments.books import books_of
         from p2pnode.payments.settlement import close_session
 

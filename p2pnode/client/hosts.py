@@ -81,9 +81,16 @@ class HostSearch:
         payable: Payable = why_not_free,
         has_session: Callable[[PeerId], bool] = lambda _peer: False,
         has_left: Callable[[PeerId], bool] = lambda _peer: False,
+        stake_of: Callable[[Advert], int] = lambda _advert: 0,
     ) -> None:
         self._choice = HostChoice(
-            model, filters, measured=measured, payable=payable, has_session=has_session, has_left=has_left
+            model,
+            filters,
+            measured=measured,
+            payable=payable,
+            has_session=has_session,
+            has_left=has_left,
+            stake_of=stake_of,
         )
         self._limits, self._wall = limits, wall
         self._model, self._caps = model, filters.caps
@@ -322,6 +329,7 @@ class Searches:
             payable=self._runtime.payable,
             has_session=lambda peer: self._sessions.has(peer, model),
             has_left=lambda peer: self._sessions.has_left(peer, model),
+            stake_of=self._runtime.stake_of,
         )
 
     def with_idle_sessions(self, model: ModelId, filters: Filters) -> HostSearch:

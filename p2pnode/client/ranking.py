@@ -6,7 +6,8 @@ seconds, made worse by load and failures; lower is better::
     score = (connect + ttft + TYPICAL_TOKENS / tokens_per_s) * (1 + queue) * (1 + 4 * failure_rate)
 
 Hosts that the user trusts come first, then those that ask for no money. Those that do are ordered by score
-times expected cost: one that is twice as fast may cost twice as much. A fee that is paid already costs
+times expected cost: one that is twice as fast may cost twice as much. One that has a stake, which it loses
+by a lie about a paid session, may be a tenth worse. A fee that is paid already costs
 nothing; of one that is due a host that keeps sessions is charged a share, for it serves several turns.
 
 A host with which a session is open, or was left, goes before its equals; a free one where what its prompt
@@ -49,6 +50,8 @@ BREAKER_MAX_S: Final = 3600.0
 FORGIVEN: Final = 1 / 8
 """Of one question that was paid for and not answered, an answer makes good so much: a host that gives nothing
 for more than one question in nine is left out in the end."""
+STAKED_WORTH: Final = 0.9
+"""What a stake makes of a host's score times cost: it goes before one that is better by less than that."""
 _UNKNOWN_TTFT_S: Final = 0.5
 _UNKNOWN_TOKENS_PER_S: Final = 30.0
 _UNKNOWN_CONNECT_S: Final = 0.2
@@ -208,6 +211,8 @@ class Candidate:
     """Whether it is asked before its equals, for a session with it is open or was left."""
     trusted: bool = False
     """Whether the user named it as one to trust."""
+    stake: int = 0
+    """What it has at stake, in FAB's smallest unit; 0 where that isn't known."""
     excluded: str = ""
     """Why it may not be chosen; "" where it may."""
 
@@ -229,11 +234,13 @@ def rank(
     *,
     payable: Payable | None = None,
     fee_paid: Callable[[PeerId], bool] = lambda _peer: False,
+    stake_of: Callable[[Advert], int] = lambda _advert: 0,
     turn: TurnBound | None = None,
 ) -> Ranking:
     """Order hosts of ``model``; the same input gives the same order.
 
-    ``fee_paid`` says whether a session with a host is there, open or left; ``turn`` is the question.
+    ``fee_paid`` says whether a session with a host is there, open or left; ``stake_of`` what it has at stake;
+    ``turn`` is the question.
     """
     candidates = []
     for advert in adverts:
@@ -249,6 +256,7 @@ def rank(
                 cost=expected_cost(offer, known, fee_paid=paid),
                 fee_paid=paid,
                 trusted=filters.rules.trusts(advert),
+                stake=stake_of(advert),
                 excluded=exclusion(advert, offer, known, filters, now)
                 or (payable or why_not_free)(advert, offer)
                 or _too_dear(offer, filters, turn, fee_paid=paid),
@@ -271,6 +279,8 @@ def _order(candidate: Candidate) -> tuple[bool, bool, bool, float, int, PeerId]:
     offer, priced = candidate.offer, is_priced(candidate.offer)
     # One unit more: whoever costs next to nothing still has to be fast.
     worth = candidate.score * (candidate.cost + 1 if priced else 1)
+    if priced and candidate.stake:  # a free session is on no chain: no stake is lost by a lie in one
+        worth *= STAKED_WORTH
     first = candidate.goes_first
     return not candidate.trusted, priced, not first, worth, _price(offer), candidate.advert.peer
 
@@ -374,10 +384,12 @@ class HostChoice:
         payable: Payable = why_not_free,
         has_session: Callable[[PeerId], bool] = lambda _peer: False,
         has_left: Callable[[PeerId], bool] = lambda _peer: False,
+        stake_of: Callable[[Advert], int] = lambda _advert: 0,
     ) -> None:
         self._model, self._filters = model, filters
         self._measured, self._payable = measured, payable
         self._has_session, self._has_left = has_session, has_left
+        self._stake_of = stake_of
         self.turn: TurnBound | None = None
         """The most that is asked of the next host."""
         self._found: dict[PeerId, Advert] = {}
@@ -429,6 +441,7 @@ class HostChoice:
             now,
             payable=self._payable,
             fee_paid=self._fee_paid,
+            stake_of=self._stake_of,
             turn=self.turn,
         )
 

@@ -26,6 +26,7 @@ from p2pnode.protocols.adverts.messages import Advert, Offer
 from p2pnode.storage.conversations.records import SavedSession
 
 if TYPE_CHECKING:
+    from p2pnode.node.staked_hosts import StakedHosts
     from p2pnode.payments.payer import Payer
 
 Event = Callable[[str, dict[str, object]], None]
@@ -64,6 +65,9 @@ class Runtime:
         self.browses = False
         """Whether it looks for peers on the local network."""
         self._node = node
+        self.stakes: StakedHosts | None = None
+        """Which hosts are staked on the chain that this client pays on; None where it pays nothing. Asked of
+        the chain while that is open, which it is from the first payment on."""
         self._tasks: trio.Nursery | None = None
 
     @asynccontextmanager
@@ -86,6 +90,8 @@ class Runtime:
                 if self.owns_node:
                     with trio.move_on_after(self.limits.close_deadline_s, shield=True):
                         await self._node.aclose()
+                if self.stakes is not None and self.payer is not None and self.payer.opened is not None:
+                    self.stakes.save(self.data.stakes)
 
     @property
     def node(self) -> Node:
@@ -127,6 +133,7 @@ class Runtime:
                 gossip=False,
                 keep_connected=False,
                 mdns="browse" if self.browses else "off",
+                stakes=self.stakes,
                 limits=self.limits,
             )
         )
@@ -142,12 +149,19 @@ class Runtime:
         """Why this client can't pay an offer; "" where it can, or the offer is free."""
         return why_not_free(advert, offer) if self.payer is None else self.payer.payable(advert, offer)
 
+    def stake_of(self, advert: Advert) -> int:
+        """What a host has at stake, in FAB's smallest unit; 0 where that isn't known here."""
+        return 0 if self.stakes is None else self.stakes.stake_of(advert)
+
     def purchase(self, session: SessionId) -> SavedSession | None:
         """What is to be kept of a session that this client pays for; None for a free one."""
         return self.payer.purchase(session) if self.payer is not None else None
 
     def _configured_payer(self) -> Payer | None:
+        from p2pnode.payments.books import stakes_of
         from p2pnode.payments.payer import payer_of
+
+        self.stakes = stakes_of(self.config)
 
         def on_sign(words: str, fields: Mapping[str, object]) -> None:
             self.tell("signing", {"words": words, **fields})
@@ -156,7 +170,12 @@ class Runtime:
             self.tell("chain.waiting", {"chain": chain})
 
         return payer_of(
-            self.config, wall=time.time, draw=secrets.token_bytes, on_sign=on_sign, on_wait=on_wait
+            self.config,
+            wall=time.time,
+            draw=secrets.token_bytes,
+            on_sign=on_sign,
+            on_wait=on_wait,
+            stakes=self.stakes,
         )
 
 

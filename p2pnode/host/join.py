@@ -47,7 +47,7 @@ from p2pnode.node.identity import (
 from p2pnode.node.invite import make_invite, read_bootstrap
 from p2pnode.node.node import Node, NodeSetup
 from p2pnode.node.reachability import reachability
-from p2pnode.payments.books import profile_of_config
+from p2pnode.payments.books import profile_of_config, stakes_of
 from p2pnode.payments.escrow import HostMoney, open_host_money
 from p2pnode.payments.gas_budget import SESSION_GAS, GasBudget
 from p2pnode.payments.settlement_policy import settle_above
@@ -116,6 +116,7 @@ class Join:
                 return
             listen = config.listen or free_listen(LISTEN_DEFAULT)
             starts = await off_the_loop(data.new_start)  # here: starts that fail before add nothing to it
+            stakes = stakes_of(config, profile) if profile is not None else None
             self._node = node = Node(
                 NodeSetup(
                     key=identity.key,
@@ -125,6 +126,7 @@ class Join:
                     bootstrap=bootstrap,
                     saved_peers=data.peers,
                     mdns="announce" if config.mdns else "off",
+                    stakes=stakes,
                     limits=self._options.limits,
                 )
             )
@@ -138,6 +140,8 @@ class Join:
                     await nursery.start(node.run)
                     await self._write_node_json(node)
                     self._report("listening", {"multiaddrs": list(node.multiaddrs)})
+                    if stakes is not None and money is not None:
+                        node.start_soon(stakes.follow, money.ledger.node)
                     with trio.CancelScope() as self._starting:
                         if not self._stopping:  # else the node ends already, and takes no task any more
                             node.start_soon(self._follow_addresses, node)
@@ -146,6 +150,8 @@ class Join:
                     if self._stopping:
                         node.stop()
             finally:
+                if stakes is not None:
+                    stakes.save(data.stakes)
                 data.node_json.unlink(missing_ok=True)
                 data.totals.unlink(missing_ok=True)
                 if self._ready is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import structlog
 import trio
@@ -42,6 +42,9 @@ from p2pnode.protocols.gossipsub.commands import Verdict
 from p2pnode.protocols.wire import encode
 from p2pnode.shares import Origin
 
+if TYPE_CHECKING:
+    from p2pnode.node.staked_hosts import StakedHosts
+
 log = structlog.get_logger()
 Answer = TypeVar("Answer", Adverts, SheetAnswer)
 SHEETS_MAX: Final = 128
@@ -61,13 +64,17 @@ class AdvertService:
         wall: Callable[[], float],
         draw: Callable[[], float],
         privileged: Callable[[PeerId], bool],
+        stakes: StakedHosts | None = None,
     ) -> None:
-        """``starts`` are the instances of the node's starts; the last is this one's."""
+        """``starts`` are the instances of the node's starts; the last is this one's. ``stakes`` hears of each
+        advert that is believed."""
         self._network, self._limits = network, limits
         self.wall = wall
         self.book = Book(
             size_max=limits.book_max,
             privileged=privileged,
+            staked=(lambda _peer: False) if stakes is None else stakes.is_staked,
+            believed=(lambda _advert: None) if stakes is None else stakes.heard,
             origin_of=self._seen_at,
             draw=lambda count: int(draw() * count),
         )

@@ -37,8 +37,8 @@ STARTS_MAX: Final = 1024
 _OURS: Final = frozenset(
     {
         "", "binding", "chain", "config", "devchain", "evidence", "free", "journal", "measured", "models",
-        "node", "peer", "peers", "phrase", "place", "receipt", "s5", "starts", "storage", "store", "told",
-        "totals", "wallet",
+        "node", "peer", "peers", "phrase", "place", "receipt", "s5", "staked", "starts", "storage", "store",
+        "told", "totals", "wallet",
     }
 )  # fmt: skip
 """The first part of each name that this package makes in a data dir."""
@@ -98,6 +98,10 @@ class DataDir:
     def phrase(self) -> Path:
         """The entropy of the recovery phrase, in a keystore of its own."""
         return self.root / "phrase.json"
+
+    @property
+    def stakes(self) -> Path:
+        return self.root / "staked.json"
 
     @property
     def journal(self) -> Path:

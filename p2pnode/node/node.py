@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import structlog
 import trio
@@ -38,6 +38,9 @@ from p2pnode.protocols.adverts.messages import is_topic
 from p2pnode.protocols.lookup.messages import provider_key
 from p2pnode.shares import origin_of
 
+if TYPE_CHECKING:
+    from p2pnode.node.staked_hosts import StakedHosts
+
 log = structlog.get_logger()
 
 
@@ -60,6 +63,8 @@ class NodeSetup:
     """Whether to keep connections to several peers; a short-lived client dials only those it needs."""
     dht: Literal["server", "client", "off"] = "server"
     gossip: bool = True
+    stakes: StakedHosts | None = None
+    """Which hosts are staked on the chain of this node; None where it knows of no chain."""
     mdns: Literal["off", "browse", "announce"] = "off"
     limits: Limits = DEFAULT_LIMITS
     transport: Any = None
@@ -106,6 +111,7 @@ class Node:
             wall=setup.wall,
             draw=rng.random,
             privileged=lambda peer: peer in self.peers.selection.reached,
+            stakes=setup.stakes,
         )
         self.faults = FaultLedger()
         self.sleep = SleepWatch(setup.limits, setup.wall)

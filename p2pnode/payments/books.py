@@ -6,6 +6,7 @@ web3 is imported when a ledger is opened and not before, so that a free session 
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -26,6 +27,7 @@ from p2pnode.extras import need
 from p2pnode.files import off_the_loop, user_path
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.identity import passphrase_of, wallet_files
+from p2pnode.node.staked_hosts import StakedHosts
 from p2pnode.payments.journal.journal import Journal
 from p2pnode.payments.journal.orders import WalletOnChain
 from p2pnode.payments.orders import JournalOrders, Orders, Tell
@@ -113,6 +115,24 @@ def profile_of_config(config: NodeConfig) -> ChainProfile | None:
     """The chain this data dir pays on; None without one. Raises ``ConfigError`` that names file and field."""
     path = profile_path(config)
     return None if path is None else load_profile(path)
+
+
+def stakes_of(config: NodeConfig, profile: ChainProfile | None = None) -> StakedHosts | None:
+    """Who is staked on a data dir's chain, as an earlier run knew it; None where no chain is configured.
+
+    Raises ``ConfigError`` for a profile that can't be read.
+    """
+    found = profile or profile_of_config(config)
+    if found is None:
+        return None
+    stakes = StakedHosts(
+        chain_id=found.chain_id,
+        registry=found.node_registry,
+        wall=time.time,
+        draw=random.SystemRandom().randrange,
+    )
+    stakes.load(DataDir(config.data_dir).stakes)
+    return stakes
 
 
 @asynccontextmanager

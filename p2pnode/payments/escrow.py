@@ -16,7 +16,14 @@ from typing import Final, TypeAlias
 import structlog
 import trio
 
-from p2pnode.chain.ledger import ChainMadeAnewError, EscrowState, GasTooDearError, Ledger, RevertedError
+from p2pnode.chain.ledger import (
+    ChainMadeAnewError,
+    EscrowState,
+    GasTooDearError,
+    Ledger,
+    RegistryLedger,
+    RevertedError,
+)
 from p2pnode.chain.ledger import Open as OpenCall
 from p2pnode.chain.profile import ChainProfile
 from p2pnode.errors import ChainError, LocalError
@@ -444,7 +451,7 @@ def _refusal_of(error: ChainError | trio.TooSlowError) -> Refuse:
 class HostMoney:
     """What a host is paid with. Ledger and journal run for longer than the host."""
 
-    ledger: Ledger
+    ledger: RegistryLedger
     journal: Journal
     exposure_limits: ExposureLimits = field(default_factory=ExposureLimits)
     budget: GasBudget = field(default_factory=GasBudget)

@@ -23,6 +23,7 @@ from p2pnode.extras import why_missing
 from p2pnode.ids import ModelId, PeerId, SessionId
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.identity import passphrase_of, wallet_files
+from p2pnode.node.staked_hosts import StakedHosts
 from p2pnode.payments.books import open_books, open_journal, profile_of_config
 from p2pnode.payments.evidence import note_shown
 from p2pnode.payments.journal.journal import BoughtSession, Journal
@@ -369,10 +370,12 @@ def payer_of(
     draw: Callable[[int], bytes],
     on_sign: OnSign,
     on_wait: Callable[[str], None] = lambda _chain: None,
+    stakes: StakedHosts | None = None,
 ) -> Payer | None:
     """What a data dir pays with; None where no chain profile is configured. Raises ``ConfigError``.
 
-    ``on_wait`` gets the chain's name when it has not answered for two seconds.
+    ``on_wait`` gets the chain's name when it has not answered for two seconds. While the chain is open,
+    ``stakes`` asks it who is staked.
     """
     profile = profile_of_config(config)
     if profile is None:
@@ -405,7 +408,12 @@ def payer_of(
                 draw=draw,
                 on_sign=on_sign,
             )
-            yield OpenPayer(signer, books.journal)
+            opened = OpenPayer(signer, books.journal)
+            if stakes is None:
+                yield opened
+                return
+            async with background_task(partial(stakes.follow, books.ledger.node)):
+                yield opened
 
     def look() -> Sequence[BoughtSession]:
         path = DataDir(config.data_dir).journal

@@ -3,7 +3,8 @@
 It holds one live advert of each peer. Cheap checks come before the signature, and a bad signature is charged
 to whoever brought it, never to the peer it names: a forger can't silence its victim. An eighth of the book is
 kept for privileged peers (staked, or dialled by us), so that Sybils can't crowd them out; they lose no place,
-up to half of the book.
+up to half of the book. Who takes our dials without a stake can't fill what staked hosts are kept: these lose
+no place up to an eighth more.
 
 The other places are shared out by origin. What can't be forged of an advert is where its peer is connected
 from: each such origin has a share. Adverts of all others, whose addresses may be made up, have one share
@@ -98,19 +99,21 @@ class Book:
         *,
         size_max: int = 4096,
         privileged: Callable[[PeerId], bool] = lambda _peer: False,
+        staked: Callable[[PeerId], bool] = lambda _peer: False,
+        believed: Callable[[Advert], None] = lambda _advert: None,
         origin_of: Callable[[PeerId], Origin | None] = lambda _peer: None,
         draw: Draw = lambda _count: 0,
         checks: AdvertChecks | None = None,
     ) -> None:
         """``origin_of`` says where a peer is or was connected from, as we saw it; None for one we never
-        met."""
+        met. A staked peer is privileged, too. ``believed`` is told of each advert that was accepted."""
         self.counts: Counter[str] = Counter()
         self._entries: dict[PeerId, Entry] = {}
         self._first_ends_at = math.inf
         """Nothing expires before. A full book is asked for each newcomer, and to walk over it takes long."""
         self._size_max = size_max
         self._reserve = size_max // 8
-        self._privileged = privileged
+        self._dialled, self._staked, self._believed = privileged, staked, believed
         self.checks = checks or AdvertChecks()
         self._sources = Sources()
         self._origin_of, self._draw = origin_of, draw
@@ -149,6 +152,7 @@ class Book:
             gossiped_at = unasked if asked else now
             entry = Entry(signed, advert, gossiped_at, late_s, self._origin(advert), until)
             self._put(advert.peer, entry)
+            self._believed(advert)
         return verdict, advert
 
     def _judge(
@@ -202,8 +206,10 @@ class Book:
             self.expire(now)
         kept = len(self._entries) - len(self._shares)
         self._shares.leave(peer)  # it was seen elsewhere since
-        # Whoever takes our dials becomes privileged in time: half of the book is for others all the same.
-        if privileged and kept < max(1, self._size_max // 2):
+        # Whoever takes our dials becomes privileged in time: half of the book is for others all the same,
+        # less an eighth that only staked hosts can fill.
+        most = max(1, self._size_max // 2) + (self._reserve if self._staked(peer) else 0)
+        if privileged and kept < most:
             if held is None and len(self._entries) >= self._size_max:
                 return self._replace(self._shares.holders_within())
             return True
@@ -305,6 +311,9 @@ class Book:
         for entry in self._entries.values():
             if entry.is_live(now) and (model is None or entry.advert.offer(model) is not None):
                 yield entry
+
+    def _privileged(self, peer: PeerId) -> bool:
+        return self._dialled(peer) or self._staked(peer)
 
     def population(self, now: float, model: ModelId) -> int:
         """Hosts of a model that count for stretching: privileged ones only, so that Sybils don't."""

@@ -204,6 +204,10 @@ def test_stake_is_put_in_taken_out_over_time_and_lost_by_a_host_that_lies(tmp_pa
             asked = ask(payer, "hello", "--peer", served.multiaddr, "--chain", chain.profile, "--close",
                         "--max-tokens", 40)  # fmt: skip
             assert asked.code == 0, asked
+            # The client asked the chain while it was open; the next command knows.
+            found_hosts = run("hosts", "--model", "scripted", "--bootstrap", served.multiaddr, "--no-mdns",
+                              "--json", "--chain", chain.profile, "--data-dir", payer)  # fmt: skip
+            assert found_hosts.named("host")[0]["stake"] == 3 * STAKE_MIN, found_hosts
             path = lie_about(payer, host.data_dir, load_profile(chain.profile))
 
         shown = run("sessions", "evidence", "--json", "--chain", chain.profile, "--data-dir", payer)

@@ -187,6 +187,24 @@ def test_a_fee_counts_and_one_that_is_paid_does_not() -> None:
     assert _paid_order(*adverts, fee_paid=lambda host: host == peer(1)) == [peer(1), peer(2)]
 
 
+def test_a_stake_makes_good_for_a_tenth_and_not_for_more() -> None:
+    other = advert(2, price_in=1_000_000, price_out=1_000_000)
+    for price, first in ((1_050_000, 1), (1_200_000, 2)):
+        staked = advert(1, price_in=price, price_out=price)
+        order = _paid_order(staked, other, stake_of=lambda each: 1_000 * 10**18 * (each.peer == peer(1)))
+        assert order[0] == peer(first)
+    assert _paid_order(advert(1, price_in=1_050_000, price_out=1_050_000), other)[0] == peer(2)
+
+
+def test_a_stake_is_worth_nothing_where_no_money_flows_or_none_is_trusted() -> None:
+    ranking = rank(
+        [advert(1), advert(2)], MODEL, {peer(2): FAST, peer(1): SLOW}, Filters(), NOW,
+        stake_of=lambda each: 10**21 * (each.peer == peer(1)),
+    )  # fmt: skip
+    assert [each.advert.peer for each in ranking.chosen] == [peer(2), peer(1)]
+    assert [each.stake for each in ranking.chosen] == [0, 10**21]
+
+
 def test_a_host_that_keeps_sessions_takes_its_fee_less_often() -> None:
     keeps = advert(1, **PAID, caps=int(Capability.KEEP_TIME))
     assert _paid_order(advert(2, **PAID), keeps) == [peer(1), peer(2)]

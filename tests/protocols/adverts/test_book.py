@@ -372,6 +372,43 @@ def test_privileged_peers_keep_half_of_the_book_and_share_the_rest_with_others()
     assert ALICE.peer in held
 
 
+def test_an_eighth_is_open_to_staked_hosts_whatever_those_hold_that_took_our_dials() -> None:
+    dialled = [Identity(f"dialled {n}") for n in range(30)]
+    staked = [Identity(f"staked {n}") for n in range(4)]
+    book = Book(
+        size_max=16,
+        privileged={each.peer for each in dialled}.__contains__,
+        staked={each.peer for each in staked}.__contains__,
+        origin_of=_from_one_place,
+    )
+    for each in (*dialled, *staked):
+        assert verdict(book, each.signed()) == "accepted"
+    # More than its eighth a staked host shares with all others: here chance may take its place again.
+    for n in range(100):
+        verdict(book, Identity(n).signed())
+    held = {entry.advert.peer for entry in book.live(NOW)}
+    assert {each.peer for each in staked[:2]} <= held
+    assert {each.peer for each in dialled[:8]} <= held
+    assert len(held) == 16
+
+
+def test_a_staked_host_is_heard_during_a_flood_and_counts_as_population() -> None:
+    book = Book(staked=lambda peer: peer == ALICE.peer)
+    while verdict(book, Identity(len(book)).signed()) != "rate":
+        pass
+    assert verdict(book, ALICE.signed()) == "accepted"
+    assert book.population(NOW, MODEL) == 1
+
+
+def test_who_listens_hears_of_what_is_believed_and_of_nothing_else() -> None:
+    heard: list[PeerId] = []
+    book = Book(believed=lambda advert: heard.append(advert.peer))
+    assert verdict(book, ALICE.signed()) == "accepted"
+    assert verdict(book, replace(MALLORY.signed(), signature=bytes(64))) == "forged"
+    assert verdict(book, ALICE.signed()) == "stale"
+    assert heard == [ALICE.peer]
+
+
 def _from_one_place(_peer: PeerId) -> Origin:
     return Origin("one place", "one place")
 
