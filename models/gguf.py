@@ -93,6 +93,13 @@ class GgufArray:
             raise ConfigError("GGUF: an array of integers was expected; use another GGUF file")
         return tuple(value for (value,) in scalar.iter_unpack(self.raw))
 
+    def numbers(self) -> tuple[float, ...]:
+        """The elements of an array of numbers."""
+        scalar = _SCALARS.get(self.kind)
+        if scalar is None:
+            raise ConfigError("GGUF: an array of numbers was expected; use another GGUF file")
+        return tuple(value for (value,) in scalar.iter_unpack(self.raw))
+
 
 GgufValue: TypeAlias = str | int | float | bool | GgufArray
 
@@ -358,6 +365,38 @@ def tokenizer_blob(header: GgufHeader) -> bytes:
     """Every ``tokenizer.*`` value but the chat template: key, type and bytes, keys sorted."""
     keys = sorted(key for key in header.raw if key.startswith("tokenizer.") and key != _CHAT_TEMPLATE)
     return GGUF_TOKENIZER + b"".join(blob_entry(key, header.raw[key]) for key in keys)
+
+
+def header_of_blob(blob: bytes) -> GgufHeader:
+    """The header of a file that has only what is in the tokenizer's ``blob``. Raises ``ConfigError``."""
+    entries = blob_entries(blob, GGUF_TOKENIZER)
+    pairs = (_U64.pack(len(key.encode())) + key.encode() + value for key, value in entries.items())
+    data = _MAGIC + _U32.pack(_VERSIONS[-1]) + _U64.pack(0) + _U64.pack(len(entries)) + b"".join(pairs)
+    try:
+        return _parse(Path("the tokenizer"), len(data), data)
+    except _ShortError as error:
+        raise bad_blob("a value is cut") from error
+
+
+def blob_entries(blob: bytes, begin: bytes) -> dict[str, bytes]:
+    """The entries of a tokenizer's blob that begins with ``begin``. Raises ``ConfigError``."""
+    entries: dict[str, bytes] = {}
+    position = len(begin)
+    while position < len(blob) or not blob.startswith(begin):
+        end = position + 4 + int.from_bytes(blob[position : position + 4], "big")
+        key, position = blob[position + 4 : end].decode("utf-8", "replace"), end + 8
+        end = position + int.from_bytes(blob[position - 8 : position], "big")
+        if not blob.startswith(begin) or end > len(blob) or key in entries or len(entries) > _KEYS_MAX:
+            raise bad_blob("its entries are not whole")
+        entries[key], position = blob[position:end], end
+    return entries
+
+
+def bad_blob(why: str) -> ConfigError:
+    """The error for a tokenizer's blob that can't be used."""
+    return ConfigError(
+        f"this model's tokenizer can't be used here: {why}; text is counted by its bytes instead"
+    )
 
 
 def blob_entry(key: str, value: bytes) -> bytes:

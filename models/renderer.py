@@ -30,7 +30,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from p2pnode.errors import EngineError
 from p2pnode.models.answer import ToolFormat, format_of
 from p2pnode.models.generic_form import function_of, generic_messages, json_text, uses_tools
-from p2pnode.models.gguf import read_header
+from p2pnode.models.gguf import GgufHeader, read_header
 from p2pnode.models.prompt import Marks, Segment, no_place
 from p2pnode.protocols.inference.messages import ChatMessage, PromptBody, Tool
 
@@ -73,6 +73,12 @@ class Rendered:
 def load_template(path: Path) -> ChatTemplate:
     """The chat template of the GGUF file at ``path``. Blocks on the disk. Raises ``ConfigError``."""
     header = read_header(path)
+    bos, eos = ends_of(header)
+    return ChatTemplate(header.text("tokenizer.chat_template", "") or CHATML, bos, eos)
+
+
+def ends_of(header: GgufHeader) -> tuple[str, str]:
+    """The names of the tokens that begin and end a text, "" where there are none."""
     tokens = list(header.array("tokenizer.ggml.tokens").strings())
 
     def name_of(key: str) -> str:
@@ -81,8 +87,7 @@ def load_template(path: Path) -> ChatTemplate:
             return ""
         return tokens[index].decode("utf-8", "replace")
 
-    source = header.text("tokenizer.chat_template", "") or CHATML
-    return ChatTemplate(source, name_of("bos"), name_of("eos"))
+    return name_of("bos"), name_of("eos")
 
 
 def reasons_of(template: ChatTemplate) -> bool:

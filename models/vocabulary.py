@@ -1,5 +1,4 @@
-"""``Vocabulary``: the bytes that each token of a GGUF file spells, and the ids that could have spelled given
-bytes.
+"""``Vocabulary``: the bytes that each token of a model spells, and the ids that may have spelled given bytes.
 
 llama.cpp sends no frame inside a UTF-8 character, so the ids of those tokens are lost but for the last one.
 :meth:`Vocabulary.recover` finds them where the vocabulary allows one answer only, and None where it doesn't.
@@ -10,13 +9,15 @@ token_to_piece.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from p2pnode.models.answer import MARKS
-from p2pnode.models.gguf import GgufHeader, read_header, unusable
+from p2pnode.models.gguf import GgufHeader, bad_blob, read_header, unusable
 from p2pnode.models.text import incomplete_tail
 
 _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 2, 3, 4, 5, 6
@@ -24,6 +25,8 @@ _BYTE_LEVEL: Final = frozenset({"gpt2"})
 _SENTENCE_PIECE: Final = frozenset({"llama", "gemma4"})
 _END_KEYS: Final = ("eos_token_id", "eot_token_id", "eom_token_id")
 _TAIL_TOKENS: Final = 4
+_BLANKS: Final = " \t\n\r\u2581"
+_HEX: Final = re.compile(r"<0x[0-9A-F]{2}>")
 _MARKS: Final = frozenset(mark.encode() for mark in MARKS)
 
 
@@ -94,7 +97,12 @@ class Vocabulary:
 
 def load_vocabulary(path: Path) -> Vocabulary:
     """The vocabulary of the GGUF file at ``path``. Blocks on the disk: call it in a worker thread."""
-    header = read_header(path)
+    return vocabulary_of(read_header(path))
+
+
+def vocabulary_of(header: GgufHeader) -> Vocabulary:
+    """The vocabulary of a GGUF file. Raises ``ConfigError`` for a kind that is not known here."""
+    path = header.path
     kind = header.text("tokenizer.ggml.model")
     tokens = list(header.array("tokenizer.ggml.tokens").strings())
     kinds: tuple[int, ...] = (1,) * len(tokens)
@@ -121,10 +129,44 @@ def load_vocabulary(path: Path) -> Vocabulary:
     )
 
 
+def vocabulary_of_json(told: Mapping[str, Any], ends: Iterable[str] = ()) -> Vocabulary:
+    """The vocabulary of a ``tokenizer.json`` of Hugging Face's tokenizers; ``ends`` end a turn.
+
+    Raises ``ConfigError`` for a kind that is not known here.
+    """
+    words = told["model"]["vocab"]
+    pairs = words.items() if isinstance(words, dict) else ((word[0], i) for i, word in enumerate(words))
+    ids: dict[str, int] = dict(pairs)
+    added = [each for each in told.get("added_tokens") or () if isinstance(each.get("content"), str)]
+    marks = json.dumps([told.get("decoder"), told.get("pre_tokenizer")])
+    if '"ByteLevel"' in marks:
+        table = _byte_level_table()
+        spelled = {word: _byte_level(word.encode(), 1, table) for word in ids}
+    elif '"ByteFallback"' in marks or '"Metaspace"' in marks or "\\u2581" in marks:
+        spelled = {word: _sentence_piece(word.encode(), _BYTE if _HEX.fullmatch(word) else 1) for word in ids}
+    else:
+        raise bad_blob("it is neither of bytes nor of SentencePiece's kind")
+    for each in added:
+        ids[each["content"]] = each["id"]
+        loud = not each.get("special") or each["content"].encode() in _MARKS
+        spelled[each["content"]] = each["content"].encode() if loud else b""
+    pieces = [b""] * (max(ids.values(), default=-1) + 1)
+    for word, index in ids.items():
+        pieces[index] = spelled[word]
+    named = {each["content"]: each["id"] for each in added if each["content"].strip(_BLANKS)}
+    special = {each["content"] for each in added if each.get("special")}
+    return Vocabulary(
+        pieces,
+        [ids[end] for end in ends if end in ids],
+        special={name: index for name, index in named.items() if name in special},
+        found_in_text={name: index for name, index in named.items() if name not in special},
+    )
+
+
 def _named(tokens: list[bytes], kinds: tuple[int, ...], *wanted: int) -> dict[str, int]:
     """Ids by name. Names of blanks only are left out: a run of blanks in a text is no special token."""
     names = ((token.decode("utf-8", "replace"), index) for index, token in enumerate(tokens))
-    return {name: index for name, index in names if kinds[index] in wanted and name.strip(" \t\n\r\u2581")}
+    return {name: index for name, index in names if kinds[index] in wanted and name.strip(_BLANKS)}
 
 
 def _supported() -> str:

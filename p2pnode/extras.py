@@ -14,7 +14,7 @@ from typing import Final, Literal, TypeAlias
 from p2pnode.errors import LocalError
 
 Extra: TypeAlias = Literal["pay", "host", "s5", "dev-chain", "sim", "cluster"]
-_PAY: Final = ("eth_abi", "eth_account", "eth_keyfile", "keyring", "web3")
+_PAY: Final = ("eth_abi", "eth_account", "eth_keyfile", "keyring", "tokenizers", "web3")
 _SIM: Final = ("joblib", "pandas", "pyarrow", "tomli_w")
 MODULES: Final[Mapping[Extra, tuple[str, ...]]] = {
     "pay": _PAY,
