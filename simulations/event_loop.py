@@ -11,9 +11,31 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Any, Final, TypeAlias
 
-_Entry: TypeAlias = tuple[float, int, Callable[..., object], tuple[Any, ...]]
 _PER_S: Final = 1024
 """Buckets of a simulated second."""
+
+
+class Due:
+    """What the loop calls when its time comes. A message has a link for it, and a timer a shell."""
+
+    __slots__ = ()
+
+    def due(self, one: Any, two: Any) -> None:
+        """It is time; ``one`` and ``two`` are what it was put with."""
+        raise NotImplementedError
+
+
+class _Action(Due):
+    """A call of anything with any arguments."""
+
+    __slots__ = ()
+
+    def due(self, one: Any, two: Any) -> None:
+        one(*two)
+
+
+_Entry: TypeAlias = tuple[float, int, Due, Any, Any]
+_ACTION: Final = _Action()
 
 
 class EventLoop:
@@ -43,17 +65,21 @@ class EventLoop:
 
     def at(self, when: float, action: Callable[..., object], *arguments: Any) -> None:
         """Call ``action(*arguments)`` at ``when``, or next where that is over. It can't be taken back."""
+        self.put(when, _ACTION, action, arguments)
+
+    def put(self, when: float, target: Due, one: Any, two: Any) -> None:
+        """The same of ``target.due(one, two)``; for a message or a timer no other object has to be made."""
         self._number = number = self._number + 1
         if when < self.now:  # noqa: PLR1730  this runs for each message
             when = self.now
         bucket = int(when * _PER_S)
         waiting = self._buckets.get(bucket)
         if waiting is not None:
-            waiting.append((when, number, action, arguments))
+            waiting.append((when, number, target, one, two))
         elif bucket <= self._bucket:
-            insort(self._due, (when, number, action, arguments), self._next)
+            insort(self._due, (when, number, target, one, two), self._next)
         else:
-            self._buckets[bucket] = [(when, number, action, arguments)]
+            self._buckets[bucket] = [(when, number, target, one, two)]
             heappush(self._order, bucket)
 
     def after(self, seconds: float, action: Callable[..., object], *arguments: Any) -> None:
@@ -75,11 +101,11 @@ class EventLoop:
         number = first = self._next
         try:
             while number < len(due):  # it may grow
-                when, _, action, arguments = due[number]
+                when, _, target, one, two = due[number]
                 if when > end:
                     break
                 self.now = when
                 self._next = number = number + 1
-                action(*arguments)
+                target.due(one, two)
         finally:
             self.done += number - first

@@ -32,7 +32,7 @@ from p2pnode.protocols.events import (
 )
 from p2pnode.simulations.cpu import Cpu, CpuQueue
 from p2pnode.simulations.draws import Draws
-from p2pnode.simulations.event_loop import EventLoop
+from p2pnode.simulations.event_loop import Due, EventLoop
 from p2pnode.simulations.links import LinkModel, Links, Place
 from p2pnode.simulations.nat import Nat, NatClass, NatModel, can_punch, is_dialable
 from p2pnode.simulations.recorder import Recorder
@@ -73,15 +73,18 @@ class Service(Protocol):
         ...
 
 
-class Link:
-    """One direction of a connection."""
+class Link(Due):
+    """One direction of a connection. It is due when a message that travels on it arrives."""
 
     __slots__ = (
         "back", "dialled", "ear", "is_open", "last_at", "latency_s", "peer", "receiver", "relayed", "sender",
+        "world",
     )  # fmt: skip
 
-    def __init__(self, sender: Node, receiver: Node, latency_s: float, *, dialled: bool) -> None:
-        self.sender, self.receiver, self.latency_s = sender, receiver, latency_s
+    def __init__(
+        self, world: World, sender: Node, receiver: Node, latency_s: float, *, dialled: bool
+    ) -> None:
+        self.world, self.sender, self.receiver, self.latency_s = world, sender, receiver, latency_s
         self.peer = sender.peer
         self.ear: Shell | None = None
         """The receiver's shell that the last message without a stream was for; mostly the next is, too."""
@@ -93,6 +96,37 @@ class Link:
         """When what was sent last arrives: nothing that is sent later comes before it."""
         self.back: Link = self
         """The other direction."""
+
+    def due(self, one: Any, two: Any) -> None:
+        """A message (``two``) arrives, for a stream or for the receiver's shell of a protocol (``one``)."""
+        # What is needed for a message stands in few objects: thousands of nodes don't fit into a processor's
+        # cache, and each object costs about as much as a call.
+        world = self.world
+        if type(one) is Stream:
+            self._due_on(one, two)
+            return
+        shell = self.ear
+        if shell is None or shell.protocol is not one:
+            shell = self.ear = self.receiver.shells.get(one)
+        if shell is None or shell.is_over or not self.is_open:
+            world.lapsed += 1
+        elif shell.cpu is None:
+            world.heard_from = self.peer
+            effects = shell.receive(self.peer, two, world.loop.now)
+            if effects:
+                shell.perform(effects)
+        else:
+            shell.cpu.run(world.message_s, shell.hear, self.peer, two)
+
+    def _due_on(self, stream: Stream, message: Any) -> None:
+        if not self.is_open:
+            self.world.lapsed += 1
+            return
+        shell, event = stream.target, Received(self.peer, stream.ref, message)
+        if shell.cpu is None:
+            shell.give(event)
+        else:
+            shell.cpu.run(self.world.message_s, shell.give, event)
 
 
 class Node:
@@ -127,17 +161,19 @@ class Node:
         """Before it answers such a question, where it is slow. ``is_silent``: nothing it sends arrives."""
 
 
-class Shell:
+class Shell(Due):
     """Drives one machine of a node: performs what it decides, keeps its timers, tells what it emits.
 
     A machine that talks to all peers (``World.mount``) sends on stream 0. Other streams, and those of a
     machine of its own (``World.shell``), are joined by ``World.join``. ``size`` gives the bytes of a message.
+    It is due when a timer is.
     """
 
     __slots__ = (
         "carry",
         "cpu",
         "is_over",
+        "links",
         "machine",
         "node",
         "on_emit",
@@ -162,7 +198,7 @@ class Shell:
         receive: Receive | None = None,
     ) -> None:
         self.world, self.node, self.protocol, self.machine = world, node, protocol, machine
-        self.cpu = node.cpu
+        self.cpu, self.links = node.cpu, node.links
         self.receive: Receive = receive if receive is not None else self._received
         self.on_emit, self.size, self.carry = on_emit, size, carry
         self.timers: dict[str, int] = {}
@@ -209,7 +245,7 @@ class Shell:
         for effect in effects:
             if type(effect) is Send:
                 stream = self.streams.get(effect.stream) if self.streams else None
-                link = self.node.links.get(effect.peer) if stream is None else stream.link
+                link = self.links.get(effect.peer) if stream is None else stream.link
                 if link is not None:
                     self.world.send(link, effect.message, self, stream)
             elif type(effect) is SetTimer:
@@ -223,17 +259,18 @@ class Shell:
         world = self.world
         world.settings = setting = world.settings + 1
         self.timers[key] = setting
-        world.loop.at(at, self._fire, key, setting)
+        world.loop.put(at, self, key, setting)
 
-    def _fire(self, key: str, setting: int) -> None:
-        if self.timers.get(key) != setting:
+    def due(self, one: Any, two: Any) -> None:
+        """A timer (``one``) fires, unless it was set anew since the setting with the number ``two``."""
+        if self.timers.get(one) != two:
             self.world.lapsed += 1
             return
-        del self.timers[key]
-        if (cpu := self.node.cpu) is None:
-            self.give(TimerFired(key))
+        del self.timers[one]
+        if self.cpu is None:
+            self.give(TimerFired(one))
         else:
-            cpu.run(0.0, self.give, TimerFired(key))
+            self.cpu.run(0.0, self.give, TimerFired(one))
 
 
 class Stream:
@@ -263,7 +300,7 @@ class World:
         self.nat = NatModel(nat, self.draws) if nat is not None else None
         self._punches = self.nat or NatModel(Nat(), self.draws)
         self.cpu = cpu
-        self._message_s = cpu.seconds(cpu.message_s) if cpu is not None else 0.0
+        self.message_s = cpu.seconds(cpu.message_s) if cpu is not None else 0.0
         self.recorder = recorder
         self._counts_bytes = recorder is not None or not self.links.is_plain
         self._is_plain = self.links.is_plain
@@ -414,49 +451,19 @@ class World:
         link.last_at = at
         if shell.carry is not None:
             message = shell.carry(message)
-        arrived = self._arrived if stream is None else self._arrived_on
         whither = shell.protocol if stream is None else stream
         if self._is_plain:
-            loop.at(at, arrived, link, whither, message)
+            loop.put(at, link, whither, message)
         else:
-            loop.at(at, self._reached, size, arrived, link, whither, message)
+            loop.at(at, self._reached, size, link, whither, message)
 
-    def _reached(
-        self, size: int, arrived: Callable[..., None], link: Link, whither: str | Stream, message: Any
-    ) -> None:
+    def _reached(self, size: int, link: Link, whither: str | Stream, message: Any) -> None:
         """A message is at its receiver's line."""
         at = self.links.lands(link.receiver.place, size, self.loop.now)
         if at > self.loop.now:
-            self.loop.at(at, arrived, link, whither, message)
+            self.loop.put(at, link, whither, message)
         else:
-            arrived(link, whither, message)
-
-    def _arrived(self, link: Link, protocol: str, message: Any) -> None:
-        # What is needed for a message stands in few objects: thousands of nodes don't fit into a processor's
-        # cache, and each object costs about as much as a call.
-        shell = link.ear
-        if shell is None or shell.protocol is not protocol:
-            shell = link.ear = link.receiver.shells.get(protocol)
-        if shell is None or shell.is_over or not link.is_open:
-            self.lapsed += 1
-        elif shell.cpu is None:
-            peer = self.heard_from = link.peer
-            effects = shell.receive(peer, message, self.loop.now)
-            if effects:
-                shell.perform(effects)
-        else:
-            shell.cpu.run(self._message_s, shell.hear, link.peer, message)
-
-    def _arrived_on(self, link: Link, stream: Stream, message: Any) -> None:
-        """The same of a stream of its own."""
-        if not link.is_open:
-            self.lapsed += 1
-            return
-        shell, event = stream.target, Received(link.peer, stream.ref, message)
-        if shell.cpu is None:
-            shell.give(event)
-        else:
-            shell.cpu.run(self._message_s, shell.give, event)
+            link.due(whither, message)
 
     # ---- connections
 
@@ -465,7 +472,8 @@ class World:
         if (known := node.links.get(other.peer)) is not None:
             return known
         one_way = self.links.latency_s(node.place, other.place) if latency_s is None else latency_s
-        link, back = Link(node, other, one_way, dialled=True), Link(other, node, one_way, dialled=False)
+        link = Link(self, node, other, one_way, dialled=True)
+        back = Link(self, other, node, one_way, dialled=False)
         link.back, back.back = back, link
         node.links[other.peer], other.links[node.peer] = link, back
         for service in self.services:

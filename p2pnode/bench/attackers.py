@@ -189,7 +189,7 @@ def forged() -> bytes:
     """A message whose signature doesn't hold."""
     number = next(_numbers).to_bytes(8, "big")
     author = b"\x00\x24\x08\x01\x12\x20" + number * 4
-    return gossipsub.Message(
+    return gossipsub.Message.of(
         author=author, seqno=number, topic=_TOPIC, data=bytes(900), signature=bytes(64)
     ).encode()
 

@@ -16,6 +16,8 @@ from p2pnode.protocols.gossipsub.parameters import Parameters
 K = TypeVar("K", bound=Hashable)
 OVERHEAD: Final = 256
 """Bytes that a message counts besides its data."""
+NEVER: Final = 1e18
+"""A moment that no clock reaches."""
 ASKED_PEERS_MAX: Final = 16
 """Peers that are remembered of one message that was asked for, those that were asked last."""
 
@@ -89,7 +91,7 @@ class Kept:
         """Until then copies of it are known by their bytes."""
         self.have = self.served = 0
         """Who has it, as far as we know, and whom it was sent because it asked."""
-        self.forward_at: float | None = None
+        self.forward_at = NEVER
         """When it is forwarded, while it waits for that."""
 
 

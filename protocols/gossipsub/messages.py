@@ -7,7 +7,6 @@ here: what is no UTF-8 is nobody's topic, and costs no exception.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 from p2pnode.errors import ProtocolError
@@ -81,23 +80,41 @@ class Message:
 
     __slots__ = ("_data_at", "_signed_at", "_signed_end", "_wire", "author", "id", "key", "size", "topic")
 
-    def __init__(
-        self, *, author: bytes, seqno: bytes, topic: bytes, data: bytes, signature: bytes, key: bytes = b""
+    def __init__(  # noqa: PLR0917  it is called in one place besides ``of``, for each message
+        self,
+        wire: bytes,
+        signed_at: int,
+        signed_end: int,
+        data_at: int,
+        size: int,
+        author: bytes,
+        seqno: bytes,
+        topic: bytes,
+        key: bytes,
     ) -> None:
+        """``wire`` is not looked at: where its parts begin and end is told besides."""
+        self._wire, self._signed_at, self._signed_end, self._data_at = wire, signed_at, signed_end, data_at
+        self.author, self.topic, self.key = author, topic, key
+        self.size = size
+        """Bytes of ``data``."""
+        self.id = author + seqno
+        """As stock peers compute it."""
+
+    @classmethod
+    def of(
+        cls, *, author: bytes, seqno: bytes, topic: bytes, data: bytes, signature: bytes, key: bytes = b""
+    ) -> Message:
+        """The message of these fields."""
         signed = signed_fields(author, data, seqno, topic)
         parts = [signed, b"\x2a", _length(len(signature)), signature]
         if key:
             parts += [b"\x32", _length(len(key)), key]
         body = b"".join(parts)
-        self._wire = b"".join((b"\x12", _length(len(body)), body))
-        self._signed_at = len(self._wire) - len(body)
-        self._signed_end = self._signed_at + len(signed)
-        self._data_at = self._signed_end - len(data) - len(_length(len(topic))) - len(topic) - SEQNO_BYTES - 3
-        self.author, self.topic, self.key = author, topic, key
-        self.size = len(data)
-        """Bytes of ``data``."""
-        self.id = author + seqno
-        """As stock peers compute it."""
+        wire = b"".join((b"\x12", _length(len(body)), body))
+        signed_at = len(wire) - len(body)
+        signed_end = signed_at + len(signed)
+        data_at = signed_end - len(data) - len(_length(len(topic))) - len(topic) - SEQNO_BYTES - 3
+        return cls(wire, signed_at, signed_end, data_at, len(data), author, seqno, topic, key)
 
     @property
     def data(self) -> bytes:
@@ -139,7 +156,7 @@ def message_of(sent: Any) -> Message:
     if len(data) > DATA_MAX:
         msg = f"a message of {len(data)} bytes; {DATA_MAX} are allowed"
         raise ProtocolError(msg)
-    return Message(
+    return Message.of(
         author=author, seqno=seqno, topic=topics[0], data=data, signature=sent.signature, key=sent.key
     )
 
@@ -234,18 +251,18 @@ def _only_message(payload: bytes) -> Message | None:
     # A name or an author of 128 bytes or more has a longer length before it: neither is taken.
     if not (0 < len(author) <= ID_MAX - SEQNO_BYTES and 0 < len(topic) <= TOPIC_MAX and size >= 0):
         return None
-    message = Message.__new__(Message)
-    message._wire, message.author, message.topic, message.key = payload, author, topic, key  # noqa: SLF001
-    message._signed_at, message._signed_end, message._data_at = signed_at, signed_end, data_at  # noqa: SLF001
-    message.size, message.id = size, author + payload[seqno_at : topic_at - 2]
-    return message
+    seqno = payload[seqno_at : topic_at - 2]
+    return Message(payload, signed_at, signed_end, data_at, size, author, seqno, topic, key)
 
 
 class _Offer:
     """A control message of one IHAVE: all that is read of one, as the parser gives it."""
 
     __slots__ = ("ids", "ihave", "topic")
-    graft = prune = iwant = idontwant = ()
+    graft: Sequence[Any] = ()
+    prune: Sequence[Any] = ()
+    iwant: Sequence[Any] = ()
+    idontwant: Sequence[Any] = ()
 
     def __init__(self, topic: bytes, ids: list[bytes]) -> None:
         self.topic, self.ids = topic, ids
@@ -318,16 +335,26 @@ def key_fits(message: Message, public_key: bytes) -> bool:
 # ---- what we send
 
 
-@dataclass(slots=True)
 class Control:
     """What one peer is told besides messages; gathered while an event is handled."""
 
-    graft: dict[bytes, None] = field(default_factory=dict)
-    prune: dict[bytes, int] = field(default_factory=dict)
-    """Topic, and the back-off in seconds."""
-    ihave: dict[bytes, Sequence[bytes]] = field(default_factory=dict)
-    iwant: list[bytes] = field(default_factory=list)
-    idontwant: list[bytes] = field(default_factory=list)
+    __slots__ = ("graft", "idontwant", "ihave", "iwant", "prune")
+
+    def __init__(
+        self,
+        *,
+        graft: dict[bytes, None] | None = None,
+        prune: dict[bytes, int] | None = None,
+        ihave: dict[bytes, Sequence[bytes]] | None = None,
+        iwant: list[bytes] | None = None,
+        idontwant: list[bytes] | None = None,
+    ) -> None:
+        self.graft = {} if graft is None else graft
+        self.prune = {} if prune is None else prune
+        """Topic, and the back-off in seconds."""
+        self.ihave = {} if ihave is None else ihave
+        self.iwant = [] if iwant is None else iwant
+        self.idontwant = [] if idontwant is None else idontwant
 
     def encode(self) -> bytes:
         """The bytes of an RPC."""

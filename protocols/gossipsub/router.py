@@ -31,7 +31,7 @@ from p2pnode.protocols.events import (
     SetTimer,
     TimerFired,
 )
-from p2pnode.protocols.gossipsub.cache import Kept, MessageCache, Promises, SeenIds
+from p2pnode.protocols.gossipsub.cache import NEVER, Kept, MessageCache, Promises, SeenIds
 from p2pnode.protocols.gossipsub.commands import (
     ACCEPT,
     FAULT_WEIGHTS,
@@ -85,12 +85,17 @@ _SEQNO_MAX: Final = 1 << (8 * SEQNO_BYTES)
 
 Draw = Callable[[], float]
 """A random number from 0 up to 1, seeded by whoever made it."""
-Check = Callable[[bytes, bytes, bytes], bool]
-"""``(public key, message, signature)`` of Ed25519."""
+Check = Callable[[bytes, Message], bool]
+"""``(public key, message)``: whether the author with this key signed the message."""
 Decode = Callable[[Any], Rpc]
 """As ``decode_rpc``; who runs many machines may have them share what each reads."""
 Encode = Callable[[Control], Any]
 """As ``Control.encode``, or whatever else has its length and is known to ``Decode``."""
+
+
+def holds(public_key: bytes, message: Message) -> bool:
+    """Whether a message's Ed25519 signature is by this key."""
+    return verify_again(public_key, message.signed(), message.signature)
 
 
 class Counts(dict[str, int]):
@@ -173,7 +178,7 @@ class GossipRouter:
         sign: Signer,
         draw: Draw,
         seqno: int,
-        check: Check = verify_again,
+        check: Check = holds,
         decode: Decode = decode_rpc,
         encode: Encode = Control.encode,
         parameters: Parameters | None = None,
@@ -193,16 +198,16 @@ class GossipRouter:
         self._brought: BoundedMap[tuple[bytes, bytes], Counter[PeerId]] = BoundedMap(limits.duplicates_max)
         self._cache = MessageCache(limits)
         self._promises = Promises(limits)
-        self._whole: dict[bytes, Kept] = {}
+        self._whole: dict[Any, Kept] = {}
         """RPCs of one accepted message and nothing else: most copies are the same bytes."""
         self._forwards: dict[bytes, Kept] = {}
         """Accepted messages that are about to be forwarded."""
-        self._forward_at: float | None = None
+        self._forward_at = NEVER
         self._effects: list[Effect] = []
         self._control: dict[PeerId, Control] = {}
-        self._beat_at: float | None = None
+        self._beat_at = NEVER
         """When the heartbeat is set to."""
-        self._must_beat_at: float | None = None
+        self._must_beat_at = NEVER
         """When it has something to do besides offering messages and forgetting them."""
         self._opportunity_at = self._sweep_at = 0.0
         self._counts = Counts()
@@ -273,11 +278,11 @@ class GossipRouter:
         if type(event) is Received:
             return self.received(event.peer, event.message, now)
         if type(event) is TimerFired:
-            if event.key == FORWARD and self._forward_at is not None:
-                self._forward_at = None
+            if event.key == FORWARD and self._forward_at < NEVER:
+                self._forward_at = NEVER
                 self._forward_due(now)
-            elif event.key == HEARTBEAT and self._beat_at is not None:
-                self._beat_at = self._must_beat_at = None
+            elif event.key == HEARTBEAT and self._beat_at < NEVER:
+                self._beat_at = self._must_beat_at = NEVER
                 self._plan(now, offers=self._heartbeat(now))
         elif type(event) is Command:
             self._command(event.value, now)
@@ -435,7 +440,7 @@ class GossipRouter:
         self._seqno = (self._seqno + 1) % _SEQNO_MAX
         seqno = self._seqno.to_bytes(SEQNO_BYTES, "big")
         signature = self._sign(signed_bytes(self._raw_peer, data, seqno, topic))
-        message = Message(author=self._raw_peer, seqno=seqno, topic=topic, data=data, signature=signature)
+        message = Message.of(author=self._raw_peer, seqno=seqno, topic=topic, data=data, signature=signature)
         self._counts["published"] += 1
         self._seen.add(message.id, now)
         if verdict.key is not None:
@@ -455,7 +460,7 @@ class GossipRouter:
 
     # ---- what a peer sends
 
-    def received(self, sender: PeerId, payload: bytes, now: float) -> Sequence[Effect]:
+    def received(self, sender: PeerId, payload: Any, now: float) -> Sequence[Effect]:
         """What ``handle`` does with ``Received``."""
         peer = self._peers.get(sender)
         if peer is None:
@@ -476,14 +481,14 @@ class GossipRouter:
             peer.entries_at += WHOLE_ENTRIES * self._entry_s
             self._copies += 1
             known.have |= peer.bit
-            if known.forward_at is None or self._lacking(known):
+            if known.forward_at >= NEVER or self._lacking(known):
                 return ()
             self._drop_forward(known)
         else:
             self._read(peer, payload, now)
         return self._decided()
 
-    def _read(self, peer: _Peer, payload: bytes, now: float) -> None:
+    def _read(self, peer: _Peer, payload: Any, now: float) -> None:
         size = len(payload)
         try:
             rpc = self._decode(payload)
@@ -513,7 +518,7 @@ class GossipRouter:
             if control.idontwant:
                 self._heed_unwanted(peer, control.idontwant, now)
 
-    def _remember_whole(self, payload: bytes, kept: Kept, now: float) -> None:
+    def _remember_whole(self, payload: Any, kept: Kept, now: float) -> None:
         kept.seen_until = now + self._parameters.seen_s
         if len(self._whole) >= WHOLE_MAX:
             del self._whole[next(iter(self._whole))]
@@ -592,7 +597,7 @@ class GossipRouter:
         self._copies += 1
         if kept is not None:
             kept.have |= peer.bit
-            if kept.forward_at is not None and not self._lacking(kept):
+            if kept.forward_at < NEVER and not self._lacking(kept):
                 self._drop_forward(kept)
 
     def _judge(self, peer: _Peer, joined: _Topic, message: Message, now: float) -> Kept | None:
@@ -602,7 +607,7 @@ class GossipRouter:
             self._counts["ignored"] += 1  # implementations differ here: nobody is charged for it
             return None
         self._counts["checks"] += 1
-        if not self._check(public_key, message.signed(), message.signature):
+        if not self._check(public_key, message):
             self._fault(peer, "refused", now)
             return None
         # From here on the id belongs to this message: nobody else can make one with it that passes.
@@ -688,29 +693,25 @@ class GossipRouter:
 
     def _drop_forward(self, kept: Kept) -> None:
         """Everybody has it: nothing is left to wake up for, unless others wait."""
-        kept.forward_at = None
+        kept.forward_at = NEVER
         del self._forwards[kept.id]
         if not self._forwards:
-            self._forward_at = None
+            self._forward_at = NEVER
             self._effects.append(CancelTimer(FORWARD))
 
     def _forward_due(self, now: float) -> None:
         waiting = self._forwards
-        for kept in [
-            each for each in waiting.values() if each.forward_at is not None and each.forward_at <= now
-        ]:
-            kept.forward_at = None
+        for kept in [each for each in waiting.values() if each.forward_at <= now]:
+            kept.forward_at = NEVER
             del waiting[kept.id]
             joined = self._topics.get(kept.message.topic)
             if joined is not None and (lacking := joined.within & ~kept.have):
                 self._send(kept, [each for each in joined.mesh.values() if each.bit & lacking])
         if waiting:
-            self._wake_forward(
-                min(each.forward_at for each in waiting.values() if each.forward_at is not None)
-            )
+            self._wake_forward(min([each.forward_at for each in waiting.values()]))
 
     def _wake_forward(self, at: float) -> None:
-        if self._forward_at is None or at < self._forward_at:
+        if at < self._forward_at:
             self._forward_at = at
             self._effects.append(SetTimer(FORWARD, at))
 
@@ -1057,13 +1058,12 @@ class GossipRouter:
         self._beat_by(now + self._parameters.heartbeat_s)
 
     def _beat_by(self, at: float) -> None:
-        if self._must_beat_at is None or at < self._must_beat_at:
-            self._must_beat_at = at
+        self._must_beat_at = min(self._must_beat_at, at)
         self._set_beat(at)
 
     def _set_beat(self, at: float) -> None:
         """As ``_beat_by``, for offers, which may be put off again, and for what is only to be forgotten."""
-        if self._beat_at is None or at < self._beat_at:
+        if at < self._beat_at:
             self._beat_at = at
             self._effects.append(SetTimer(HEARTBEAT, at))
 
@@ -1071,12 +1071,12 @@ class GossipRouter:
         """A peer has told what it has. Where nobody lacks anything now, no heartbeat is needed to offer it:
         of two peers that are in no mesh of one another, one offers, and not both."""
         beat_at, must = self._beat_at, self._must_beat_at
-        if beat_at is None or (must is not None and must <= beat_at) or self._parameters.offer_to_holders:
+        if beat_at >= NEVER or must <= beat_at or self._parameters.offer_to_holders:
             return
         ends_at = self._cache.ends_at()
         if beat_at <= now or ends_at is None or ends_at <= beat_at or self._may_offer(now):
             return
-        self._beat_at = ends_at if must is None else min(must, ends_at)
+        self._beat_at = min(must, ends_at)
         self._effects.append(SetTimer(HEARTBEAT, self._beat_at))
 
     def _plan(self, now: float, *, offers: bool) -> None:

@@ -28,7 +28,7 @@ from p2pnode.protocols.events import Effect, Event, Send
 from p2pnode.protocols.inference.messages import Checkpoint
 from p2pnode.protocols.wire import encode
 from p2pnode.simulations.faults import Fault, Undo
-from p2pnode.simulations.gossip import GossipService
+from p2pnode.simulations.gossip_service import GossipService
 from p2pnode.simulations.market.adverts import PROTOCOL, NodeAdverts, bound
 from p2pnode.simulations.market.client import ClientProfile
 from p2pnode.simulations.market.host import Host, HostParameters, HostProfile

@@ -21,7 +21,7 @@ from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.messages import Checkpoint, Prompt, Tokens, Voucher
 from p2pnode.protocols.inference.open_session import OpenSession
 from p2pnode.simulations.faults import Fault, Undo
-from p2pnode.simulations.gossip import GossipService
+from p2pnode.simulations.gossip_service import GossipService
 from p2pnode.simulations.invariants import Watch
 from p2pnode.simulations.keys import Keys
 from p2pnode.simulations.market.adverts import PROTOCOL as ADVERTS

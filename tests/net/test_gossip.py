@@ -238,7 +238,7 @@ def signed_by(key: PeerKey, number: int) -> bytes:
     """An RPC with one message."""
     author, seqno, data = b"\0\x24\x08\x01\x12\x20" + public_key_of(key.peer_id), bytes([number] * 8), b"data"
     signature = key.sign(signed_bytes(author, data, seqno, TOPIC.encode()))
-    message = Message(author=author, seqno=seqno, topic=TOPIC.encode(), data=data, signature=signature)
+    message = Message.of(author=author, seqno=seqno, topic=TOPIC.encode(), data=data, signature=signature)
     return message.encode()
 
 

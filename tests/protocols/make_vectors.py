@@ -675,7 +675,7 @@ def gossipsub_vectors() -> dict[str, Any]:
 
     def message(**changes: bytes) -> gossipsub.Message:
         made = {"author": author, "seqno": seqno, "topic": topic, "data": data}
-        return g.Message(**{**made, "signature": _KEY.sign(signed), **changes})
+        return g.Message.of(**{**made, "signature": _KEY.sign(signed), **changes})
 
     nothing = _KEY.sign(g.signed_bytes(author, b"", seqno, topic))
     cases = [

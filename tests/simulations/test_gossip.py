@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from p2pnode.errors import ProtocolError
 from p2pnode.protocols.gossipsub.messages import ID_MAX, Control, Rpc, decode_rpc
-from p2pnode.simulations.gossip import SharedCodec
+from p2pnode.simulations.gossip_service import SharedCodec
 from tests.protocols.gossipsub.mesh import message_from, subscription
 
 TOPICS = st.binary(min_size=1, max_size=200)

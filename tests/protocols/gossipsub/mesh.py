@@ -14,7 +14,7 @@ from p2pnode.protocols.gossipsub.commands import Delivered, Join, PeerUp, Valida
 from p2pnode.protocols.gossipsub.messages import RPC, Message, signed_bytes
 from p2pnode.protocols.gossipsub.parameters import Parameters
 from p2pnode.protocols.gossipsub.router import GossipRouter
-from p2pnode.simulations.gossip import GossipService, accept
+from p2pnode.simulations.gossip_service import GossipService, accept
 from p2pnode.simulations.links import Links
 from p2pnode.simulations.signatures import check, sign_with
 from p2pnode.simulations.world import Node, World
@@ -33,12 +33,17 @@ def peer_of(number: object) -> PeerId:
     return peer_id_of(key_of(number))
 
 
+def holds(public_key: bytes, message: Message) -> bool:
+    """Whether a message's author signed it."""
+    return check(public_key, message.signed(), message.signature)
+
+
 def router_of(number: object, *, parameters: Parameters | None = None, **more: Any) -> GossipRouter:
     """A machine of its own randomness."""
     return GossipRouter(
         peer=peer_of(number),
         sign=sign_with(key_of(number)),
-        check=more.pop("check", check),
+        check=more.pop("check", holds),
         draw=random.Random(f"draw {number}").random,
         seqno=1,
         parameters=parameters,
@@ -50,13 +55,13 @@ def message_from(number: object, data: bytes = b"data", *, seqno: int = 7, topic
     """A message that somebody signed."""
     author, counted = b"\x00\x24\x08\x01\x12\x20" + key_of(number), seqno.to_bytes(8, "big")
     signature = sign_with(key_of(number))(signed_bytes(author, data, counted, topic))
-    return Message(author=author, seqno=counted, topic=topic, data=data, signature=signature)
+    return Message.of(author=author, seqno=counted, topic=topic, data=data, signature=signature)
 
 
 def changed(message: Message, **changes: Any) -> Message:
     """A message whose fields were changed after it was signed."""
     names = ("author", "seqno", "topic", "data", "signature", "key")
-    return Message(**{**{name: getattr(message, name) for name in names}, **changes})
+    return Message.of(**{**{name: getattr(message, name) for name in names}, **changes})
 
 
 def sends(effects: Iterable[Effect], to: PeerId | None = None) -> list[Any]:

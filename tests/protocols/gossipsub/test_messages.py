@@ -52,7 +52,7 @@ def ours(data: bytes = b"data", topic: str = TOPIC, **changes: Any) -> Message:
     seqno = (7).to_bytes(8, "big")
     signature = KEY.sign(signed_bytes(AUTHOR, data, seqno, topic.encode()))
     made = {"author": AUTHOR, "seqno": seqno, "topic": topic.encode(), "data": data, "signature": signature}
-    return Message(**{**made, **changes})
+    return Message.of(**{**made, **changes})
 
 
 def theirs(data: bytes = b"data", **changes: Any) -> rpc_pb2.Message:
@@ -186,7 +186,7 @@ def test_decode_rpc_reads_what_the_parser_reads(
     sizes: tuple[int, ...], ordered: bool, changes: list[tuple[int, bytes, int]]
 ) -> None:
     author, data, seqno, topic, signature, key = (bytes([65 + at]) * size for at, size in enumerate(sizes))
-    made = Message(author=author, data=data, seqno=seqno, topic=topic, signature=signature, key=key)
+    made = Message.of(author=author, data=data, seqno=seqno, topic=topic, signature=signature, key=key)
     payload = made.encode() if ordered else made.encode() * 2
     for at, put, instead in changes:
         payload = payload[:at] + put + payload[at + instead :]

@@ -27,10 +27,10 @@ from p2pnode.protocols.gossipsub.commands import (
     Publish,
     Verdict,
 )
-from p2pnode.protocols.gossipsub.messages import RPC, RPC_MAX, message_of
+from p2pnode.protocols.gossipsub.messages import RPC, RPC_MAX, Message, message_of
 from p2pnode.protocols.gossipsub.parameters import Parameters
-from p2pnode.simulations.signatures import check, sign_with
-from tests.protocols.gossipsub.mesh import key_of, message_from, peer_of, router_of
+from p2pnode.simulations.signatures import sign_with
+from tests.protocols.gossipsub.mesh import holds, key_of, message_from, peer_of, router_of
 
 PEERS = 6
 TOPICS = ["one", "two", "three"]
@@ -178,10 +178,10 @@ def run(steps: list[tuple[int, int]]) -> None:
     """All of these, each after some time; every effect and every count is looked at."""
     checked = 0
 
-    def counting(public_key: bytes, message: bytes, signature: bytes) -> bool:
+    def counting(public_key: bytes, message: Message) -> bool:
         nonlocal checked
         checked += 1
-        return check(public_key, message, signature)
+        return holds(public_key, message)
 
     router = router_of("subject", parameters=LIMITS, check=counting, known_topic=lambda name: len(name) < 50)
     connected, now, own = set(), 50.0, sign_with(key_of("subject"))

@@ -19,7 +19,7 @@ from p2pnode.protocols.crypto import public_key_of
 from p2pnode.protocols.gossipsub.commands import ACCEPT, Delivered
 from p2pnode.protocols.gossipsub.parameters import Parameters
 from p2pnode.simulations.draws import Draws
-from p2pnode.simulations.gossip import GossipService
+from p2pnode.simulations.gossip_service import GossipService
 from p2pnode.simulations.links import LinkModel
 from p2pnode.simulations.world import Node, World
 from p2pnode.tasks import Guard
