@@ -81,6 +81,20 @@ class Messages:
         if self._publishers:
             self._world.loop.at(start_s, self._publish, end_s)
 
+    def publish(self, publisher: Node) -> None:
+        """A node that is up publishes one more message now."""
+        world, number = self._world, len(self._published)
+        self._published.append((world.now, array("H", bytes(2 * len(world.nodes)))))
+        size = max(_NUMBER_BYTES, self._gossip.message_bytes)
+        if world.recorder is not None:
+            audience = sum(node.is_up for node in world.nodes) - 1
+            world.recorder.row(
+                "published", message=number, topic=self.TOPIC, origin=publisher.number, at_s=world.now,
+                bytes=size, audience=audience,
+            )  # fmt: skip
+        data = number.to_bytes(_NUMBER_BYTES, "big").ljust(size, b"\0")
+        self.service.publish(publisher, self.TOPIC, data)
+
     def started(self, node: Node) -> None:
         """It joins the topic."""
         self.service.join(node, self.TOPIC, self._validator)
@@ -102,23 +116,12 @@ class Messages:
         ]
 
     def _publish(self, end_s: float) -> None:
-        world, number = self._world, len(self._published)
-        if world.now >= end_s:
+        if self._world.now >= end_s:
             return
-        world.loop.after(1.0 / self._gossip.messages_per_s, self._publish, end_s)
+        self._world.loop.after(1.0 / self._gossip.messages_per_s, self._publish, end_s)
         publisher = self._draw.choice(self._publishers)
-        if not publisher.is_up:
-            return
-        self._published.append((world.now, array("H", bytes(2 * len(world.nodes)))))
-        size = max(_NUMBER_BYTES, self._gossip.message_bytes)
-        if world.recorder is not None:
-            audience = sum(node.is_up for node in world.nodes) - 1
-            world.recorder.row(
-                "published", message=number, topic=self.TOPIC, origin=publisher.number, at_s=world.now,
-                bytes=size, audience=audience,
-            )  # fmt: skip
-        data = number.to_bytes(_NUMBER_BYTES, "big").ljust(size, b"\0")
-        self.service.publish(publisher, self.TOPIC, data)
+        if publisher.is_up:
+            self.publish(publisher)
 
     def _delivered(self, node: Node, delivered: Delivered) -> None:
         number, world = int.from_bytes(delivered.data[:_NUMBER_BYTES], "big"), self._world

@@ -60,6 +60,9 @@ class Parameters:
 
     graft_at_once: bool = True
     """Whether a mesh that is too small takes in a peer as soon as it subscribes, and not at the heartbeat."""
+    refuse_when_full: bool = True
+    """Whether a mesh of ``degree_high`` takes in only peers that we dialled. The published form takes in all,
+    and is cut at the heartbeat."""
 
     flood_publish: bool = True
     forward_delay_s: float = 0.05
@@ -137,6 +140,7 @@ class Parameters:
             gossip_factor=0.0,
             always_beat=True,
             graft_at_once=False,
+            refuse_when_full=False,
             offer_to_holders=True,
             flood_publish=False,
             forward_delay_s=0.0,

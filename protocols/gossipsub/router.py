@@ -728,7 +728,7 @@ class GossipRouter:
                 peer.early = peer.early or {}
                 peer.early[topic] = None
                 continue
-            full = len(joined.mesh) >= limits.degree_high and not peer.dialled
+            full = limits.refuse_when_full and len(joined.mesh) >= limits.degree_high and not peer.dialled
             victim = self._crowding(joined, peer, now) if full else None
             full = full and victim is None
             if self._backs_off(peer, topic, now):

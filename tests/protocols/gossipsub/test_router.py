@@ -1144,6 +1144,15 @@ def test_version_1_0_sends_to_the_mesh_only_and_beats_each_second() -> None:
     assert subject.router.score(peers[0], subject.now) == 0
 
 
+def test_version_1_0_takes_in_whoever_grafts_and_cuts_its_mesh_at_the_heartbeat() -> None:
+    subject, peers = joined(14, parameters=Parameters.v1_0())
+    for peer in peers[:13]:
+        assert told(subject.hear(peer, graft(NAME)), "prune") == {}
+    assert len(subject.router.mesh(TOPIC)) == 13
+    assert len(told(subject.beat(), "prune")) == 7
+    assert len(subject.router.mesh(TOPIC)) == 6
+
+
 def test_version_1_0_publishes_from_outside_to_six() -> None:
     subject = Subject(parameters=Parameters.v1_0())
     for number in range(20):

@@ -28,7 +28,7 @@ from p2pnode.simulations.world import World, connect_at_random
 
 long = pytest.mark.long
 DEGREE = 6
-WAKU = replace(Parameters.v1_0(), flood_publish=True, gossip_factor=0.25)
+WAKU = replace(Parameters.v1_0(), flood_publish=True, gossip_factor=0.25, refuse_when_full=True)
 
 
 def spread(count: int, links: Links) -> tuple[float, float, int]:
