@@ -29,6 +29,7 @@ from p2pnode.models.manifest import (
     FOLDER_FILES,
     FOLDER_NEEDS,
     WEIGHTS_SUFFIX,
+    FileHashes,
     Format,
     Manifest,
     ModelFile,
@@ -112,8 +113,8 @@ def read_folder(root: Path) -> ModelFolder:
         raise ConfigError(f"{root}: cannot be read ({error.strerror}); check the path") from error
 
 
-def describe_folder(folder: ModelFolder, sha256: Mapping[str, str]) -> Manifest:
-    """The manifest of ``folder``, of whose files ``sha256`` has the hashes by name."""
+def describe_folder(folder: ModelFolder, hashes: Mapping[str, FileHashes]) -> Manifest:
+    """The manifest of ``folder``, whose files have ``hashes``, by name."""
     config = folder.config
     architecture = config.get("model_type") or next(iter(config.get("architectures") or ()), "")
     n_ctx = next((value for key in _CONTEXT_KEYS if (value := _of_text(config, key)) is not None), None)
@@ -125,7 +126,12 @@ def describe_folder(folder: ModelFolder, sha256: Mapping[str, str]) -> Manifest:
         n_ctx=n_ctx,
         format=folder.format,
         files=tuple(
-            ModelFile(path=name, size_bytes=(folder.root / name).stat().st_size, sha256=sha256[name])
+            ModelFile(
+                path=name,
+                size_bytes=(folder.root / name).stat().st_size,
+                sha256=hashes[name].sha256,
+                chunks=hashes[name].chunks,
+            )
             for name in folder.names
         ),
         tokenizer=hashlib.sha256(folder_tokenizer_blob(folder)).hexdigest(),

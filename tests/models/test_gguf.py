@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from p2pnode.errors import ConfigError
 from p2pnode.models.gguf import describe, read_header
 from p2pnode.models.local_models import LocalModel
-from p2pnode.models.manifest import TemplateOverhead
+from p2pnode.models.manifest import FileHashes, TemplateOverhead
 from p2pnode.models.template_overhead import template_overhead
 from p2pnode.models.vocabulary import load_vocabulary
 from tests.models.gguf_files import PAIRS, TINY, gguf, integers, string, strings, tensor, u32, with_weights
 
-HASH = "0" * 64
+HASH = FileHashes(sha256="0" * 64, chunks="1" * 64)
 
 
 def write(directory: Path, data: bytes) -> Path:
@@ -29,10 +29,12 @@ def write(directory: Path, data: bytes) -> Path:
 
 
 def test_the_default_model_is_described_quickly_and_as_the_catalogue_says(smollm: LocalModel) -> None:
+    (file,) = smollm.manifest.files
+    hashes = FileHashes(sha256=file.sha256, chunks=file.chunks)
     took_s = []
     for _ in range(3):
         began = time.process_time()
-        manifest = describe([read_header(smollm.path)], [smollm.manifest.files[0].sha256])
+        manifest = describe([read_header(smollm.path)], [hashes])
         took_s.append(time.process_time() - began)
         assert manifest == smollm.manifest
     assert min(took_s) < 0.1

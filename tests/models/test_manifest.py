@@ -27,7 +27,7 @@ VECTOR = Manifest(
     quantisation="Q4_1",
     n_ctx=2048,
     format="gguf",
-    files=(ModelFile(path="model.gguf", size_bytes=1000, sha256="11" * 32),),
+    files=(ModelFile(path="model.gguf", size_bytes=1000, sha256="11" * 32, chunks="44" * 32),),
     tokenizer="22" * 32,
     chat_template="33" * 32,
     template_overhead=TemplateOverhead(fixed=10, per_message=5),
@@ -35,23 +35,28 @@ VECTOR = Manifest(
 CANONICAL = (
     '{"architecture":"llama","chat_template":"'
     + "33" * 32
-    + '","files":[{"path":"model.gguf","sha256":"'
+    + '","files":[{"chunks":"'
+    + "44" * 32
+    + '","path":"model.gguf","sha256":"'
     + "11" * 32
     + '","size_bytes":1000}],"format":"gguf","n_ctx":2048,"name":"","quantisation":"Q4_1",'
-    '"template_overhead":{"fixed":10,"per_message":5},"tokenizer":"' + "22" * 32 + '"}'
+    + '"template_overhead":{"fixed":10,"per_message":5},"tokenizer":"'
+    + "22" * 32
+    + '"}'
 )
 
 
 def test_the_canonical_bytes_and_the_id_are_as_published() -> None:
     assert VECTOR.canonical() == CANONICAL.encode()
     assert model_id(VECTOR) == hashlib.sha256(b"p2pnode/model/1\0" + CANONICAL.encode()).digest()
-    assert model_id_text(model_id(VECTOR)) == "m1lxgj3ga3kgdiwez25ulhowtqqwqdslzlob2mvf2lfni6s4uxyhza"
+    assert model_id_text(model_id(VECTOR)) == "m15xu6lnbvtsyyy6xztii4zu35wrzdw2n3jkdmccvwndgjjzlsps2q"
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"files": (replace(VECTOR.files[0], sha256="44" * 32),)},
+        {"files": (replace(VECTOR.files[0], sha256="66" * 32),)},
+        {"files": (replace(VECTOR.files[0], chunks="66" * 32),)},
         {"files": (replace(VECTOR.files[0], size_bytes=1001),)},
         {"format": "upstream", "files": (), "name": "llama3.2"},
         {"architecture": "qwen3"},
@@ -130,7 +135,7 @@ def test_a_client_can_bound_what_it_may_be_billed() -> None:
 
 
 def files(*names: str) -> tuple[ModelFile, ...]:
-    return tuple(ModelFile(path=name, size_bytes=1, sha256="55" * 32) for name in names)
+    return tuple(ModelFile(path=name, size_bytes=1, sha256="55" * 32, chunks="66" * 32) for name in names)
 
 
 FOLDER = ("config.json", "model.safetensors", "tokenizer.json")
@@ -186,7 +191,10 @@ def test_what_is_no_whole_model_is_refused(kind: str, paths: tuple[str, ...], re
 @pytest.mark.parametrize("path", ["../../x", "/etc/x", "C:\\x", "a/../b", "x\0", "aux.json", ".git"])
 def test_a_manifest_that_names_a_place_outside_of_its_folder_is_refused_in_words(path: str) -> None:
     table = asdict(replace(VECTOR, format="safetensors", files=files(*FOLDER)))
-    table["files"] = [*table["files"], {"path": path, "size_bytes": 1, "sha256": "55" * 32}]
+    table["files"] = [
+        *table["files"],
+        {"path": path, "size_bytes": 1, "sha256": "55" * 32, "chunks": "66" * 32},
+    ]
     with pytest.raises(ConfigError, match=r"no name of a model's file.*Nothing was written"):
         Manifest.from_mapping(table)
 
@@ -198,12 +206,13 @@ def test_a_manifest_that_names_a_place_outside_of_its_folder_is_refused_in_words
         {"path": "model.gguf", "size_bytes": True, "sha256": "55" * 32},
         {"path": "model.gguf", "size_bytes": 1 << 60, "sha256": "55" * 32},
         {"path": "model.gguf", "size_bytes": 1, "sha256": "AB" * 32},
+        {"path": "model.gguf", "size_bytes": 1, "sha256": "55" * 32, "chunks": "short"},
         {"path": "model.gguf", "size_bytes": 0, "sha256": "55" * 32},
     ],
 )
 def test_a_file_has_a_size_and_a_hash(file: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="model manifest"):
-        Manifest.from_mapping(asdict(VECTOR) | {"files": [file]})
+        Manifest.from_mapping(asdict(VECTOR) | {"files": [{"chunks": "66" * 32} | file]})
 
 
 def test_only_what_a_host_says_of_itself_proves_no_weights() -> None:

@@ -17,7 +17,7 @@ from p2pnode.errors import ConfigError
 from p2pnode.models import answer, gguf, scripted
 from p2pnode.models.engine import GenerateRequest, Tokens
 from p2pnode.models.generic_form import generic_messages
-from p2pnode.models.local_models import describe_at
+from p2pnode.models.local_models import describe_at, hashes_of
 from p2pnode.models.manifest import (
     Manifest,
     ModelFile,
@@ -73,7 +73,7 @@ def test_a_manifest_follows_from_files(told: dict[str, Any], tmp_path: Path) -> 
 @pytest.mark.parametrize("path", VECTORS["refused_paths"], ids=lambda path: path[:20] or "empty")
 def test_a_path_that_leads_elsewhere_is_refused(path: str) -> None:
     with pytest.raises(ConfigError, match="no name of a model's file"):
-        ModelFile(path=path, size_bytes=1, sha256="0" * 64)
+        ModelFile(path=path, size_bytes=1, sha256="0" * 64, chunks="0" * 64)
 
 
 @pytest.mark.parametrize("told", VECTORS["templates"], ids=lambda told: told["template"][:30])
@@ -97,7 +97,7 @@ def test_the_kinds_of_weights_are_those_of_the_code(tmp_path: Path) -> None:
     found = {}
     for number in range(64):
         path.write_bytes(header.replace(key + (7).to_bytes(4, "little"), key + number.to_bytes(4, "little")))
-        kind = gguf.describe([gguf.read_header(path)], ["00" * 32]).quantisation
+        kind = gguf.describe([gguf.read_header(path)], [hashes_of(path)]).quantisation
         if kind != f"ftype{number}":
             found[number] = kind
     assert found == stated

@@ -45,9 +45,15 @@ export function manifestOf (files) {
   return names[0].endsWith('.gguf') ? manifestOfGguf(names.map((name) => files[name])) : manifestOfFolder(files)
 }
 
+const CHUNK = 1 << 20
+const chunks = (file) => Array.from({ length: Math.ceil(file.length / CHUNK) }, (_, i) => file.subarray(i * CHUNK, (i + 1) * CHUNK))
+
 function listed (files) {
   return Object.keys(files).sort().map((path) => ({
-    path, sha256: hex(sha256(files[path])), size_bytes: files[path].length
+    chunks: hex(sha256(...chunks(files[path]).map((chunk) => sha256(chunk)))),
+    path,
+    sha256: hex(sha256(files[path])),
+    size_bytes: files[path].length
   }))
 }
 
