@@ -35,7 +35,7 @@ QUORUM: Final = 10_000_000 * 10**18
 """What must be for a proposal, in FAB's smallest unit, so that it is accepted."""
 VOTING_S: Final = 604_800
 """How long a vote lasts."""
-MANIFEST_BYTES_MAX: Final = 4096
+MANIFEST_BYTES_MAX: Final = 32_768
 """The longest manifest that can be put to the vote, in its canonical form."""
 
 

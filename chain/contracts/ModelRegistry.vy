@@ -13,8 +13,8 @@
 
 from ethereum.ercs import IERC20
 
-# Bytes of a manifest.
-MANIFEST_MAX: constant(uint256) = 4096
+# Bytes of a manifest: of a model of two hundred files or so.
+MANIFEST_MAX: constant(uint256) = 32_768
 
 
 struct Proposal:

@@ -42,6 +42,8 @@ T = TypeVar("T")
 LOOPBACK: Final = "127.0.0.1"
 ACCOUNTS: Final = 10
 _NONCE_BYTES: Final = 6
+_WITHOUT_SESSIONS: Final = frozenset({"NodeRegistry", "ModelRegistry"})
+"""A chain that was saved with earlier ones of these goes on: what sessions hold on it must not be lost."""
 BLOCK_TIME_S: Final = 2
 """As on Base."""
 
@@ -169,8 +171,14 @@ class DevChain:
 
     def _go_on(self, saved: dict[str, str], code: str, todo: DeploymentPlan) -> None:
         if saved["contracts"] != code:
-            msg = f"{self._path} holds contracts of another version: begin a new chain with --fresh"
-            raise ConfigError(msg)
+            made = (self._chain.creation(number) for number in range(1, len(todo.steps) + 1))
+            others = {
+                step.contract for step, data in zip(todo.steps, made, strict=True) if data != step.initcode
+            }
+            if not others <= _WITHOUT_SESSIONS:
+                msg = f"{self._path} holds contracts of another version: begin a new chain with --fresh"
+                raise ConfigError(msg)
+            log.warning("devchain.older_registries", contracts=sorted(others))
         self.deployment = deployed(self._chain, todo.addresses)
         # Seconds that were added before are kept, for the chain's time must never go back.
         self._clock.ahead_s = max(0, self._chain.now - self._clock())

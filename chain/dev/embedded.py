@@ -148,6 +148,11 @@ class EmbeddedChain:
         """A contract's code; empty for a plain account."""
         return bytes(self._backend.get_code(account))
 
+    def creation(self, number: int) -> bytes:
+        """The data of the only transaction of a block: what a contract was created with."""
+        block = self.evm.get_canonical_block_by_number(number)
+        return b"".join(bytes(each.data) for each in block.transactions)
+
     def send(self, sender: bytes, to: bytes, data: bytes, *, gas: int = GAS_MAX, value: int = 0) -> Receipt:
         """Sign a transaction, mine it, and return the receipt. An empty ``to`` creates a contract. Raises
         ``RevertedError``."""

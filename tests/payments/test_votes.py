@@ -73,7 +73,7 @@ async def test_what_can_not_be_proposed_is_refused_in_words() -> None:
     votes = Votes(fab=BOND - 1)
     with refused("no_fab", "bond of a proposal takes 1000 FAB"):
         await votes.proposal()
-    with refused("refused", "4097 bytes", "4096 at most"):
+    with refused("refused", "32769 bytes", "32768 at most"):
         await votes.proposal(bytes(MANIFEST_BYTES_MAX + 1))
     with refused("already_proposed", "as proposal 4", "--again"):
         await votes.proposal(open_one=4)

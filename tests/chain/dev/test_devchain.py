@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Awaitable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import trio
 from trio.testing import MockClock
 
 from p2pnode.chain.abi import artifact
+from p2pnode.chain.deployment_plan import DeploymentPlan, plan_deployment
+from p2pnode.chain.dev import devchain
 from p2pnode.chain.dev.devchain import DevAccount, DevChain, dev_account, open_dev_chain
 from p2pnode.chain.dev.jsonrpc import BATCH_MAX
 from p2pnode.chain.dev.jsonrpc_http import BODY_MAX
@@ -471,6 +473,20 @@ async def test_a_taken_port_is_named(chain: DevChain) -> None:
     assert refusal.group_contains(ConfigError, match="choose another with --port")
 
 
+# ---- as if
+
+
+async def test_a_call_runs_as_if_a_word_of_storage_were_another(chain: DevChain, wire: Wire) -> None:
+    fab = hexed(chain.deployment.fab.address)
+    asked = {"to": fab, "data": hexed(artifact("FAB").function("totalSupply", 0).encode(()))}
+    changed = {fab: {"stateDiff": {"0x2": "0x7"}}}
+    assert await wire.number("eth_call", asked, "latest", changed) == 7
+    assert await wire.number("eth_call", asked, "latest") == 10**27
+    assert await wire.number("eth_estimateGas", asked, "latest", changed) > 21_000
+    with pytest.raises(Refused, match="only stateDiff"):
+        await wire.rpc("eth_call", asked, "latest", {fab: {"balance": "0x7"}})
+
+
 # ---- its state
 
 
@@ -537,3 +553,42 @@ async def test_a_ledger_names_a_chain_that_was_made_anew_and_goes_on_when_the_ol
             assert (await ledger.balances(SOMEONE)).usdc == 5
     finally:
         await ledger.aclose()
+
+
+def _other_code(monkeypatch: pytest.MonkeyPatch, contract: str) -> None:
+    """From now on this package has another version of a contract."""
+
+    def plan(**options: Any) -> DeploymentPlan:
+        made = plan_deployment(**options)
+        steps = [
+            replace(step, initcode=step.initcode + b"\0" * (step.contract == contract)) for step in made.steps
+        ]
+        return replace(made, steps=tuple(steps))
+
+    monkeypatch.setattr(devchain, "plan_deployment", plan)
+
+
+async def test_a_chain_with_earlier_registries_goes_on_for_its_sessions_must_not_be_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "chain.sqlite"
+    async with open_dev_chain(state=kept) as chain:
+        await chain.fund(SOMEONE, usdc=3)
+    _other_code(monkeypatch, "ModelRegistry")
+    async with open_dev_chain(state=kept) as chain:
+        assert chain.went_on
+        assert await chain.use(lambda _: chain.deployment.usdc.read("balanceOf", SOMEONE)) == 3
+
+
+@pytest.mark.parametrize("contract", ["JobMarketplace", "USDC", "FAB"])
+async def test_a_chain_with_an_earlier_market_or_token_does_not_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, contract: str
+) -> None:
+    kept = tmp_path / "chain.sqlite"
+    async with open_dev_chain(state=kept):
+        pass
+    _other_code(monkeypatch, contract)
+    with pytest.raises(ExceptionGroup) as refusal:
+        async with open_dev_chain(state=kept):
+            pass
+    assert refusal.group_contains(ConfigError, match="contracts of another version")

@@ -39,7 +39,7 @@ from p2pnode.chain.ledger import (
     WithdrawStake,
 )
 from p2pnode.chain.memory.ledger import MemoryChain
-from p2pnode.contract_rules import QUORUM, STAKE_MIN
+from p2pnode.contract_rules import MANIFEST_BYTES_MAX, QUORUM, STAKE_MIN
 from p2pnode.ids import ModelId
 from p2pnode.protocols.crypto import keccak256
 from p2pnode.protocols.typed_data import Domain, market_domain
@@ -147,7 +147,10 @@ class RegistryTwins(RuleBasedStateMachine):
 
     # ---- votes
 
-    @rule(name=WHO, manifest=st.sampled_from((b"", b"{}", b"{}" * 2048, b"{}" * 2049)))
+    @rule(
+        name=WHO,
+        manifest=st.sampled_from((b"", b"{}", bytes(MANIFEST_BYTES_MAX), bytes(MANIFEST_BYTES_MAX + 1))),
+    )
     def propose(self, name: str, manifest: bytes) -> None:
         self.do(name, Propose(manifest))
 
