@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 COMPILED := $(VENV)/.compiled
 
-.PHONY: install demo test test-fast test-long test-churn test-interop test-circle test-anvil check bench contracts format clean
+.PHONY: install demo test test-fast test-long test-exllama test-gpu test-churn test-interop test-circle test-anvil check bench contracts format clean
 
 install: $(COMPILED)
 
@@ -58,8 +58,31 @@ FAST := tests/protocols tests/payments tests/node tests/storage $(filter-out $(S
 test-fast: $(STAMP)
 	PYTHONHASHSEED=0 $(BIN)/pytest $(PARALLEL) $(FAST) $(SLOW:%=--ignore=%)
 
-test-long: $(STAMP)
-	PYTHONHASHSEED=0 $(BIN)/pytest $(PARALLEL) -m "(long or not long) and not churn"
+test-long: $(STAMP) test-exllama
+	PYTHONHASHSEED=0 $(BIN)/pytest $(PARALLEL) -m "(long or not long) and not churn and not exllama"
+
+# The real ExLlamaV2 with torch, which are large: in an environment of its own, that also sees what is in .venv.
+# On a CPU: docs/engines.md says what that leaves out. ExLlamaV3 is there to be read, and lacks its own needs.
+EXLLAMA := .venv-exllama
+EXLLAMA_PYTEST := PYTHONHASHSEED=0 $(EXLLAMA)/bin/python $(BIN)/pytest
+$(EXLLAMA)/.installed: $(STAMP)
+	@test -x $(EXLLAMA)/bin/python || $(BIN)/python -m venv $(EXLLAMA)
+	@echo "import site; site.addsitedir('$(CURDIR)/$$(echo $(VENV)/lib/python*/site-packages)')" \
+		> $$(echo $(EXLLAMA)/lib/python*/site-packages)/node.pth
+	@echo "torch and ExLlamaV2 in $(EXLLAMA): one GB, a minute or two"
+	@$(EXLLAMA)/bin/pip install --disable-pip-version-check --progress-bar off -q -c constraints.txt \
+		torch exllamav2 gguf safetensors
+	@$(EXLLAMA)/bin/pip install --disable-pip-version-check --progress-bar off -q -c constraints.txt --no-deps exllamav3
+	@touch $@
+
+test-exllama: $(EXLLAMA)/.installed
+	$(EXLLAMA_PYTEST) -m exllama tests/models/exllama tests/client
+
+# The same suite on a GPU, and what it does in a second. Without a device it says so, and is no failure.
+# GPU_MODEL: an EXL2, EXL3, GPTQ or safetensors folder.
+GPU_MODEL ?=
+test-gpu: $(STAMP)
+	@tests/models/exllama/on_gpu.sh "$(GPU_MODEL)"
 
 # Ten minutes of peers that come and go, at full limits: memory, descriptors and tasks stay flat.
 test-churn: $(STAMP)

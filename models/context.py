@@ -19,6 +19,8 @@ from p2pnode.models.gguf import GgufArray, GgufHeader
 
 N_CTX_DEFAULT_MAX: Final = 32_768
 """More is for who asks for it: all of it is taken when the model loads."""
+N_CTX_GPU_DEFAULT: Final = 8192
+"""Of an engine on a GPU, whose memory shows only when it loads."""
 N_CTX_LEAST: Final = 256
 """A default is never less: a shorter context holds no conversation."""
 SHARE: Final = 0.5

@@ -140,6 +140,8 @@ class EngineInfo:
     kv_types: str = ""
     samplers: tuple[str, ...] = ()
     arithmetic: bytes = b""
+    note: str = ""
+    """What whoever runs it should know, such as why it has fewer slots than it was asked for."""
     remote: bool = False
 
 

@@ -326,14 +326,21 @@ class _Place:
         self.symbol, self.rest = symbol, rest
 
 
-class _State:
-    """The places after a text. ``ends``: whether the text may end here. ``after``: states by letter."""
+class State:
+    """The places after a text. ``ends``: whether the text may end here. ``after``: states by letter.
+
+    Of one matcher, texts after which the same may follow lead to the same object.
+    """
 
     __slots__ = ("after", "ends", "places")
 
     def __init__(self, places: tuple[_Place, ...], *, ends: bool) -> None:
         self.places, self.ends = places, ends
-        self.after: dict[str, _State | None] = {}
+        self.after: dict[str, State | None] = {}
+
+    def next_symbols(self) -> list[str | Letters]:
+        """What may follow at each place, in the order of the grammar: the first letter counts."""
+        return [place.symbol for place in self.places if not isinstance(place.symbol, Rule)]
 
 
 class Matcher:
@@ -342,8 +349,8 @@ class Matcher:
     def __init__(self, grammar: Grammar, root: str = "root") -> None:
         self._rules: Mapping[str, tuple[Alternative, ...]] = grammar.rules
         self._places: dict[tuple[Symbol, int], _Place] = {}
-        self._states: dict[tuple[frozenset[int], bool], _State] = {}
-        self._state: _State | None = self._open([self._place(Rule(root), None)], ends=False)
+        self._states: dict[tuple[frozenset[int], bool], State] = {}
+        self._state: State | None = self._open([self._place(Rule(root), None)], ends=False)
 
     @property
     def fits(self) -> bool:
@@ -363,18 +370,25 @@ class Matcher:
     def feed(self, text: str) -> bool:
         """Go on with ``text``. Returns :attr:`fits`."""
         for letter in text:
-            state = self._state
-            if state is None:
+            if self._state is None:
                 break
-            if letter not in state.after:
-                state.after[letter] = self._step(state, letter)
-            self._state = state.after[letter]
+            self._state = self.after(self._state, letter)
         return self.fits
+
+    @property
+    def state(self) -> State | None:
+        """Where the text stands; None where it is none of the grammar."""
+        return self._state
+
+    def after(self, state: State, letter: str) -> State | None:
+        """Where a text stands that goes on from ``state`` with ``letter``. The matcher's own text stays."""
+        if letter not in state.after:
+            state.after[letter] = self._step(state, letter)
+        return state.after[letter]
 
     def next_symbols(self) -> list[str | Letters]:
         """What may follow at each place, in the order of the grammar: the first letter counts."""
-        places = self._state.places if self._state is not None else ()
-        return [place.symbol for place in places if not isinstance(place.symbol, Rule)]
+        return [] if self._state is None else self._state.next_symbols()
 
     def rest(self) -> Grammar:
         """The grammar of what may follow."""
@@ -415,7 +429,7 @@ class Matcher:
             known = self._places[key] = _Place(symbol, rest)
         return known
 
-    def _step(self, state: _State, letter: str) -> _State | None:
+    def _step(self, state: State, letter: str) -> State | None:
         begun: list[_Place] = []
         ends = False
         for place in state.places:
@@ -433,7 +447,7 @@ class Matcher:
                 begun.append(rest)
         return self._open(begun, ends=ends) if begun or ends else None
 
-    def _open(self, begun: Iterable[_Place], *, ends: bool) -> _State:
+    def _open(self, begun: Iterable[_Place], *, ends: bool) -> State:
         """The state of these places, with rules opened until each place begins with a letter."""
         found: dict[int, _Place] = {}
         seen: set[int] = set()
@@ -462,7 +476,7 @@ class Matcher:
                     waiting.append(rest)
         key = (frozenset(found), ends)
         if (known := self._states.get(key)) is None:
-            known = self._states[key] = _State(tuple(found.values()), ends=ends)
+            known = self._states[key] = State(tuple(found.values()), ends=ends)
         return known
 
 

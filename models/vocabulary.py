@@ -24,6 +24,13 @@ _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 2, 3, 4, 5, 6
 _BYTE_LEVEL: Final = frozenset({"gpt2"})
 _SENTENCE_PIECE: Final = frozenset({"llama", "gemma4"})
 _END_KEYS: Final = ("eos_token_id", "eot_token_id", "eom_token_id")
+# llama.cpp's src/llama-vocab.cpp lets these end a turn by their names, whatever the file says of them
+_END_NAMES: Final = frozenset(
+    {
+        "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>",
+        "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<end_of_utterance>", "<eos>",
+    }
+)  # fmt: skip
 _TAIL_TOKENS: Final = 4
 _BLANKS: Final = " \t\n\r\u2581"
 _HEX: Final = re.compile(r"<0x[0-9A-F]{2}>")
@@ -46,7 +53,10 @@ class Vocabulary:
         """Ids of control tokens by name. llama.cpp finds them in text only where it is asked to."""
         self.found_in_text: Final = found_in_text or {}
         """The same of tokens that its makers added, which llama.cpp finds in any text. Without blanks."""
-        self.silent: Final = frozenset(ends) | {i for i, piece in enumerate(pieces) if not piece}
+        named = {token for name, token in self.special.items() if name in _END_NAMES}
+        self.ends: Final = frozenset(ends) | named
+        """Ids that end a turn."""
+        self.silent: Final = self.ends | {i for i, piece in enumerate(pieces) if not piece}
         """Ids that put out no text, the end of a turn among them."""
 
     def __len__(self) -> int:

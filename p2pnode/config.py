@@ -47,6 +47,12 @@ def default_data_dir() -> Path:
         raise UsageError(msg) from error
 
 
+ENGINES: Final = ("auto", "llamacpp", "exllama")
+"""What models are loaded with; "auto" goes by the model's format."""
+KV_CACHES: Final = ("FP16", "Q8", "Q6", "Q4")
+"""How exllama keeps keys and values."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeConfig:
     """What a user can set. Prices are token units (1e-6 USDC) per million tokens, other money token units; in
@@ -100,6 +106,9 @@ class NodeConfig:
     n_ctx: int = 0
     slots: int = 4
     threads: int = 0
+    engine: str = "auto"
+    kv_cache: str = "FP16"
+    tensor_parallel: bool = False
 
     def __post_init__(self) -> None:
         most = _AMOUNT_MAX // USDC
@@ -116,6 +125,7 @@ class NodeConfig:
             if not 0 <= getattr(self, name) <= _STORE_MAX:
                 msg = f"{name} must be from 0 to {_STORE_MAX} bytes"
                 raise ConfigError(msg)
+        self._check_choices()
         self._check_trust()
         for rule in self.store_for:
             if rule not in ("sessions", "anyone") and _OWNER.fullmatch(rule) is None:
@@ -127,6 +137,12 @@ class NodeConfig:
         for name, low, high in (("slots", 1, 64), ("threads", 0, 1024), ("keep_hours", 0, 120)):
             if not low <= getattr(self, name) <= high:
                 msg = f"{name} must be from {low} to {high}"
+                raise ConfigError(msg)
+
+    def _check_choices(self) -> None:
+        for name, known in (("engine", ENGINES), ("kv_cache", KV_CACHES)):
+            if getattr(self, name) not in known:
+                msg = f"{name} must be {' or '.join(known)}, not {getattr(self, name)[:40]!r}"
                 raise ConfigError(msg)
 
     def _check_trust(self) -> None:

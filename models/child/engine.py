@@ -10,7 +10,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
-from dataclasses import replace
 from typing import Any, Final, Protocol
 
 import structlog
@@ -19,8 +18,9 @@ import trio
 from p2pnode.bounded import Backoff
 from p2pnode.errors import EngineError, EngineLostError
 from p2pnode.models.arithmetic import arithmetic_hash, fixed_prompt
-from p2pnode.models.child.http import ChildGoneError, ChildHttp, ChildHungError, ChildRefusedError
+from p2pnode.models.child.http import LOST, ChildGoneError, ChildHttp, ChildHungError, ChildRefusedError
 from p2pnode.models.child.process import ChildProcess
+from p2pnode.models.child.prompts import PromptMaker
 from p2pnode.models.compiled_prompt import CompiledPrompt
 from p2pnode.models.engine import (
     ANYBODY,
@@ -31,17 +31,13 @@ from p2pnode.models.engine import (
     EngineStats,
     GenerateRequest,
 )
-from p2pnode.models.prompt import Piece, pieces_of
-from p2pnode.models.prompt_compiler import PromptCompiler, text_of_prefix
-from p2pnode.models.renderer import ChatTemplate, reasons_of
+from p2pnode.models.prompt import Piece
+from p2pnode.models.renderer import ChatTemplate
 from p2pnode.models.slot_wait import wait_assigned
 from p2pnode.models.slots import Assignment, SlotQueue
 from p2pnode.models.validation import (
-    BYTES_PER_TOKEN_MAX,
-    check_text,
     no_embeddings,
     tokens_allowed,
-    validate_sampling,
 )
 from p2pnode.models.vocabulary import Vocabulary
 from p2pnode.protocols.inference.messages import PromptBody
@@ -81,8 +77,7 @@ class ChildEngine(ABC):
         self._n_ctx = n_ctx
         self._hang_s = hang_s
         self._queue = SlotQueue(slots, queue_max)
-        self._vocabulary: Vocabulary | None = None
-        self._compiler: PromptCompiler | None = None
+        self._prompts: PromptMaker | None = None
         self._child: ChildProcess | None = None
         self._starting = trio.Lock()
         self._closed = False
@@ -105,7 +100,7 @@ class ChildEngine(ABC):
         """``request`` as the child takes it; its answer has at most ``allowed`` tokens."""
 
     @abstractmethod
-    async def _tokenize(self, pieces: Sequence[Piece], *, begins: bool) -> tuple[int, ...]:
+    async def _encode(self, pieces: Sequence[Piece], begins: bool) -> tuple[int, ...]:
         """The ids of pieces in a row; ``begins``: with a begin token where the model has one."""
 
     @abstractmethod
@@ -116,9 +111,7 @@ class ChildEngine(ABC):
 
     def _features(self) -> frozenset[EngineFeature]:
         """What any child with the model's template can do."""
-        features: tuple[EngineFeature, ...] = ("tools", "schema", "logprobs")
-        reasons = self._compiler is not None and reasons_of(self._compiler.template)
-        return frozenset((*features, "reasoning") if reasons else features)
+        return frozenset() if self._prompts is None else self._prompts.features()
 
     async def aclose(self) -> None:
         """End the child. Requests under way end with ``EngineError``."""
@@ -126,37 +119,21 @@ class ChildEngine(ABC):
         child, self._child = self._child, None
         if child is not None:
             await child.stop()
-        if self._compiler is not None:
-            await self._compiler.aclose()
+        if self._prompts is not None:
+            await self._prompts.aclose()
         await trio.lowlevel.checkpoint()
 
     async def prompt(self, body: PromptBody) -> CompiledPrompt:
         """The prompt by the model's chat template, which runs in a process with limits."""
-        vocabulary = await self._known_vocabulary()
-        validate_sampling(body.sampling, len(vocabulary))
-        text, pending = await text_of_prefix(vocabulary, body)
-        letters_max = self._n_ctx * BYTES_PER_TOKEN_MAX
-        compiler = self._known_compiler()
-        parts = await compiler.compile(body, text=text, letters_max=letters_max)
-        pieces = pieces_of(parts.segments, vocabulary)
-        # With the empty text first, a begin token that the model needs comes before everything.
-        ids = await self._tokenize(["", *pieces], begins=True)
-        if len(ids) > 1 and ids[0] == ids[1] == vocabulary.special.get(compiler.template.bos):
-            ids = ids[1:]  # the template wrote it, too
-        return CompiledPrompt.of(parts, ids, body, text=text, text_pending=pending)
+        return await (await self._known_prompts()).prompt(body)
 
     async def extend(self, prompt: CompiledPrompt, ids: tuple[int, ...]) -> CompiledPrompt:
         """As ``followed_by`` says; the process that compiles prompts follows the grammar."""
-        vocabulary = await self._known_vocabulary()
-        grown, text = prompt.followed_by(ids, vocabulary)
-        if grown.grammar is None or not text:
-            return grown
-        return replace(grown, grammar=await self._known_compiler().follow(grown.grammar, text))
+        return await (await self._known_prompts()).extend(prompt, ids)
 
     async def tokenize(self, text: str) -> tuple[int, ...]:
         """Token ids of plain text. What looks like a special token in it stays text."""
-        check_text(text, n_ctx=self._n_ctx)
-        return await self._tokenize([text], begins=False)
+        return await (await self._known_prompts()).tokenize(text)
 
     def reusable(self, cache_key: bytes, prompt_ids: tuple[int, ...]) -> int:
         """As the slot table says."""
@@ -176,7 +153,7 @@ class ChildEngine(ABC):
 
     async def arithmetic(self) -> bytes:
         """The hash for the fixed prompt, computed anew."""
-        prompt = fixed_prompt(len(await self._known_vocabulary()))
+        prompt = fixed_prompt(len((await self._known_prompts()).vocabulary))
         place = self._queue.enter(_ARITHMETIC_KEY, prompt, ANYBODY)
         try:
             assignment = await wait_assigned(place)
@@ -197,7 +174,7 @@ class ChildEngine(ABC):
     @asynccontextmanager
     async def generate(self, request: GenerateRequest) -> AsyncIterator[AsyncIterator[EngineEvent]]:
         """Run one request."""
-        vocabulary = await self._known_vocabulary()
+        vocabulary = (await self._known_prompts()).vocabulary
         allowed = tokens_allowed(request, n_ctx=self._n_ctx, vocabulary=len(vocabulary))
         place = self._queue.enter(request.cache_key, request.prompt_ids, request.origin, request.session)
         run = self._run(request, allowed, vocabulary)
@@ -225,15 +202,11 @@ class ChildEngine(ABC):
             alive = child is not None and child is self._child
             self._queue.leave(place, run.held if alive else ())
 
-    def _known_compiler(self) -> PromptCompiler:
-        assert self._compiler is not None  # noqa: S101 - made with the vocabulary
-        return self._compiler
-
-    async def _known_vocabulary(self) -> Vocabulary:
-        if self._vocabulary is None:
+    async def _known_prompts(self) -> PromptMaker:
+        if self._prompts is None:
             await self._running()
-        assert self._vocabulary is not None  # noqa: S101 - _running has loaded it
-        return self._vocabulary
+        assert self._prompts is not None  # noqa: S101 - _running has made it
+        return self._prompts
 
     async def _call(self, path: str, body: Mapping[str, Any]) -> Any:
         child = await self._running()
@@ -252,9 +225,9 @@ class ChildEngine(ABC):
             if self._child is not None:
                 await self._lost(self._child)
             await self._back_off()
-            if self._vocabulary is None:
+            if self._prompts is None:
                 template, vocabulary = await self._read_model()
-                self._compiler, self._vocabulary = PromptCompiler(template), vocabulary
+                self._prompts = PromptMaker(template, vocabulary, self._encode, self._n_ctx)
             self._child = await self._start()
             return self._child
 
@@ -292,15 +265,16 @@ class ChildEngine(ABC):
         self, child: ChildProcess, error: ChildGoneError | ChildHungError | ChildRefusedError
     ) -> EngineError:
         """The error for the caller, after a child that is lost was ended."""
-        if isinstance(error, ChildRefusedError):
+        lost = isinstance(error, ChildRefusedError) and error.kind == LOST
+        if isinstance(error, ChildRefusedError) and not lost:
             return _refusal(error)
         if self._closed:
             return EngineError("the engine was closed", code="shutting_down")
         hung = isinstance(error, ChildHungError)
-        if not hung and not await child.wait_dead(_DEATH_NOTICE_S):
+        if not hung and not lost and not await child.wait_dead(_DEATH_NOTICE_S):
             return EngineError(f"the engine dropped the request ({error}); ask again", retry_after_s=1.0)
         await self._lost(child)
-        what = f"hung for {self._hang_s:g} s" if hung else "crashed"
+        what = f"hung for {self._hang_s:g} s" if hung else f"crashed ({error})" if lost else "crashed"
         retry_after_s = max(_RETRY_LEAST_S, self._not_before - trio.current_time())
         return EngineLostError(
             f"the engine {what} and is being restarted; ask again", retry_after_s=round(retry_after_s, 1)

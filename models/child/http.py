@@ -15,6 +15,8 @@ from typing import Any, Final
 import h11
 import trio
 
+LOST: Final = "engine_lost"
+"""The kind of error with which a child of ours says that it ends."""
 _READ_BYTES: Final = 1 << 16
 _ANSWER_MAX_BYTES: Final = 16 << 20
 _OK: Final = 200

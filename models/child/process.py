@@ -43,6 +43,8 @@ class ChildProcess:
         self._process = process
         self._directory = directory
         self.http = http
+        self.answer: dict[str, Any] = {}
+        """What it said when it was ready."""
 
     @classmethod
     async def start(
@@ -89,6 +91,7 @@ class ChildProcess:
         if answer.get("ready") is not True:
             await started.kill()
             raise EngineError(_load_failure(loads, answer))
+        started.answer = answer
         log.info("engine.started", pid=process.pid)
         return started
 

@@ -116,7 +116,7 @@ class LlamaCppEngine(ChildEngine):
     def _run(self, request: GenerateRequest, allowed: int, vocabulary: Vocabulary) -> LlamaCppRun:
         return LlamaCppRun(request, allowed, vocabulary, hang_s=self._config.hang_s)
 
-    async def _tokenize(self, pieces: Sequence[Piece], *, begins: bool) -> tuple[int, ...]:
+    async def _encode(self, pieces: Sequence[Piece], begins: bool) -> tuple[int, ...]:
         body = {"content": list(pieces), "add_special": begins, "parse_special": False}
         return tuple((await self._call("/tokenize", body))["tokens"])
 

@@ -12,47 +12,31 @@ This module knows nothing of queues, processes or restarts.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from contextlib import aclosing
 from typing import Any, Final
 
-import trio
-
 from p2pnode.models.child.http import ChildGoneError, ChildHttp
-from p2pnode.models.engine import Done, EngineEvent, GenerateRequest, Logprob, Prefill, Started, Tokens
+from p2pnode.models.child.run import ChildAnswer, logprobs_of, sampling_of
+from p2pnode.models.engine import EngineEvent, GenerateRequest
 from p2pnode.models.grammar import Matcher
 from p2pnode.models.slots import Assignment
-from p2pnode.models.text import Released, TextAssembler
 from p2pnode.models.vocabulary import Vocabulary
 
 _RANDOM_SEED: Final = 0xFFFFFFFF  # llama.cpp draws a seed of its own for this one
 SAMPLERS: Final = ("penalties", "top_k", "top_p", "min_p", "temperature")
 
 
-class LlamaCppRun:
+class LlamaCppRun(ChildAnswer):
     """A request and its state. ``allowed`` is the most tokens that its answer may have."""
 
     def __init__(
         self, request: GenerateRequest, allowed: int, vocabulary: Vocabulary, *, hang_s: float
     ) -> None:
-        self._request = request
+        super().__init__(request, vocabulary)
         self._allowed = allowed
         self._vocabulary = vocabulary
         self._hang_s = hang_s
-        known = len(request.prompt_ids) - request.text_pending
-        self._text_pending = request.prompt_ids[known:]
-        before = vocabulary.tail_of(request.prompt_ids[:known])
-        self._text = TextAssembler(vocabulary.piece, request.sampling.stop, before=before)
-        self._ids: list[int] = []
-        self._logprobs: deque[Logprob] = deque()
-        """Those of ids that were made and are not delivered."""
-        self._started = False
-        self.delivered = 0
-        """Output tokens given to the caller so far."""
-        self.first_token_at: float | None = None
-        self.held: tuple[int, ...] = ()
-        """What the slot's cache holds for sure."""
 
     async def events(self, http: ChildHttp, assignment: Assignment) -> AsyncGenerator[EngineEvent, None]:
         """Run the request; yield its events. Raises what ``http`` raises."""
@@ -77,14 +61,8 @@ class LlamaCppRun:
             if self._text.stopped or end_of_turn or complete:
                 break
             reuse = True
-        if not self._text.stopped:
-            for event in self._released(self._text.finish(complete=end_of_turn)):
-                yield event
-        if end_of_turn:
-            # Something was sampled after the last id, so that one is in the cache too.
-            self.held = self._request.prompt_ids + tuple(self._ids)
-        stopped = self._text.stopped or end_of_turn
-        yield Done(reason="stop" if stopped else "length", tokens_out=self.delivered)
+        for event in self._end(end_of_turn=end_of_turn):
+            yield event
 
     def _take(
         self, bulk: Iterable[Mapping[str, Any]], ids: IdStream, assignment: Assignment
@@ -97,64 +75,27 @@ class LlamaCppRun:
                 continue
             if not self._started:
                 yield from self._prefill(assignment.reusable, len(self._request.prompt_ids))
-            pending, self._text_pending = self._text_pending, ()
-            yield from self._released(self._text.release_pending(pending))
+            yield from self._told_text()
             certain += ids.take(frame)
             if ids.lost:
                 break
             if not frame.get("stop"):
-                self._logprobs += _logprobs_of(frame)
+                self._logprobs += logprobs_of(frame)
         yield from self._deliver(certain)
-
-    def _prefill(self, cached: int, processed: int) -> Iterator[EngineEvent]:
-        if self._ids:  # a later completion of the same request reads what was prompt and answer before
-            return
-        prompt = self._request.prompt_ids
-        if not self._started:
-            self._started = True
-            yield Started(tokens_in=len(prompt), reused=cached)
-        self.held = prompt[:processed]
-        if processed > cached:
-            yield Prefill(processed=processed, total=len(prompt))
-
-    def _deliver(self, ids: list[int]) -> Iterator[EngineEvent]:
-        if not ids or self._text.stopped:
-            return
-        if self.first_token_at is None:
-            self.first_token_at = trio.current_time()
-        self._ids += ids
-        # The last id was sampled, and is in the cache only once another was sampled after it.
-        self.held = self._request.prompt_ids + tuple(self._ids[:-1])
-        yield from self._released(self._text.feed(ids))
-
-    def _released(self, released: Released) -> Iterator[EngineEvent]:
-        if released.ids or released.text:
-            self.delivered += len(released.ids)
-            told = self._request.logprobs >= 0
-            logprobs = tuple(self._logprobs.popleft() for _ in released.ids) if told else ()
-            yield Tokens(ids=released.ids, text=released.text, logprobs=logprobs)
 
     async def _make_again(self, http: ChildHttp, slot: int, lost: int) -> tuple[list[int], bool]:
         """Make the next ``lost`` ids again; return them, and whether the turn ended after them."""
         body = self._body(slot, reuse=True) | {"stream": False, "n_predict": lost}
         answer = await http.call("/completion", body, deadline_s=self._hang_s)
         ids, end_of_turn = [int(token) for token in answer["tokens"]], answer["stop_type"] == "eos"
-        self._logprobs += _logprobs_of(answer)
+        self._logprobs += logprobs_of(answer)
         return (ids[:-1] if end_of_turn else ids), end_of_turn
 
     def _body(self, slot: int, *, reuse: bool) -> dict[str, Any]:
-        sampling = self._request.sampling
         return {
             "prompt": [*self._request.prompt_ids, *self._ids],
             "n_predict": self._allowed - len(self._ids),
-            "temperature": sampling.temperature,
-            "top_k": sampling.top_k,
-            "top_p": sampling.top_p,
-            "min_p": sampling.min_p,
-            "repeat_penalty": sampling.repeat_penalty,
-            "presence_penalty": sampling.presence_penalty,
-            "frequency_penalty": sampling.frequency_penalty,
-            "logit_bias": [[each.id, each.bias] for each in sampling.logit_bias],
+            **sampling_of(self._request),
             # A call has one seed. Where ids were lost inside of a character, what follows is drawn anew.
             "seed": (self._request.seed + len(self._ids)) % _RANDOM_SEED,
             "samplers": SAMPLERS,
@@ -178,17 +119,6 @@ class LlamaCppRun:
             matcher.feed(b"".join(map(self._vocabulary.piece, self._ids)).decode("utf-8", "ignore"))
             grammar = matcher.rest()
         return {"grammar": grammar.gbnf()}
-
-
-def _logprobs_of(frame: Mapping[str, Any]) -> list[Logprob]:
-    """The log-probabilities that come with ids, if they were asked for: see llama.cpp's ``n_probs``."""
-    return [
-        Logprob(
-            float(each["logprob"]),
-            tuple((int(other["id"]), float(other["logprob"])) for other in each.get("top_logprobs", ())),
-        )
-        for each in frame.get("completion_probabilities", ())
-    ]
 
 
 class IdStream:

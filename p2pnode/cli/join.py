@@ -83,6 +83,21 @@ ContextOption: TypeAlias = Annotated[
 ]
 SlotsOption: TypeAlias = Annotated[int | None, typer.Option(help="Requests served at the same time.")]
 ThreadsOption: TypeAlias = Annotated[int | None, typer.Option(help="Engine threads; 0 leaves a core free.")]
+EngineOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="What loads the models: llamacpp (GGUF files), exllama (EXL2, EXL3, GPTQ and safetensors "
+        "folders, on a GPU), or auto: by the model's format."
+    ),
+]
+KvCacheOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(help="How exllama keeps keys and values: FP16, or Q8, Q6 or Q4, which take less memory."),
+]
+TensorParallelOption: TypeAlias = Annotated[
+    bool | None,
+    typer.Option("--tensor-parallel", help="Let exllama compute each layer on all GPUs together."),
+]
 S5ListenOption: TypeAlias = Annotated[
     str | None,
     typer.Option(help="Serve the store to S5 programs on this machine, as 127.0.0.1:5050; port 0 takes any."),
@@ -130,6 +145,9 @@ def join(
     n_ctx: ContextOption = None,
     slots: SlotsOption = None,
     threads: ThreadsOption = None,
+    engine: EngineOption = None,
+    kv_cache: KvCacheOption = None,
+    tensor_parallel: TensorParallelOption = None,
     s5_listen: S5ListenOption = None,
     s5_accounts: S5AccountsOption = None,
     s5_origin: S5OriginOption = None,
@@ -168,6 +186,9 @@ def join(
             n_ctx=n_ctx,
             slots=slots,
             threads=threads,
+            engine=engine,
+            kv_cache=kv_cache,
+            tensor_parallel=tensor_parallel,
             s5_listen=s5_listen,
             s5_accounts=s5_accounts,
             s5_origins=s5_origin,

@@ -26,8 +26,15 @@ from p2pnode.host.totals import TotalsFile
 from p2pnode.ids import PeerId
 from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.models.catalogue import Catalogue
-from p2pnode.models.context import choose_context, memory_at_hand, memory_of
-from p2pnode.models.engines import EngineSpec, make_engine
+from p2pnode.models.context import N_CTX_GPU_DEFAULT, choose_context, memory_at_hand, memory_of
+from p2pnode.models.engines import (
+    ANY_ENGINE,
+    EngineSpec,
+    engine_name_for,
+    make_engine,
+    parse_engine_name,
+    require_engine,
+)
 from p2pnode.models.gguf import read_header
 from p2pnode.models.local_models import LocalModel
 from p2pnode.models.manifest import SCRIPTED, model_id_text, scripted_model_id
@@ -347,12 +354,14 @@ class Join:
     async def _model(self, name: str) -> HostedModel:
         config = self._config
         spec = EngineSpec(
-            name="scripted" if name == SCRIPTED else "llamacpp",
+            name="scripted",
             n_ctx=config.n_ctx or None,
             slots=config.slots,
             threads=config.threads or None,
             queue_max=self._options.limits.engine_queue,
             tokens_per_s=self._options.scripted_tokens_per_s,
+            cache=config.kv_cache,
+            tensor_parallel=config.tensor_parallel,
         )
         if name == SCRIPTED:
             return HostedModel(
@@ -365,6 +374,8 @@ class Join:
                 session_fee=config.session_fee,
             )
         entry = Catalogue.load().find(name)
+        if config.engine != ANY_ENGINE:
+            require_engine(parse_engine_name(config.engine))  # before gigabytes are fetched
         self._report("model.pulling", {"name": entry.name})
 
         def progress(done: int, total: int | None) -> None:
@@ -372,11 +383,17 @@ class Join:
 
         local = await pull(entry, self._data.models, progress=progress)
         self._report("model", {"name": local.name, "id": model_id_text(local.model_id)})
-        n_ctx = await self._context(local)
+        chosen = engine_name_for(local, config.engine)
+        require_engine(chosen)
+        if chosen == "llamacpp":
+            n_ctx = await self._context(local)
+        else:
+            n_ctx = config.n_ctx or min(local.manifest.n_ctx, N_CTX_GPU_DEFAULT)
+        spec = replace(spec, name=chosen, n_ctx=n_ctx)
         return HostedModel(
             model=local.model_id,
             name=local.name,
-            engine=make_engine(replace(spec, n_ctx=n_ctx), local),
+            engine=make_engine(spec, local),
             quantisation=local.manifest.quantisation,
             n_ctx=n_ctx,
             price_in=config.price_in,

@@ -86,7 +86,7 @@ async def ask(
     request = GenerateRequest(
         prompt_ids=prompt, sampling=sampling, seed=seed, cache_key=key or fresh_key(), **more
     )
-    with trio.fail_after(30):
+    with trio.fail_after(120):
         async with engine.generate(request) as stream:
             events = [event async for event in stream]
     tokens = [event for event in events if isinstance(event, Tokens)]

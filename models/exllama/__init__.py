@@ -1,0 +1,1 @@
+"""The GPU engine: ExLlamaV2, or ExLlamaV3, in a child process."""
