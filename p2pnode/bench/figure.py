@@ -28,6 +28,7 @@ SuiteName: TypeAlias = Literal[
     "failover",
     "storage",
     "simulate",
+    "engine",
 ]
 
 
@@ -395,6 +396,46 @@ GOALS: Final = (
         target=20.0,
         meaning="seconds of a market of 1,000 nodes (adverts, lookups, sessions, payments) in a CPU second",
         baseline="real time",
+    ),
+    Goal(
+        name="engine.throughput_1",
+        unit="ratio",
+        bound="at least",
+        target=0.97,
+        meaning="tokens/s of our llama.cpp engine, without any network, one stream",
+        baseline="llama.cpp's own server with equal settings, paired runs; 1 means as fast",
+    ),
+    Goal(
+        name="engine.throughput_4",
+        unit="ratio",
+        bound="at least",
+        target=0.97,
+        meaning="the same with four streams at once",
+        baseline="the same",
+    ),
+    Goal(
+        name="engine.throughput_8",
+        unit="ratio",
+        bound="at least",
+        target=0.97,
+        meaning="the same with eight streams at once",
+        baseline="the same",
+    ),
+    Goal(
+        name="engine.defaults_decode",
+        unit="ratio",
+        bound="at least",
+        target=0.0,
+        meaning="output tokens/s of our engine at its defaults, four streams (shown: there is no target)",
+        baseline="llama.cpp's own server at its defaults, paired runs; 1 means as fast",
+    ),
+    Goal(
+        name="engine.defaults_prefill",
+        unit="ratio",
+        bound="at least",
+        target=0.0,
+        meaning="prompt tokens/s of our engine at its defaults, four streams (shown: there is no target)",
+        baseline="the same",
     ),
 )
 SUITES: Final[tuple[SuiteName, ...]] = get_args(SuiteName)

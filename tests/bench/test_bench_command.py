@@ -32,7 +32,7 @@ def test_a_suite_prints_an_object_for_each_of_its_figures(name: str) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["stream", "gossip", "idle", "failover"])
+@pytest.mark.parametrize("name", ["stream", "gossip", "idle", "failover", "engine"])
 def test_the_longer_suites_do_too(name: str) -> None:
     code, figures = figures_of(name, "--pairs=1")
     assert [figure["name"] for figure in figures] == [goal.name for goal in GOALS if goal.suite == name]

@@ -52,6 +52,11 @@ PROMISED = {
     "simulate.gossip_1k",
     "simulate.gossip_10k",
     "simulate.market_1k",
+    "engine.throughput_1",
+    "engine.throughput_4",
+    "engine.throughput_8",
+    "engine.defaults_decode",
+    "engine.defaults_prefill",
 }
 
 

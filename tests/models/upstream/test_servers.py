@@ -107,7 +107,7 @@ def litellm(upstream: str, directory: Path) -> Iterator[Running]:
                     httpx.get(f"{url}/health/liveliness", trust_env=False, timeout=5).raise_for_status()
                     break
                 except httpx.HTTPError:
-                    time.sleep(0.2)
+                    time.sleep(0.05)
             yield Running(url, process.pid)
         finally:
             process.kill()
