@@ -36,7 +36,8 @@ if TYPE_CHECKING:
         StorageError,
         UnreachableError,
     )
-    from p2pnode.host.host import Host, HostedModel
+    from p2pnode.host.host import Host
+    from p2pnode.host.model_pool import HostedModel
     from p2pnode.node.node import Node, NodeSetup
     from p2pnode.protocols.inference.messages import ResponseFormat, SamplingParams
 
@@ -51,7 +52,7 @@ _WHERE = {
     "Filters": "p2pnode.client.ranking",
     "Held": "p2pnode.client.failover",
     "Host": "p2pnode.host.host",
-    "HostedModel": "p2pnode.host.host",
+    "HostedModel": "p2pnode.host.model_pool",
     "LocalError": "p2pnode.errors",
     "NoHostError": "p2pnode.errors",
     "Node": "p2pnode.node.node",

@@ -26,7 +26,8 @@ from p2pnode.chain.memory.ledger import MemoryChain, MemoryLedger
 from p2pnode.client.client import Client
 from p2pnode.contract_rules import treasury_share
 from p2pnode.errors import LocalError
-from p2pnode.host.host import Host, HostedModel
+from p2pnode.host.host import Host
+from p2pnode.host.model_pool import HostedModel
 from p2pnode.host.sheet import Grants
 from p2pnode.ids import PeerId
 from p2pnode.models.manifest import SCRIPTED, scripted_model_id
@@ -158,7 +159,7 @@ class _VirtualMarket:
         model = HostedModel(
             model=scripted_model_id(),
             name=SCRIPTED,
-            engine=ScriptedEngine(ScriptedConfig()),
+            new_engine=lambda: ScriptedEngine(ScriptedConfig()),
             n_ctx=2048,
             price_in=PRICE_IN,
             price_out=PRICE_OUT,

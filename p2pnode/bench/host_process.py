@@ -21,7 +21,8 @@ import trio
 from p2pnode.bench.processes import Command, answer, run_child
 from p2pnode.bench.token_clock import TokenClock
 from p2pnode.config import DEFAULT_MODEL
-from p2pnode.host.host import Host, HostedModel
+from p2pnode.host.host import Host
+from p2pnode.host.model_pool import HostedModel
 from p2pnode.ids import PeerId
 from p2pnode.models.catalogue import Catalogue
 from p2pnode.models.engine import Engine, GenerateRequest, Tokens
@@ -58,7 +59,7 @@ async def main(commands: AsyncIterator[Command]) -> None:
             if command["do"] == "sessions":
                 answer({"sessions": host.sessions})
             else:
-                answer({"streams": await _generate(hosted.engine, command)})
+                answer({"streams": await _generate(hosted.new_engine(), command)})
         await node.aclose()
         nursery.cancel_scope.cancel()
 
@@ -118,9 +119,10 @@ async def _hosted(config: dict[str, Any]) -> HostedModel:
     )
     if spec.name == SCRIPTED:
         engine = make_engine(spec)
-        return HostedModel(model=scripted_model_id(), name=SCRIPTED, engine=engine)
+        return HostedModel(model=scripted_model_id(), name=SCRIPTED, new_engine=lambda: engine)
     local = await pull(Catalogue.load().find(DEFAULT_MODEL), Path(config["data_dir"]) / "models")
-    return HostedModel(model=local.model_id, name=local.name, engine=make_engine(spec, local))
+    engine = make_engine(spec, local)  # one, which is measured with the host and without
+    return HostedModel(model=local.model_id, name=local.name, new_engine=lambda: engine)
 
 
 def _identity() -> HostIdentity:

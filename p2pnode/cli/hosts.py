@@ -159,7 +159,7 @@ def _row(fields: dict[str, Any]) -> list[str]:
         f"{usdc_number(fields['price_in'])}/{usdc_number(fields['price_out'])}" if priced else "free",
         usdc_number(fields["session_fee"]) if priced else "",
         str(fields["n_ctx"]),
-        f"{fields['active']}/{fields['slots']}" if fields["warm"] else "cold",
+        f"{fields['active']}/{fields['slots']}" if fields["state"] == "warm" else _when_warm(fields),
         f"{fields['score']:.2f}",
     ]
 
@@ -173,7 +173,16 @@ def _abilities(fields: dict[str, Any]) -> str:
     kept = f"; keeps a session for {span(fields['keep_s'])} after you left" if fields["keep_s"] else ""
     first = "; asked first: a session with it was left" if fields["goes_first"] else ""
     staked = f"; {fab_text(fields['stake'])} at stake" if fields["stake"] else ""
-    return f"can: {can}{engine}{kept}{first}{staked}"
+    loads = {
+        "warm": "",
+        "warming": f"; is loading the model: {span(fields['warm_in_s'])} more, which its score counts",
+        "cold": f"; loads the model when asked: {span(fields['warm_in_s'])}, which its score counts",
+    }[fields["state"]]
+    return f"can: {can}{engine}{kept}{first}{loads}{staked}"
+
+
+def _when_warm(fields: dict[str, Any]) -> str:
+    return f"{fields['state']}, {fields['warm_in_s']} s"
 
 
 def _fields(candidate: Any, sheet: Any) -> dict[str, Any]:
@@ -204,7 +213,8 @@ def _fields(candidate: Any, sheet: Any) -> dict[str, Any]:
         "price_in": offer.price_in,
         "price_out": offer.price_out,
         "session_fee": offer.session_fee,
-        "warm": offer.warm,
+        "state": offer.state,
+        "warm_in_s": offer.warm_in_s,
         "slots": advert.load.slots,
         "active": advert.load.active,
         "queued": advert.load.queued,

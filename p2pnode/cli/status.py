@@ -36,7 +36,9 @@ def status(
             "pid": running.pid,
             "multiaddrs": list(running.multiaddrs),
             "reach": running.reach,
-            "models": [_offer(offer, sheet) for offer in advert.offers] if advert is not None else [],
+            "models": [_offer(offer, sheet) for offer in advert.offers if offer.n_ctx]
+            if advert is not None
+            else [],
             "slots": advert.load.slots if advert is not None else 0,
             "active": advert.load.active if advert is not None else 0,
             "queued": advert.load.queued if advert is not None else 0,
@@ -163,5 +165,6 @@ def _offer(offer: Any, sheet: Any) -> dict[str, Any]:
         "price_in": offer.price_in,
         "price_out": offer.price_out,
         "session_fee": offer.session_fee,
-        "warm": offer.warm,
+        "state": offer.state,
+        "warm_in_s": offer.warm_in_s,
     }

@@ -356,7 +356,7 @@ class Searches:
             raise RefusedError("model_not_available", msg)
         offer = advert.offer(model)
         if offer is None:
-            names = ", ".join(shown_name(offer.model) for offer in advert.offers)
+            names = ", ".join(shown_name(offer.model) for offer in advert.offers if offer.n_ctx)
             msg = f"that host serves {names or 'nothing'}: choose it with --model, or another host"
             raise RefusedError("model_not_available", msg)
         if advert.draining:

@@ -3,7 +3,9 @@
 Pure: no I/O, and the wall clock is an argument. The score is the expected time of a typical answer in
 seconds, made worse by load and failures; lower is better::
 
-    score = (connect + ttft + TYPICAL_TOKENS / tokens_per_s) * (1 + queue) * (1 + 4 * failure_rate)
+    score = (connect + ttft + TYPICAL_TOKENS / tokens_per_s) * (1 + queue) * (1 + 4 * failure_rate) + warm_in
+
+A host whose model isn't loaded is so much later: ``warm_in``, as its advert says.
 
 Hosts that the user trusts come first, then those that ask for no money. Those that do are ordered by score
 times expected cost: one that is twice as fast may cost twice as much. One that has a stake, which it loses
@@ -497,8 +499,8 @@ def _score(advert: Advert, offer: Offer, known: Measured) -> float:
     speed = known.tokens_per_s or _UNKNOWN_TOKENS_PER_S
     load = advert.load
     queue = (load.active + load.queued) / max(1, load.slots) if load.active >= load.slots else 0.0
-    cold = 1.0 if offer.warm else 4.0
-    return (connect + ttft + TYPICAL_TOKENS / speed) * (1 + queue) * (1 + 4 * known.failure_rate) * cold
+    answer_s = (connect + ttft + TYPICAL_TOKENS / speed) * (1 + queue) * (1 + 4 * known.failure_rate)
+    return answer_s + offer.warm_in_s
 
 
 def _price(offer: Offer) -> int:

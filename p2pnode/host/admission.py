@@ -6,7 +6,7 @@ simulator drives exactly this. It knows neither streams nor money: ``host.py`` a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from typing import Final, Generic, Protocol, TypeVar
 
 from p2pnode.ids import ModelId, PeerId
@@ -52,13 +52,11 @@ P = TypeVar("P", bound=Place)
 
 
 class Admission(Generic[P]):
-    """Of one host, which serves ``models``, by their names."""
+    """Of one host. ``models`` gives the names of those that it serves now."""
 
-    def __init__(self, limits: Limits, models: Mapping[ModelId, str]) -> None:
-        self._limits, self._models = limits, dict(models)
+    def __init__(self, limits: Limits, models: Callable[[], Mapping[ModelId, str]]) -> None:
+        self._limits, self._models = limits, models
         self._places: dict[PeerId, dict[P, None]] = {}
-        self.warm: set[ModelId] = set()
-        """The models whose engine is loaded."""
         self.is_draining = False
         """Whether the host stops: nothing new is taken."""
 
@@ -83,16 +81,12 @@ class Admission(Generic[P]):
             self._places.pop(place.peer, None)
 
     def refuses_model(self, model: ModelId) -> Refuse | None:
-        """Why this model can't be asked now; None where it can."""
-        if model not in self._models:
-            names = ", ".join(self._models.values())
+        """Why this model can't be asked for; None where it can."""
+        models = self._models()
+        if model not in models:
+            names = ", ".join(models.values())
             return Refuse(code="model_not_available", detail=f"this host serves {names or 'no model'}")
-        if refusal := self.refuses_all():
-            return refusal
-        if model not in self.warm:
-            detail = "the model is still loading here"
-            return Refuse(code="model_not_available", detail=detail, retry_after_s=RETRY_S)
-        return None
+        return self.refuses_all()
 
     def refuses_all(self) -> Refuse | None:
         """Why nothing new is taken from anybody; None where it is."""

@@ -12,11 +12,11 @@ from typing import Final
 import structlog
 import trio
 
-from p2pnode.errors import WireCode
+from p2pnode.errors import EngineError, WireCode
 from p2pnode.host.generation import counted
+from p2pnode.host.model_pool import HoldModel
 from p2pnode.host.unpaid_work import TOO_MUCH, UnpaidWork
 from p2pnode.ids import ModelId
-from p2pnode.models.engine import Engine
 from p2pnode.net.stream import Stream
 from p2pnode.node.driver import Driver, MessageChannel
 from p2pnode.node.node import Node
@@ -36,8 +36,8 @@ _RETRY_S: Final = 1.0
 _FULL: Final[tuple[WireCode, str, float]] = ("capacity", "others are counted: try again", _RETRY_S)
 _NO_CACHE: Final = b"count"
 """A cache key that no session has, so that nothing is counted as reused."""
-Serves = Callable[[ModelId], tuple[Engine, int] | Refuse]
-"""The engine of a model and its context in tokens, or why it is not served now."""
+Serves = Callable[[ModelId], tuple[HoldModel, int] | Refuse]
+"""How to hold a model, and its context in tokens; or why it is not served now."""
 
 
 def serve_counts(node: Node, serves: Serves, unpaid: UnpaidWork) -> None:
@@ -93,7 +93,7 @@ class _Counting:
             write_deadline_s=node.limits.stall_s,
             sleep=node.sleep,
         )
-        self._engine: Engine | None = None
+        self._hold: HoldModel | None = None
         self._fault: str | None = None
 
     async def run(self) -> str | None:
@@ -117,13 +117,13 @@ class _Counting:
         if not self._enter(self):
             code, detail, retry_after_s = _FULL
             return Refuse(code=code, detail=detail, retry_after_s=retry_after_s)
-        self._engine, n_ctx = served
+        self._hold, n_ctx = served
         return n_ctx
 
     async def _emitted(self, value: commands.Count | Answered) -> None:
         match value:
-            case commands.Count() if self._engine is not None:
-                self._driver.start_soon(self._count, self._engine, value)
+            case commands.Count() if self._hold is not None:
+                self._driver.start_soon(self._count, self._hold, value)
             case Answered(reason=reason, fault=fault):
                 self._fault = reason if fault else None
                 log.debug("prompt.counted", peer=self._stream.peer, reason=reason)
@@ -131,14 +131,23 @@ class _Counting:
             case _:
                 pass
 
-    async def _count(self, engine: Engine, order: commands.Count) -> None:
+    async def _count(self, hold: HoldModel, order: commands.Count) -> None:
         wait_s = self._unpaid.begin(self.origin, None, trio.current_time())
         if wait_s:
             await self._driver.command(commands.CountFailed(TURN, *TOO_MUCH, wait_s))
             return
-        async with self._engine_places:
-            news, _ = await counted(engine, order, _NO_CACHE, self._machine.n_ctx)
-            await self._driver.command(news)
+        try:
+            held = await hold()
+        except EngineError as error:  # its model is cold, and can't be had in time
+            failed = commands.CountFailed(TURN, error.code, str(error), error.retry_after_s)
+            await self._driver.command(failed)
+            return
+        try:
+            async with self._engine_places:
+                news, _ = await counted(held.engine, order, _NO_CACHE, self._machine.n_ctx)
+        finally:
+            held.release()
+        await self._driver.command(news)
 
 
 def _oldest_incomplete(places: Collection[_Counting]) -> _Counting | None:

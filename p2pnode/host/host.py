@@ -6,9 +6,11 @@ It advertises what it serves, and brings together what decides about a session: 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import TypeAlias
 
 import structlog
@@ -18,6 +20,8 @@ from p2pnode.bounded import BoundedMap
 from p2pnode.errors import EngineError, P2PNodeError, StorageError, first_error
 from p2pnode.host.admission import Admission, origin_of_payer
 from p2pnode.host.count import serve_counts
+from p2pnode.host.model_pool import HoldModel, HostedModel, ModelPool, PoolLimits, Report
+from p2pnode.host.residency import State
 from p2pnode.host.resumable import ResumableSessions
 from p2pnode.host.served_session import ServedSession
 from p2pnode.host.session_work import SessionWork
@@ -25,7 +29,7 @@ from p2pnode.host.sheet import Grants, Served, capabilities_of, profile_of, shee
 from p2pnode.host.totals import Totals
 from p2pnode.host.unpaid_work import CompileTurns, UnpaidWork
 from p2pnode.ids import ModelId, PeerId, SessionId
-from p2pnode.models.engine import ANYBODY, Engine, EngineInfo
+from p2pnode.models.engine import ANYBODY, EngineInfo
 from p2pnode.money import price_text
 from p2pnode.net.admission import Standing
 from p2pnode.net.stream import Stream
@@ -36,13 +40,22 @@ from p2pnode.payments.checkpoints import serve_receipts
 from p2pnode.payments.escrow import EscrowIntake, HostMoney, Source
 from p2pnode.payments.journal.journal import HostedSession
 from p2pnode.protocols.adverts.exchange import Announcement
-from p2pnode.protocols.adverts.messages import ADDRESSES_TOLD, RELEASE_MIN, Address, Load, Offer, Sheet
+from p2pnode.protocols.adverts.messages import (
+    ADDRESSES_TOLD,
+    RELEASE_MIN,
+    WARM_IN_MAX,
+    Address,
+    Load,
+    Offer,
+    Sheet,
+)
 from p2pnode.protocols.adverts.signatures import profile_hash
 from p2pnode.protocols.inference.channel import HostTerms
 from p2pnode.protocols.inference.commands import (
     Alive,
     Kept,
     Leaving,
+    NotEscrowed,
     Opened,
     Probe,
     Relay,
@@ -65,8 +78,6 @@ from p2pnode.protocols.typed_data import amount_due
 from p2pnode.shares import Origin
 
 log = structlog.get_logger()
-Report: TypeAlias = Callable[[str, dict[str, object]], None]
-"""Called with an event's name and fields, for people and for programs that watch."""
 _LOAD_INTERVAL_S = 10.0
 _MEASUREMENTS_MAX = 3
 _RENEW_AGAIN_S = 3600.0
@@ -75,27 +86,11 @@ Renew: TypeAlias = Callable[[], Awaitable[HostIdentity]]
 """Gives the identity with a binding that holds for weeks. Raises ``LocalError``."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostedModel:
-    """A model and the engine that runs it. Prices are USDC units per million tokens, the fee per session."""
-
-    model: ModelId
-    name: str
-    engine: Engine
-    quantisation: str = ""
-    n_ctx: int = 0
-    price_in: int = 0
-    price_out: int = 0
-    session_fee: int = 0
-
-    @property
-    def priced(self) -> bool:
-        """Whether it costs anything."""
-        return bool(self.price_in or self.price_out)
-
-
 class Host:
-    """Serves ``models`` on ``node``. ``start`` it when the node runs; it drains at the node's end."""
+    """Serves ``models`` on ``node``. ``start`` it when the node runs; it drains at the node's end.
+
+    ``pool`` bounds what its models take of memory: those that don't fit together are loaded on demand.
+    """
 
     def __init__(
         self,
@@ -107,12 +102,21 @@ class Host:
         *,
         renew: Renew | None = None,
         grants: Grants | None = None,
+        pool: PoolLimits | None = None,
     ) -> None:
         self._node, self._identity, self._report, self._renew = node, identity, report, renew
-        self._models = {each.model: each for each in models}
-        self._warm: dict[ModelId, EngineInfo] = {}
+        self._models_changed = trio.Event()
+        self._pool = ModelPool(
+            pool or PoolLimits(),
+            start_soon=node.start_soon,
+            on_change=self._note_change,
+            report=report,
+        )
+        self._first_models = tuple(models)
+        self._provided: dict[ModelId, trio.CancelScope] = {}
+        """The models that this host tells the DHT of."""
         self._admission: Admission[ServedSession] = Admission(
-            node.limits, {each.model: each.name for each in models}
+            node.limits, lambda: {each.model: each.name for each in self._pool.models}
         )
         self._paid_at: BoundedMap[PeerId, float] = BoundedMap(_PAYERS_MAX)
         """Peers whose paid session lost its stream or ended, and when."""
@@ -179,34 +183,40 @@ class Host:
 
     @property
     def models(self) -> tuple[HostedModel, ...]:
-        """The models it serves."""
-        return tuple(self._models.values())
+        """The models it offers."""
+        return self._pool.models
+
+    @property
+    def room(self) -> int:
+        """The bytes of memory that one more model may take."""
+        return self._pool.room
 
     async def start(self) -> None:
-        """Serve and advertise; load the engines one after another, and advertise each one as warm."""
+        """Serve and advertise; load each model once, and advertise how that went.
+
+        Raises ``ConfigError`` where a model can never fit into memory, ``EngineError`` where none loads.
+        """
         node = self._node
+        for model in self._first_models:
+            self._pool.offer(model)
         if self.escrow is not None:
             await self.escrow.prepare(self._epoch)
             await self._resumable.prepare()
             serve_receipts(node, self.escrow.journal)
         node.network.standing_of = self.standing_of
         node.serve(PROTOCOL, self._serve, streams_per_peer=node.limits.sessions_per_peer)
-        if any(model.priced for model in self._models.values()):
+        if self.escrow is not None or any(model.priced for model in self._first_models):
             serve_counts(node, self._countable, self._unpaid)
         node.before_close(self.drain)
         if self.escrow is not None:
             node.start_soon(self.escrow.run)
-        await node.follow(list(self._models))
+        for model in self._first_models:
+            await self._tell_of(model.model)
         await self._advertise()
-        for model in self._models.values():
-            node.start_soon(node.provide, model.model)
-            info = await model.engine.load()
-            self._warm[model.model] = info
-            turns_max = max(map(self._turns_max, self._warm.values()))
-            self._grants = replace(self._grants, turns_max=turns_max)
-            self._admission.warm.add(model.model)
-            log.info("model.warm", model=model.name, engine=info.engine, n_ctx=info.n_ctx, slots=info.slots)
-            await self._advertise()
+        node.start_soon(self._advertise_changes)
+        await self._pool.prepare()
+        node.start_soon(self._pool.run)
+        await self._advertise()
         node.start_soon(self._watch_load)
         if self._renew is not None:
             node.start_soon(self._keep_bound, self._renew)
@@ -229,9 +239,42 @@ class Host:
                 log.info("binding.renewed", expires_at=self._identity.binding.expires_at)
                 await self._advertise()
 
+    async def offer(self, model: HostedModel) -> None:
+        """Offer one more model while the host runs, and load it once.
+
+        Raises ``ConfigError`` where it is offered already, or never fits into memory; ``EngineError`` where
+        it can't be loaded: then it isn't offered.
+        """
+        self._pool.offer(model)
+        try:
+            await self._tell_of(model.model)
+            (await self._pool.hold(model.model, patient=True)).release()
+        except BaseException:
+            self.withdraw(model.model)
+            raise
+
+    def withdraw(self, model: ModelId) -> None:
+        """Offer a model no longer, and say so at once: turns under way end, then it is unloaded."""
+        self._pool.withdraw(model)
+        if (provided := self._provided.pop(model, None)) is not None:
+            provided.cancel()
+        self._note_change()
+
+    async def _tell_of(self, model: ModelId) -> None:
+        """Take part in the topic of a model, and have the DHT name this host for it."""
+        await self._node.follow([model])
+        scope = self._provided[model] = trio.CancelScope()
+        self._node.start_soon(self._provide, model, scope)
+
+    async def _provide(self, model: ModelId, scope: trio.CancelScope) -> None:
+        with scope:
+            await self._node.provide(model)
+
     async def reprice(self, model: ModelId, *, price_in: int, price_out: int) -> None:
         """Ask other prices, in USDC units per million tokens, and advertise them at once."""
-        self._models[model] = replace(self._models[model], price_in=price_in, price_out=price_out)
+        hosted = self._pool.find(model)
+        if hosted is not None:
+            self._pool.replace(replace(hosted, price_in=price_in, price_out=price_out))
         await self._advertise()
 
     async def drain(self) -> None:
@@ -254,17 +297,29 @@ class Host:
                     await self.escrow.settler.settle_all()
         finally:
             with trio.move_on_after(self._node.limits.close_deadline_s, shield=True):
-                for model in self._models.values():
-                    await model.engine.aclose()
+                await self._pool.aclose()
 
     # ---- advertising
 
+    def _note_change(self) -> None:
+        self._models_changed.set()
+
+    async def _advertise_changes(self) -> None:
+        """Say at once what has changed of a model: it is offered or not, it loads, it is loaded or not."""
+        while True:
+            await self._models_changed.wait()
+            self._models_changed = trio.Event()
+            await self._advertise()
+
     async def _advertise(self) -> None:
+        infos = [info for each in self._pool.models if (info := self._pool.info(each.model)) is not None]
+        if infos:
+            self._grants = replace(self._grants, turns_max=max(map(self._turns_max, infos)))
         await self._node.adverts.update(
             Announcement(
                 binding=self._identity.binding,
                 addresses=tuple(Address(multiaddr=each) for each in self._node.advertised(ADDRESSES_TOLD)),
-                offers=tuple(self._offer(model) for model in self._models.values()),
+                offers=tuple(map(self._offer, self._pool.models)),
                 load=self._load(),
                 draining=self._admission.is_draining,
                 sheet=self._sheet(),
@@ -278,9 +333,9 @@ class Host:
                 model=each.model,
                 name=each.name,
                 quantisation=each.quantisation,
-                info=self._warm.get(each.model),
+                info=self._pool.info(each.model),
             )
-            for each in self._models.values()
+            for each in self._pool.models
         ]
         return sheet_of(
             self._node.peer_id,
@@ -291,24 +346,25 @@ class Host:
         )
 
     def _offer(self, model: HostedModel) -> Offer:
-        info = self._warm.get(model.model)
+        info = self._pool.info(model.model)
         return Offer(
             model=model.model,
             n_ctx=info.n_ctx if info is not None else model.n_ctx,
             price_in=model.price_in,
             price_out=model.price_out,
             session_fee=model.session_fee if model.priced else 0,
-            warm=info is not None,
+            warm_in=_warm_in(self._pool.state(model.model), self._pool.warm_in_s(model.model)),
             caps=int(capabilities_of(info, self._grants)),
             profile=profile_hash(profile_of(info)) if info is not None else bytes(8),
         )
 
     def _load(self) -> Load:
-        stats = [model.engine.stats() for model in self._models.values()]
+        stats = self._pool.stats()
+        infos = [info for model in stats if (info := self._pool.info(model)) is not None]
         return Load(
-            slots=sum(info.slots for info in self._warm.values()),
-            active=sum(each.active for each in stats),
-            queued=sum(each.queued for each in stats),
+            slots=sum(info.slots for info in infos),
+            active=sum(each.active for each in stats.values()),
+            queued=sum(each.queued for each in stats.values()),
         )
 
     async def _watch_load(self) -> None:
@@ -316,26 +372,31 @@ class Host:
         """Models that nobody had asked anything when that was looked at last."""
         while True:
             await trio.sleep(_LOAD_INTERVAL_S)
-            was_idle, idle = idle, {each.model for each in self._models.values() if _is_idle(each.engine)}
-            for model in idle & was_idle & self._warm.keys():
+            was_idle = idle
+            idle = {m for m, stats in self._pool.stats().items() if not (stats.active or stats.queued)}
+            for model in idle & was_idle:
                 if self._measurements[model] < _MEASUREMENTS_MAX:
                     await self._measure(model)
             await self._advertise()
 
     async def _measure(self, model: ModelId) -> None:
         """Have an engine measured that is not needed now: what its profile then says is the engine's own."""
+        held, info = self._pool.hold_idle(model), self._pool.info(model)
+        if held is None or info is None:
+            return
         self._measurements[model] += 1
-        engine = self._models[model].engine
         try:
-            first, again = await engine.arithmetic(), await engine.arithmetic()
+            first, again = await held.engine.arithmetic(), await held.engine.arithmetic()
         except EngineError as error:
             log.debug("arithmetic.not_measured", reason=str(error))
             return
+        finally:
+            held.release()
         if first != again:  # somebody else was served meanwhile, with whom it was computed together
-            log.debug("arithmetic.unsteady", model=self._models[model].name)
+            log.debug("arithmetic.unsteady", model=model.hex()[:16])
             return
         self._measurements[model] = _MEASUREMENTS_MAX
-        self._warm[model] = replace(self._warm[model], arithmetic=first)
+        self._pool.note(model, replace(info, arithmetic=first))
 
     # ---- serving
 
@@ -441,21 +502,33 @@ class Host:
         )
         if (payment.wallet, payment.receipt_key) != (terms.host, terms.receipt_key):
             return None
-        info = self._warm.get(terms.model)
+        info = self._pool.info(terms.model)
         keep_s, who = journalled.keep_s, origin_of_payer(terms)
         n_ctx, turns_max = (1, 1) if info is None else (info.n_ctx, self._turns_max(info))
         granted = self._terms(n_ctx, payment, who if info is not None else None, keep_s)
         return replace(granted, turns_max=turns_max, window=journalled.window)
 
-    def _countable(self, model: ModelId) -> tuple[Engine, int] | Refuse:
-        refusal = self._admission.refuses_model(model)
-        return refusal or (self._models[model].engine, self._warm[model].n_ctx)
+    def _countable(self, model: ModelId) -> tuple[HoldModel, int] | Refuse:
+        found = self._askable(model)
+        return found if isinstance(found, Refuse) else (partial(self._pool.hold, model), found[1].n_ctx)
+
+    def _askable(self, model: ModelId) -> tuple[HostedModel, EngineInfo] | Refuse:
+        """A model that can be asked now, or soon: a cold one begins to load. Else why it can't be."""
+        if refusal := self._admission.refuses_model(model):
+            return refusal
+        hosted, info, not_now = self._pool.find(model), self._pool.info(model), self._pool.want(model)
+        if not_now is not None:
+            return Refuse(code="capacity", detail=not_now.detail, retry_after_s=not_now.retry_after_s)
+        if hosted is None or info is None:
+            retry_s = self._pool.warm_in_s(model)
+            return Refuse(code="capacity", detail="the model is still loading here", retry_after_s=retry_s)
+        return hosted, info
 
     def _admit(self, session: ServedSession, message: Open) -> HostTerms | Refuse:
-        refusal = self._admission.refuses_model(message.model)
-        if refusal is not None:
-            return refusal
-        model, info = self._models[message.model], self._warm[message.model]
+        found = self._askable(message.model)
+        if isinstance(found, Refuse):
+            return found
+        model, info = found
         payment = None
         if message.terms is not None or model.priced:
             payment = self._payment(model)
@@ -502,7 +575,11 @@ class Host:
         )
 
     def _relay(self, stream: ServedSession, order: Relay) -> None:
-        model = self._models[order.request.model]
+        model = self._pool.find(order.request.model)
+        if model is None:  # it was withdrawn while the client signed
+            detail = "this host does not serve the model any more: use another host"
+            stream.tell(NotEscrowed(Refuse(code="model_not_available", detail=detail)))
+            return
         payment = self._payment(model)
         if self.escrow is not None and payment is not None:
             source = Source(
@@ -544,11 +621,11 @@ class Host:
         """The work of a session that opens, or that goes on; None where its model is not served any more."""
         if (work := self._work.get(opened.session)) is not None:
             return work
-        model, node = self._models.get(opened.model), self._node
-        if model is None:
+        model, node = opened.model, self._node
+        if self._pool.find(model) is None:
             return None
         work = SessionWork(
-            model.engine,
+            partial(self._pool.hold, model),
             stream.origin,
             limits=node.limits,
             start_soon=lambda function, *args: node.start_soon(node.network.guard.run, function, *args),
@@ -567,11 +644,12 @@ class Host:
             work.stop()
 
     async def _opened(self, stream: ServedSession, opened: Opened) -> None:
-        record, model = stream.record, self._models.get(opened.model)
+        record, model = stream.record, self._pool.find(opened.model)
         if record is not None and (stream.paid or record.granted.keep_s):
             if opened.recovered:
                 why = await self._resumable.recovered(record, stream)
-                if why or opened.model not in self._warm:  # the voucher is taken, and no turn is served
+                # Of a model that is not offered any more the voucher is taken, and no turn is served.
+                if why or self._pool.info(opened.model) is None:
                     log.info("session.not_served", session=opened.session.hex()[:16], reason=why or "cold")
                     stream.drain()
             else:
@@ -600,9 +678,10 @@ class Host:
         log.info("turn.served", tokens_in=turn.tokens_in, tokens_out=turn.tokens_out, reason=turn.reason)
 
 
-def _is_idle(engine: Engine) -> bool:
-    stats = engine.stats()
-    return not stats.active and not stats.queued
+def _warm_in(state: State, seconds: float) -> int:
+    """How an offer tells the time to load a model."""
+    told = min(WARM_IN_MAX, math.ceil(seconds))
+    return {"warm": 0, "cold": told, "warming": -told}[state]
 
 
 def _has_paid(session: ServedSession) -> bool:

@@ -20,7 +20,8 @@ from p2pnode.config import DEFAULT_MODEL, NodeConfig
 from p2pnode.errors import ConfigError
 from p2pnode.extras import need
 from p2pnode.files import off_the_loop
-from p2pnode.host.host import Host, HostedModel, Renew, Report
+from p2pnode.host.host import Host, Renew
+from p2pnode.host.model_pool import HostedModel, Report
 from p2pnode.host.sheet import Grants
 from p2pnode.host.totals import TotalsFile
 from p2pnode.ids import PeerId
@@ -367,7 +368,7 @@ class Join:
             return HostedModel(
                 model=scripted_model_id(),
                 name=SCRIPTED,
-                engine=make_engine(spec),
+                new_engine=partial(make_engine, spec),
                 n_ctx=config.n_ctx or ScriptedConfig().n_ctx,
                 price_in=config.price_in,
                 price_out=config.price_out,
@@ -393,7 +394,7 @@ class Join:
         return HostedModel(
             model=local.model_id,
             name=local.name,
-            engine=make_engine(spec, local),
+            new_engine=partial(make_engine, spec, local),
             quantisation=local.manifest.quantisation,
             n_ctx=n_ctx,
             price_in=config.price_in,

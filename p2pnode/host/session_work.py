@@ -12,8 +12,10 @@ from typing import Any
 
 import trio
 
+from p2pnode.errors import EngineError
 from p2pnode.host.admission import origin_of_payer
 from p2pnode.host.generation import NO_PROMPT, Requester, Texts, TurnPrompt, answer, counted
+from p2pnode.host.model_pool import Hold, HoldModel
 from p2pnode.host.unpaid_work import TOO_MUCH, CompileTurns, UnpaidWork
 from p2pnode.ids import SessionId
 from p2pnode.limits import Limits
@@ -28,6 +30,7 @@ from p2pnode.protocols.inference.commands import (
     CountFailed,
     Embed,
     Generate,
+    GenFailed,
     GenTokens,
     GenVector,
     GiveWay,
@@ -43,11 +46,12 @@ class SessionWork:
 
     What they report goes to the driver of the stream that has the session; while there is none, to the
     session itself, which keeps it for whoever resumes it. ``start_soon`` runs a task that outlives streams.
+    ``hold`` holds the session's model, which may have to be loaded.
     """
 
     def __init__(
         self,
-        engine: Engine,
+        hold: HoldModel,
         origin: Origin,
         *,
         limits: Limits,
@@ -57,7 +61,9 @@ class SessionWork:
         unpaid: UnpaidWork,
         compiling: CompileTurns,
     ) -> None:
-        self._engine, self._origin, self._limits = engine, origin, limits
+        self._hold, self._origin, self._limits = hold, origin, limits
+        self._holds: dict[int, Hold] = {}
+        """By turn, from its count to its end: the model isn't unloaded under it."""
         self._unpaid, self._compiling = unpaid, compiling
         self._unrewarded: set[int] = set()
         """Turns whose count has led to nothing yet."""
@@ -113,6 +119,8 @@ class SessionWork:
             self._record.granted.memory.forget_role()  # the session may be kept, and this must not be then
         for scope in self._scopes.values():
             scope.cancel()
+        for turn in list(self._holds):
+            self._release(turn)
         self._reroute()
 
     def perform(self, value: Count | Generate | Embed | CancelGenerate | TurnServed) -> None:
@@ -126,6 +134,7 @@ class SessionWork:
                 self._cancel(run)
             case TurnServed(turn=turn):
                 self._cancel(-turn)
+                self._release(turn)
                 self._prompts.pop(turn, None)
                 self._unrewarded.discard(turn)
                 self._calls.pop(turn, None)
@@ -218,8 +227,13 @@ class SessionWork:
             await self.report(CountFailed(order.turn, *TOO_MUCH, wait_s))
             return
         self._unrewarded.add(order.turn)
+        try:
+            engine = await self._engine_of(order.turn)
+        except EngineError as error:  # its model is cold, and can't be had in time
+            await self.report(CountFailed(order.turn, error.code, str(error), error.retry_after_s))
+            return
         async with self._compiling.turn_of(self._turns_go_to(record)):
-            news, prompt = await counted(self._engine, order, record.session, record.granted.n_ctx)
+            news, prompt = await counted(engine, order, record.session, record.granted.n_ctx)
         if isinstance(prompt, CompiledPrompt):
             self._prompts[order.turn] = TurnPrompt(prompt, order.body.text_bytes)
         else:
@@ -242,7 +256,25 @@ class SessionWork:
         async with self._calls.setdefault(order.turn, trio.Lock()):
             requester = Requester(record.session, self._turns_go_to(record), self._compiling)
             prompt = self._prompts.get(order.turn) or TurnPrompt(NO_PROMPT, 0)
-            await answer(self._engine, order, prompt, requester, limits=self._limits, report=report)
+            try:
+                engine = await self._engine_of(order.turn)
+            except EngineError as error:
+                await report(GenFailed(order.run, error.code, str(error), error.retry_after_s))
+                return
+            await answer(engine, order, prompt, requester, limits=self._limits, report=report)
+
+    async def _engine_of(self, turn: int) -> Engine:
+        """The engine that a turn works with, held until the turn is over. Raises ``EngineError``."""
+        held = self._holds.get(turn)
+        if held is None:
+            held = await self._hold()
+            # Nothing runs between here and the end of the wait: a turn that is over has cancelled it.
+            self._holds[turn] = held
+        return held.engine
+
+    def _release(self, turn: int) -> None:
+        if (held := self._holds.pop(turn, None)) is not None:
+            held.release()
 
     def _turns_go_to(self, record: OpenSession) -> Origin:
         """Slots of the engine go round by payer where a session is paid, else by where the client is."""

@@ -199,7 +199,7 @@ class AdvertExchange:
         Rejected is only what every node judges alike from the bytes: its bearer is charged for it.
         """
         verdict, advert = self._book.offer_gossip(data, author, self._wall())
-        if verdict in _REJECTED or (advert is not None and advert.offer(model) is None):
+        if verdict in _REJECTED or (advert is not None and not advert.names(model)):
             return REJECT
         if advert is None:
             return IGNORE

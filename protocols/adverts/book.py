@@ -291,9 +291,9 @@ class Book:
         if entry is not None:
             self._entries[peer] = entry
             self._first_ends_at = min(self._first_ends_at, entry.kept_until)
-            self._models.update({offer.model for offer in entry.advert.offers})
+            self._models.update({offer.model for offer in entry.advert.offers if offer.n_ctx})
         if before is not None:
-            for model in {offer.model for offer in before.advert.offers}:
+            for model in {offer.model for offer in before.advert.offers if offer.n_ctx}:
                 self._models[model] -= 1
                 if not self._models[model]:
                     del self._models[model]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Final, TypeAlias, assert_never
 
 from p2pnode.bounded import BoundedMap
-from p2pnode.ids import PeerId
+from p2pnode.ids import ModelId, PeerId
 from p2pnode.protocols.adverts.book import Book
 from p2pnode.protocols.adverts.messages import (
     Address,
@@ -55,9 +55,10 @@ ADJUST_S: Final = 10.0
 """What was heard for a shorter time says little about a rate."""
 STEP: Final = 2.0
 """A period is at most so many times as long, or as short, after one adjustment."""
-CHANGE_INTERVAL_S: Final = 2.0
-"""An urgent change waits until this long after the last advert."""
+CHANGE_INTERVAL_S: Final = 1.5
+"""An urgent change waits until this long after the last advert, so that all hear of it within 2 s."""
 TTL_FACTOR: Final = 3
+OFFERS_MAX: Final = 8
 SHEETS_KEPT: Final = 4
 """A host's newest sheets, which it answers: who asks may have an advert that is a few changes old."""
 
@@ -144,6 +145,9 @@ class Publisher:
         self._heard = 0
         self._heard_since: float | None = None
         """Adverts on the topic, and since when; None before the first advert of our own."""
+        self._withdrawn: dict[ModelId, float] = {}
+        """Models that are not offered any more, and until when, by the wall clock, this is said of them: as
+        long as an advert may live that offered them."""
         self._stale = False
         self._published_at: float | None = None
         self._urgent = False
@@ -177,6 +181,7 @@ class Publisher:
         match command:
             case Update(announcement=announcement):
                 before, self._announcement = self._announcement, announcement
+                self._note_withdrawn(before, announcement)
                 self._stale = self._stale or before != announcement
                 if before is not None and not _matters(before, announcement):
                     return []
@@ -191,6 +196,20 @@ class Publisher:
                 return self._withdraw()
             case _:
                 assert_never(command)
+
+    def _note_withdrawn(self, before: Announcement | None, after: Announcement) -> None:
+        for offer in after.offers:
+            self._withdrawn.pop(offer.model, None)
+        offered = {offer.model for offer in after.offers}
+        for offer in before.offers if before is not None else ():
+            if offer.model not in offered:
+                self._withdrawn[offer.model] = self._wall() + self._ttl_s
+
+    def _no_longer_offered(self, offers: int) -> tuple[Offer, ...]:
+        """What says that a model is served no more, beside so many offers."""
+        wall = self._wall()
+        self._withdrawn = {model: until for model, until in self._withdrawn.items() if until > wall}
+        return tuple(Offer(model=model, n_ctx=0) for model in self._withdrawn)[: max(0, OFFERS_MAX - offers)]
 
     @property
     def has_published(self) -> bool:
@@ -260,7 +279,7 @@ class Publisher:
             expires_at=int(wall + ttl_s),
             binding=announcement.binding,
             addresses=announcement.addresses,
-            offers=announcement.offers,
+            offers=(*announcement.offers, *self._no_longer_offered(len(announcement.offers))),
             load=announcement.load,
             draining=announcement.draining,
             sheet=self._keep_sheet(announcement.sheet),
@@ -270,9 +289,12 @@ class Publisher:
             try:
                 return Publish(self._seal_advert(advert, self._sign), advert)
             except ValueError:
-                if len(advert.addresses) <= 1:
+                if len(advert.addresses) > 1:
+                    advert = replace(advert, addresses=advert.addresses[:-1])
+                elif len(advert.offers) > len(announcement.offers):
+                    advert = replace(advert, offers=advert.offers[:-1])
+                else:
                     raise
-                advert = replace(advert, addresses=advert.addresses[:-1])
 
     def _keep_sheet(self, sheet: Sheet | None) -> bytes | None:
         if sheet is None:

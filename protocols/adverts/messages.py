@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Annotated, Final, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.protocols.wire import U32, U63, Bytes20, Bytes32, Codec, Key, Range, Size, exactly, message
@@ -27,6 +27,8 @@ RELEASE: Final = 1
 """The number of this release: one more with each that an older one can't talk with in full."""
 RELEASE_MIN: Final = 1
 """The oldest release that this one can talk with."""
+WARM_IN_MAX: Final = 32_767
+"""The longest time to load a model, in seconds, that an offer can tell."""
 
 PeerIdText = Annotated[PeerId, Size(8, 64)]
 ModelIdBytes = Annotated[ModelId, exactly(32)]
@@ -69,15 +71,28 @@ class Offer:
 
     model: Annotated[ModelIdBytes, Key("m")]
     n_ctx: Annotated[U32, Key("c")]
+    """0: the host served it, and does no more. Its readers must hear that on the model's topic."""
     price_in: Annotated[U63, Key("i")] = 0
     price_out: Annotated[U63, Key("o")] = 0
     session_fee: Annotated[U63, Key("f")] = 0
     """What a session costs besides its tokens, in USDC units: the host's gas."""
-    warm: Annotated[bool, Key("w")] = True
+    warm_in: Annotated[int, Range(-WARM_IN_MAX, WARM_IN_MAX), Key("w")] = 0
+    """0: the model is loaded. Else seconds until it is: above 0 from the next request on, which has it
+    loaded; below 0 (without the sign) from now on, for that has begun."""
     caps: Annotated[U32, Key("k")] = 0
     """Bits of :class:`Capability`."""
     profile: Annotated[bytes, exactly(8), Key("h")] = bytes(8)
-    """The beginning of the hash of the ``Profile`` in the sheet; zero while the model isn't loaded."""
+    """The beginning of the hash of the ``Profile`` in the sheet; zero until the model was loaded once."""
+
+    @property
+    def state(self) -> Literal["cold", "warming", "warm"]:
+        """Whether the model is loaded, or being loaded."""
+        return "warm" if not self.warm_in else "cold" if self.warm_in > 0 else "warming"
+
+    @property
+    def warm_in_s(self) -> int:
+        """The seconds that a request waits for the model to be loaded."""
+        return abs(self.warm_in)
 
     def can(self, caps: int) -> bool:
         """Whether it has all of these capabilities."""
@@ -141,11 +156,16 @@ class Advert:
 
     def offer(self, model: ModelId) -> Offer | None:
         """This host's offer of a model, if it has one."""
-        return next((offer for offer in self.offers if offer.model == model), None)
+        return next((offer for offer in self.offers if offer.model == model and offer.n_ctx), None)
+
+    def names(self, model: ModelId) -> bool:
+        """Whether it says anything of a model, be it that it is served no more."""
+        return any(offer.model == model for offer in self.offers)
 
     def serves(self, model: ModelId, caps: int = 0) -> bool:
         """Whether it offers a model with all of these capabilities."""
-        return any(offer.model == model and offer.can(caps) for offer in self.offers)
+        offer = self.offer(model)
+        return offer is not None and offer.can(caps)
 
 
 # ---- the sheet: what doesn't fit into an advert, fetched from the host itself by the advert's hash of it
@@ -178,7 +198,7 @@ class SheetOffer:
     name: Annotated[str, Size(1, 64)]
     quantisation: Annotated[str, Size(0, 16)] = ""
     profile: Profile | None = None
-    """None while the model isn't loaded."""
+    """None until the model was loaded once."""
     slots: U32 = 0
     turns_max: Annotated[int, Range(1, TURNS_MAX)] = 1
 

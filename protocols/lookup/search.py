@@ -106,7 +106,8 @@ class Search:
         if advert.peer != peer:
             self._fail(peer, "answered with another peer's advert")
         elif advert.offer(self._model) is None:
-            others = "serves other models, and not this one" if advert.offers else "serves no model now"
+            serves = any(offer.n_ctx for offer in advert.offers)
+            others = "serves other models, and not this one" if serves else "serves no model now"
             self._fail(peer, others)
         elif advert.draining:
             self._fail(peer, "draining")

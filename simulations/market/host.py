@@ -285,10 +285,8 @@ class Host:
         random = market.world.draws("host", node.number, disk.starts)
         self._random = random
         self.engine = profile.make_engine()
-        self.admission: Admission[HostStream] = Admission(
-            self.limits, {profile.model: market.model_name(profile.model)}
-        )
-        self.admission.warm.add(profile.model)
+        models = {profile.model: market.model_name(profile.model)}
+        self.admission: Admission[HostStream] = Admission(self.limits, lambda: models)
         self.exposure = Exposure(market.exposure_limits)
         self.grants = Grants(turns_max=min(self.limits.turns_per_session, self.engine.slots))
         self._info = EngineInfo(

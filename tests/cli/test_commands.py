@@ -259,7 +259,17 @@ def test_every_event_and_field_is_in_the_table_of_the_docs(data_dir: Path, host:
     documented = {
         name: set(re.findall(r"\w+", fields)) for name, fields in re.findall(r"([\w.]+)\{([^}]*)\}", table)
     }
-    documented["host"] |= {"peer", "model", "excluded", "price_in", "score", "addresses", "engine", "warm"}
+    documented["host"] |= {
+        "peer",
+        "model",
+        "excluded",
+        "price_in",
+        "score",
+        "addresses",
+        "engine",
+        "state",
+        "warm_in_s",
+    }
     documented["model"] |= {"name", "id", "size_bytes", "quantisation", "n_ctx", "licence", "path"}
     common = ("--data-dir", data_dir, "--json")
     runs = [

@@ -110,7 +110,7 @@ def seeds(members: list[Member]) -> list[str]:
 def engine_of(member: Member) -> ScriptedEngine:
     """The engine of a host's first model."""
     assert member.host is not None
-    engine = member.host.models[0].engine
+    engine = member.host.models[0].new_engine()
     assert isinstance(engine, ScriptedEngine)
     return engine
 

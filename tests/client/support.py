@@ -38,7 +38,6 @@ def advert(index: int, *, model: ModelId = MODEL, draining: bool = False, **offe
         "n_ctx": 2048,
         "price_in": 0,
         "price_out": 0,
-        "warm": True,
     }
     return Advert(
         peer=peer(index),

@@ -15,7 +15,7 @@ from p2pnode.cli.client import conversation_text
 from p2pnode.client.conversation import Conversation
 from p2pnode.client.question import ChatOptions
 from p2pnode.errors import ConfigError, NoHostError, P2PNodeError
-from p2pnode.host.host import HostedModel
+from p2pnode.host.model_pool import HostedModel
 from p2pnode.models.manifest import SCRIPTED
 from p2pnode.models.renderer import ChatTemplate
 from p2pnode.models.scripted import TEMPLATE

@@ -63,9 +63,22 @@ def test_the_faster_host_comes_first_and_not_the_slower() -> None:
 
 
 def test_a_warm_idle_host_comes_before_a_cold_or_a_full_one() -> None:
-    order = _order(advert(1, warm=False), advert(2, active=4, queued=8), advert(3))
+    order = _order(advert(1, warm_in=5), advert(2, active=4, queued=8), advert(3))
     assert order[0] == peer(3)
     assert set(order) == {peer(1), peer(2), peer(3)}
+
+
+def test_the_time_to_load_a_model_counts_like_any_other_time() -> None:
+    adverts = [advert(1, warm_in=60), advert(2, warm_in=-10), advert(3, warm_in=20)]
+    assert _order(*adverts) == [peer(2), peer(3), peer(1)]
+    slow = {peer(2): Measured(ttft_s=0.5, tokens_per_s=4.0)}
+    assert _order(*adverts, measured=slow) == [peer(3), peer(1), peer(2)]
+    slow = {peer(2): Measured(ttft_s=0.5, tokens_per_s=20.0)}
+    assert _order(*adverts, measured=slow) == [peer(2), peer(3), peer(1)]
+
+
+def test_an_offer_that_was_withdrawn_is_none() -> None:
+    assert _order(advert(1, n_ctx=0), advert(2)) == [peer(2)]
 
 
 def test_among_equals_the_cheaper_comes_first() -> None:
@@ -420,7 +433,7 @@ offers = st.fixed_dictionaries(
         "price_in": st.integers(0, 100),
         "price_out": st.integers(0, 100),
         "n_ctx": st.integers(256, 8192),
-        "warm": st.booleans(),
+        "warm_in": st.integers(-300, 300),
         "draining": st.booleans(),
         "active": st.integers(0, 8),
     }

@@ -21,7 +21,8 @@ from p2pnode.chain.evm.rpc import RpcLimits
 from p2pnode.chain.evm.transaction_sender import SenderLimits
 from p2pnode.chain.profile import load_profile, write_profile
 from p2pnode.errors import RefusedError
-from p2pnode.host.host import Host, HostedModel
+from p2pnode.host.host import Host
+from p2pnode.host.model_pool import HostedModel
 from p2pnode.ids import ModelId
 from p2pnode.models.manifest import SCRIPTED, model_id_text, scripted_model_id
 from p2pnode.models.scripted import ScriptedConfig, ScriptedEngine
@@ -83,9 +84,9 @@ async def serving(party: Party, profile: Path, tokens_per_s: float | None = None
     identity = load_or_create_identity(party.data, time.time, bound)
     paid = HostedModel(
         model=scripted_model_id(), name=SCRIPTED, price_in=PRICE_IN, price_out=PRICE_OUT, session_fee=FEE,
-        engine=ScriptedEngine(ScriptedConfig(tokens_per_s=tokens_per_s)),
+        new_engine=lambda: ScriptedEngine(ScriptedConfig(tokens_per_s=tokens_per_s)),
     )  # fmt: skip
-    free = HostedModel(model=FREE, name="free", engine=ScriptedEngine())
+    free = HostedModel(model=FREE, name="free", new_engine=ScriptedEngine)
     async with open_host_money(party.data, chain) as money, trio.open_nursery() as nursery:
         node = Node(NodeSetup(key=identity.key, listen=(LISTEN,), limits=IMPATIENT))
         await nursery.start(node.run)

@@ -16,7 +16,8 @@ import trio
 from p2pnode.chain.ledger import Domains, Ledger, UnavailableError
 from p2pnode.chain.memory.ledger import MemoryChain, MemoryLedger
 from p2pnode.client.client import Client
-from p2pnode.host.host import Host, HostedModel
+from p2pnode.host.host import Host
+from p2pnode.host.model_pool import HostedModel
 from p2pnode.host.sheet import Grants
 from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.net.memory import MemoryNet

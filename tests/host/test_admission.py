@@ -32,8 +32,7 @@ class Stand:
 
 
 def admission(*places: Stand) -> Admission[Stand]:
-    made: Admission[Stand] = Admission(LIMITS, {MODEL: "small"})
-    made.warm.add(MODEL)
+    made: Admission[Stand] = Admission(LIMITS, lambda: {MODEL: "small"})
     for place in places:
         made.enter(place)
     return made
@@ -48,12 +47,10 @@ def code(decision: Refuse | Stand | None) -> str:
     return decision.code
 
 
-def test_a_model_is_refused_that_is_unknown_cold_or_served_by_a_host_that_stops() -> None:
+def test_a_model_is_refused_that_is_unknown_or_served_by_a_host_that_stops() -> None:
     subject = admission()
     assert subject.refuses_model(MODEL) is None
     assert "small" in str(subject.refuses_model(OTHER))
-    subject.warm.clear()
-    assert code(subject.refuses_model(MODEL)) == "model_not_available"
     subject.is_draining = True
     assert code(subject.refuses_model(MODEL)) == code(subject.refuses_all()) == "shutting_down"
 

@@ -30,8 +30,8 @@ class _WithTools(ScriptedEngine):
 async def _hosts(w: World) -> tuple[Member, Member, Member]:
     """One that lacks what is needed, one that has it, and a node that knows both."""
     relay = await w.add()
-    plain = await w.add([replace(scripted_host(), engine=_Plain())], bootstrap=relay.node.multiaddrs[:1])
-    able = await w.add([replace(scripted_host(), engine=_WithTools())], bootstrap=relay.node.multiaddrs[:1])
+    plain = await w.add([replace(scripted_host(), new_engine=_Plain)], bootstrap=relay.node.multiaddrs[:1])
+    able = await w.add([replace(scripted_host(), new_engine=_WithTools)], bootstrap=relay.node.multiaddrs[:1])
     await relay.node.follow([scripted_model_id()])
     await trio.sleep(60)  # their adverts reach it
     return relay, plain, able

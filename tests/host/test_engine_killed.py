@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from p2pnode.host.host import HostedModel
+from p2pnode.host.model_pool import HostedModel
 from p2pnode.models.catalogue import DEFAULT_MODEL, Catalogue
 from p2pnode.models.llamacpp.engine import LlamaCppConfig, LlamaCppEngine
 from p2pnode.models.local_models import LocalModel
@@ -47,7 +47,7 @@ async def test_an_engine_that_is_killed_in_a_paid_answer_costs_neither_a_token_n
     hosted = HostedModel(
         model=model.model_id,
         name=model.name,
-        engine=engine,
+        new_engine=lambda: engine,
         quantisation=model.manifest.quantisation,
         n_ctx=N_CTX,
         price_in=PRICE_IN,

@@ -10,11 +10,12 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from p2pnode.host.model_pool import HostedModel, ModelPool, PoolLimits
 from p2pnode.host.session_work import SessionWork
 from p2pnode.host.unpaid_work import CompileTurns, UnpaidWork
 from p2pnode.ids import PeerId
 from p2pnode.limits import Limits
-from p2pnode.models.scripted import ScriptedConfig, ScriptedEngine
+from p2pnode.models.scripted import ScriptedEngine
 from p2pnode.node.driver import Driver
 from p2pnode.protocols.inference.commands import CancelGenerate, Count, Embed, Generate, Opened, TurnServed
 from p2pnode.protocols.inference.host import HostSession
@@ -70,8 +71,11 @@ async def test_a_client_that_takes_nothing_holds_up_nobody_who_needs_its_memory(
         terms=terms,
     )
     async with trio.open_nursery() as nursery:
+        model = HostedModel(model=MODEL, name="scripted", new_engine=ScriptedEngine)
+        pool = ModelPool(PoolLimits(), start_soon=nursery.start_soon)
+        pool.offer(model)
         work = SessionWork(
-            ScriptedEngine(ScriptedConfig()),
+            lambda: pool.hold(MODEL),
             share.origin,
             limits=limits,
             start_soon=nursery.start_soon,

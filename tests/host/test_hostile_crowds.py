@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import trio
@@ -11,10 +12,10 @@ from trio.testing import MockClock
 
 from p2pnode.errors import UnreachableError
 from p2pnode.host.count import serve_counts
+from p2pnode.host.model_pool import HoldModel, ModelPool, PoolLimits
 from p2pnode.host.unpaid_work import UnpaidWork
 from p2pnode.limits import DEFAULT_LIMITS
 from p2pnode.models.manifest import scripted_model_id
-from p2pnode.models.scripted import ScriptedEngine
 from p2pnode.net.network import Network
 from p2pnode.node.driver import MessageChannel
 from p2pnode.protocols.count.messages import CODEC, PROTOCOL, Count, Counted
@@ -75,7 +76,7 @@ async def test_forty_peers_of_one_prefix_that_ask_without_end_keep_nobody_from_a
         client = await stack.enter_async_context(w.client(host.node.multiaddrs[:1], ELSEWHERE))
         await trio.sleep(5)
         assert host.host is not None
-        assert host.host.models[0].engine.stats().queued == 4
+        assert host.host.models[0].new_engine().stats().queued == 4
         with trio.fail_after(30):
             await honest_answer(client)
 
@@ -112,6 +113,13 @@ async def _counted(network: Network, host: Member) -> object:
         await stream.aclose()
 
 
+def _engine_of(member: Member) -> HoldModel:
+    """An engine on a node without a host."""
+    pool = ModelPool(PoolLimits(), start_soon=member.node.start_soon)
+    pool.offer(scripted_host())
+    return partial(pool.hold, scripted_model_id())
+
+
 @pytest.mark.parametrize("same", [True, False], ids=["one prefix", "a prefix each"])
 async def test_prompts_that_never_end_do_not_keep_others_from_being_counted(
     autojump_clock: MockClock, *, same: bool
@@ -119,9 +127,7 @@ async def test_prompts_that_never_end_do_not_keep_others_from_being_counted(
     begun = pack_frame(CODEC.encode(Count(model=scripted_model_id(), total=1000)))
     async with world() as w, contextlib.AsyncExitStack() as stack:
         host = await w.add()
-        engine = ScriptedEngine()
-        await engine.load()
-        serve_counts(host.node, lambda _: (engine, 4096), UnpaidWork())
+        serve_counts(host.node, lambda _: (_engine_of(host), 4096), UnpaidWork())
         for number in range(20):
             ip = f"8.8.8.{number + 1}" if same else f"8.8.{number}.1"
             slow = await stack.enter_async_context(attacker(w, host, number, ip))
@@ -135,9 +141,7 @@ async def test_a_prompt_that_gives_way_is_told_to_try_again(autojump_clock: Mock
     begun = pack_frame(CODEC.encode(Count(model=scripted_model_id(), total=1000)))
     async with world() as w, contextlib.AsyncExitStack() as stack:
         host = await w.add()
-        engine = ScriptedEngine()
-        await engine.load()
-        serve_counts(host.node, lambda _: (engine, 4096), UnpaidWork())
+        serve_counts(host.node, lambda _: (_engine_of(host), 4096), UnpaidWork())
         streams = []
         for number in range(16):
             slow = await stack.enter_async_context(attacker(w, host, number, f"8.8.8.{number + 1}"))

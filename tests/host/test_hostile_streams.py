@@ -185,7 +185,7 @@ async def test_a_slow_reader_stops_the_engine_at_one_window_and_is_dropped(autoj
             stream = await attack(evil, host, frame(OPEN, _prompt()))
             await trio.sleep(5)
             assert host.host is not None
-            engine = host.host.models[0].engine
+            engine = host.host.models[0].new_engine()
             assert engine.stats().active == 0  # credit ran out: the slot is free again
             await honest_answer(client)
             await read_to_end(stream)
@@ -246,7 +246,7 @@ async def test_a_peer_that_resets_in_each_state_leaves_nothing_behind(
             assert _tasks() <= before
             assert host.host is not None
             assert host.host.sessions == 1
-            assert host.host.models[0].engine.stats().active == 0
+            assert host.host.models[0].new_engine().stats().active == 0
             await honest_answer(client)
 
 
@@ -260,4 +260,4 @@ async def test_a_peer_that_disconnects_while_it_is_served_frees_the_engine(autoj
             await trio.sleep(5)
             assert host.host is not None
             assert host.host.sessions == 0
-            assert host.host.models[0].engine.stats().active == 0
+            assert host.host.models[0].new_engine().stats().active == 0

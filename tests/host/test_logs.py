@@ -28,7 +28,7 @@ async def test_neither_prompts_nor_answers_nor_keys_reach_the_log(autojump_clock
             host = await w.add([scripted_host(script=_answer)])
             async with w.client(host.node.multiaddrs[:1]) as client:
                 for crash in (False, True):
-                    engine = host.host.models[0].engine if host.host is not None else None
+                    engine = host.host.models[0].new_engine() if host.host is not None else None
                     assert isinstance(engine, ScriptedEngine)
                     if crash:
                         engine.faults = Faults(crash_after_tokens=0, crashes=2)

@@ -437,7 +437,7 @@ async def test_a_host_that_takes_the_input_and_then_has_no_room_is_remembered(
     async with market(tmp_path, 2) as (_, running, client):
         host = running[0][0].host
         assert host is not None
-        engine = host.models[0].engine
+        engine = host.models[0].new_engine()
 
         def full(_request: GenerateRequest) -> AbstractAsyncContextManager[AsyncIterator[EngineEvent]]:
             msg = "all slots are taken"

@@ -206,7 +206,7 @@ class _Measured(ScriptedEngine):
 
 async def _profile_after(engine: _Measured, seconds: float) -> Profile | None:
     async with world() as w:
-        host, asker = await w.add([replace(scripted_host(), engine=engine)]), await w.add()
+        host, asker = await w.add([replace(scripted_host(), new_engine=lambda: engine)]), await w.add()
         await trio.sleep(seconds)
         sheet = await asker.node.adverts.sheet(await _advert_of(asker, host))
         assert sheet is not None

@@ -13,7 +13,7 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
-from p2pnode.host.host import HostedModel
+from p2pnode.host.model_pool import HostedModel
 from p2pnode.ids import ModelId
 from p2pnode.limits import DEFAULT_LIMITS
 from p2pnode.models.manifest import scripted_model_id
@@ -130,7 +130,7 @@ async def test_a_peer_that_never_answers_does_not_keep_the_dht_from_being_asked(
     async with world(limits=replace(DEFAULT_LIMITS, peers_wanted=1)) as w:
         first = await w.add([scripted_host()])
         rare = await w.add(
-            [HostedModel(model=RARE, name="rare", engine=ScriptedEngine(), n_ctx=2048)],
+            [HostedModel(model=RARE, name="rare", new_engine=ScriptedEngine, n_ctx=2048)],
             bootstrap=first.node.multiaddrs[:1],
         )
         await trio.sleep(20)

@@ -9,7 +9,7 @@ import trio
 import trio.lowlevel
 from trio.testing import MockClock
 
-from p2pnode.host.host import HostedModel
+from p2pnode.host.model_pool import HostedModel
 from p2pnode.ids import ModelId
 from p2pnode.models.manifest import scripted_model_id
 from p2pnode.models.scripted import ScriptedEngine
@@ -24,7 +24,7 @@ RARE_HOST = 7
 
 
 def _rare() -> HostedModel:
-    return HostedModel(model=RARE, name="rare", engine=ScriptedEngine(), n_ctx=2048)
+    return HostedModel(model=RARE, name="rare", new_engine=ScriptedEngine, n_ctx=2048)
 
 
 async def _all_start(w: World) -> None:

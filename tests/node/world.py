@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import trio
 
 from p2pnode.client.client import Client
-from p2pnode.host.host import Host, HostedModel
+from p2pnode.host.host import Host
+from p2pnode.host.model_pool import HostedModel
 from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.models.manifest import SCRIPTED, scripted_model_id
 from p2pnode.models.scripted import ScriptedConfig, ScriptedEngine
@@ -42,10 +43,11 @@ def identity_of(index: int, now: float) -> HostIdentity:
 
 def scripted_host(**config: object) -> HostedModel:
     """The scripted model, free of charge."""
+    engine = ScriptedEngine(ScriptedConfig(**config))  # type: ignore[arg-type]
     return HostedModel(
         model=scripted_model_id(),
         name=SCRIPTED,
-        engine=ScriptedEngine(ScriptedConfig(**config)),  # type: ignore[arg-type]
+        new_engine=lambda: engine,
         n_ctx=2048,
     )
 

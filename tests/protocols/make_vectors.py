@@ -71,6 +71,8 @@ PEER_SECRET: Final = bytes(range(32))
 WALLET_SECRET: Final = b"\x01" * 32
 OWNER_SECRET: Final = b"\x0b" * 32
 MODEL: Final = ModelId(hashlib.sha256(b"model").digest())
+OTHER_MODEL: Final = ModelId(hashlib.sha256(b"other model").digest())
+GONE_MODEL: Final = ModelId(hashlib.sha256(b"gone model").digest())
 SESSION: Final = SessionId(b"\x5e" * 32)
 SALT: Final = b"\x5a" * 32
 EPOCH: Final = 7
@@ -160,6 +162,8 @@ def advert() -> adverts.Advert:
                 caps=int(adverts.Capability.TOOLS | adverts.Capability.KEEP_TIME),
                 profile=profile_hash(PROFILE),
             ),
+            adverts.Offer(model=OTHER_MODEL, n_ctx=4096, warm_in=-300),
+            adverts.Offer(model=GONE_MODEL, n_ctx=0),
         ),
         load=adverts.Load(slots=4, active=1),
         sheet=sheet_hash(encode_sheet(sheet())),

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from p2pnode.contract_rules import SESSION_FEE_MAX
+from p2pnode.ids import ModelId
 from p2pnode.money import USDC
 from p2pnode.protocols.adverts.book import TTL_MAX_S, Book
 from p2pnode.protocols.adverts.exchange import (
@@ -35,6 +36,7 @@ from p2pnode.protocols.adverts.messages import (
     ADDRESSES_TOLD,
     ADVERT_MAX,
     SHEET_MAX,
+    WARM_IN_MAX,
     Address,
     Load,
     Offer,
@@ -45,7 +47,7 @@ from p2pnode.protocols.events import CancelTimer, Closed, Command, Effect, Recei
 from p2pnode.protocols.wire import encode
 from tests.protocols.make_vectors import ROOT
 from tests.protocols.strategies import largest
-from tests.protocols.support import MODEL, WALL, Identity, emitted, offer, only
+from tests.protocols.support import MODEL, OTHER_MODEL, WALL, Identity, emitted, offer, only
 
 ALICE = Identity("alice")
 RELAY = Identity("relay").peer
@@ -61,6 +63,7 @@ LARGEST_OFFER = Offer(
     price_in=10_000 * USDC,
     price_out=10_000 * USDC,
     session_fee=SESSION_FEE_MAX,
+    warm_in=-WARM_IN_MAX,
     caps=U32_MAX,
     profile=b"\xff" * 8,
 )
@@ -119,7 +122,7 @@ def test_each_refresh_has_a_higher_sequence_even_when_the_clock_stands_still_or_
     [
         {"draining": True},
         {"offers": (replace(offer(), price_out=11),)},
-        {"offers": (replace(offer(), warm=False),)},
+        {"offers": (replace(offer(), warm_in=30),)},
         {"addresses": ()},
         {"sheet": Sheet(peer=ALICE.peer)},
     ],
@@ -168,6 +171,39 @@ def test_an_urgent_change_that_had_to_wait_is_not_left_to_chance() -> None:
     assert published(desk.fire())
     desk.now += REFRESH_MAX_S
     assert not published(desk.fire())  # an ordinary refresh is
+
+
+def test_a_model_that_is_served_no_more_is_named_for_as_long_as_an_advert_lives_that_offered_it() -> None:
+    desk, book = Desk(), Book()
+    both = (offer(), offer(OTHER_MODEL))
+    first = only(Publish, emitted(desk.say(Update(replace(ANNOUNCED, offers=both)))))
+    book.offer(first.signed, ALICE.peer, WALL)
+    desk.now = 10.0
+    told = only(Publish, emitted(desk.say(Update(ANNOUNCED))))
+    assert (told.advert.names(OTHER_MODEL), told.advert.offer(OTHER_MODEL)) == (True, None)
+    assert not told.advert.serves(OTHER_MODEL)
+    assert book.offer(told.signed, ALICE.peer, WALL + 10)[0] == "accepted"
+    assert [each.advert.peer for each in book.live(WALL + 10, MODEL)] == [ALICE.peer]
+    assert list(book.live(WALL + 10, OTHER_MODEL)) == []
+    desk.now = 11.0 + TTL_FACTOR * REFRESH_S
+    assert not only(Publish, emitted(desk.fire())).advert.names(OTHER_MODEL)
+    desk.say(Update(replace(ANNOUNCED, offers=both)))
+    desk.say(Update(ANNOUNCED))
+    desk.now += CHANGE_INTERVAL_S
+    assert only(Publish, emitted(desk.fire())).advert.names(OTHER_MODEL)
+    desk.say(Update(replace(ANNOUNCED, offers=both)))
+    desk.now += CHANGE_INTERVAL_S
+    assert only(Publish, emitted(desk.fire())).advert.offer(OTHER_MODEL) == both[1]
+
+
+def test_what_is_served_no_more_is_left_out_where_it_does_not_fit() -> None:
+    desk = Desk()
+    offers = tuple(replace(LARGEST_OFFER, model=ModelId(bytes([n]) * 32)) for n in range(5))
+    desk.say(Update(replace(ANNOUNCED, offers=offers[:4])))
+    desk.now = CHANGE_INTERVAL_S
+    advert = only(Publish, emitted(desk.say(Update(replace(ANNOUNCED, offers=offers[1:5]))))).advert
+    assert advert.offers[:4] == offers[1:5]
+    assert not advert.names(offers[0].model) or len(encode(advert)) <= ADVERT_MAX
 
 
 def test_a_withdrawal_takes_the_advert_out_of_every_book_and_is_the_last_word() -> None:
