@@ -76,7 +76,7 @@ $(EXLLAMA)/.installed: $(STAMP)
 	@touch $@
 
 test-exllama: $(EXLLAMA)/.installed
-	$(EXLLAMA_PYTEST) -m exllama tests/models/exllama tests/client
+	$(EXLLAMA_PYTEST) -m exllama tests/models/exllama tests/host/test_two_engines.py
 
 # The same suite on a GPU, and what it does in a second. Without a device it says so, and is no failure.
 # GPU_MODEL: an EXL2, EXL3, GPTQ or safetensors folder.
