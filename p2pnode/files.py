@@ -81,6 +81,7 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
     Its parent folders are made. Raises ``UsageError``, also where something is at that path already, unless
     it is an empty folder.
     """
+    _refuse_mount(path)
     temporary = path.with_name(f".{path.name[:_NAME_SHOWN]}.{secrets.token_hex(8)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,12 +101,20 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
         raise _unusable(path, error, "folder") from error
 
 
+def _refuse_mount(path: Path) -> None:
+    """A whole folder takes another one's place by a new name, which a mounted file system can't get."""
+    if path.is_mount():
+        msg = f"a file system is mounted at {path}: name a folder in it, such as {path / 'results'}"
+        raise UsageError(msg)
+
+
 def refuse_folder(path: Path) -> None:
     """Raise ``UsageError`` where :func:`write_folder` could not write this folder.
 
     Its parent folders are made, and tried with a small file. It is to be called before the work whose outcome
     is written there.
     """
+    _refuse_mount(path)
     try:
         taken = os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir()))
     except OSError as error:

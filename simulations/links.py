@@ -70,13 +70,15 @@ class Links:
     """Of headers and framing, for each message."""
     handshake_round_trips: float = 4.0
     """From dialling to a connection that carries streams: TCP 1, Noise 2, the muxer 1."""
-    dial_deadline_s: float = 5.0
+    stream_round_trips: float = 1.0
+    """From opening a stream until something is said on it: its protocol is agreed on (multistream-select)."""
+    dial_deadline_s: float = 10.0
     """After which a dial that nobody answers has failed."""
 
     def __post_init__(self) -> None:
         require_not_negative(
             self, "latency_min_ms", "jitter_share", "uplink_mbit_per_s", "downlink_mbit_per_s",
-            "overhead_bytes", "handshake_round_trips",
+            "overhead_bytes", "handshake_round_trips", "stream_round_trips",
         )  # fmt: skip
         require_positive(self, "dial_deadline_s")
         require_order(self, "latency_min_ms", "latency_max_ms")

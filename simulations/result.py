@@ -29,7 +29,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from p2pnode.errors import ConfigError
+from p2pnode.errors import ConfigError, UsageError
 from p2pnode.extras import need
 from p2pnode.files import read_text_or_none, write_folder
 from p2pnode.simulations.metrics import Curve, Measures
@@ -214,7 +214,7 @@ def load_params(path: Path) -> tuple[Scenario, int, str]:
     """The scenario, the seed and the trace hash of a ``params.json``. Raises ``ConfigError``."""
     text = read_text_or_none(path)
     if text is None:
-        raise ConfigError(f"there is no {path}: name the params.json of a run")
+        raise UsageError(f"there is no {path}: name the params.json of a run")
     params = _table_of(text, path)
     scenario, seed = scenario_and_seed(params, path)
     return scenario, seed, str(params.get("trace_hash", ""))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from p2pnode.errors import ConfigError
+from p2pnode.errors import ConfigError, UsageError
 from p2pnode.files import read_text_or_none
 from p2pnode.simulations.churn import Churn
 from p2pnode.simulations.cpu import Cpu
@@ -182,14 +182,12 @@ def _in_library(name: str) -> Path:
         if Path(name).is_dir():
             raise _folder(Path(name))
         hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}."
-        raise ConfigError(
-            f"there is no scenario {name!r}: {hint} For a file of your own, write ./{name}.toml"
-        )
+        raise UsageError(f"there is no scenario {name!r}: {hint} For a file of your own, write ./{name}.toml")
     return LIBRARY / f"{name}.toml"
 
 
-def _folder(path: Path) -> ConfigError:
-    return ConfigError(f"{path} is a folder: name a file in it, such as {path / 'params.json'} of a run")
+def _folder(path: Path) -> UsageError:
+    return UsageError(f"{path} is a folder: name a file in it, such as {path / 'params.json'} of a run")
 
 
 def _read(path: Path) -> Scenario:
@@ -197,7 +195,7 @@ def _read(path: Path) -> Scenario:
         raise _folder(path)
     text = read_text_or_none(path)
     if text is None:
-        raise ConfigError(
+        raise UsageError(
             f"there is no file {path}: `p2pnode simulate list` shows the scenarios that there are"
         )
     try:

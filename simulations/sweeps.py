@@ -19,6 +19,7 @@ import json
 import logging
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -416,6 +417,8 @@ def _by_joblib(tasks: Sequence[Task], jobs: int, *, with_tables: bool) -> Iterat
     except BaseException:
         # Closing the generator waits for the runs that are under way, and nobody wants those any more.
         get_reusable_executor().shutdown(wait=True, kill_workers=True)
+        with warnings.catch_warnings(action="ignore"):  # that they are given up is no news
+            made.close()
         raise
 
 

@@ -517,6 +517,10 @@ class World:
         direct_s = self.links.latency_s(node.place, other.place)
         return self._punches.punch(node.nat, other.nat, direct_s, _RELAY_DETOUR * direct_s, self.links)
 
+    def stream_s(self, link: Link) -> float:
+        """How long a new stream takes until something can be said on it."""
+        return 2.0 * self.links.links.stream_round_trips * link.latency_s
+
     def is_reachable(self, node: Node, other: Node) -> bool:
         """Whether a dial gets through, a punched hole included."""
         if node.is_silent or other.is_silent or self._side(node) != self._side(other):
@@ -616,10 +620,11 @@ class _Question:
 
     def _dialled(self, link: Link | None) -> None:
         if link is not None:
-            self._world.sent += 1
-            self._world.loop.after(self._world.links.travel_s(link.latency_s), self._arrived, link)
+            world, opens_s = self._world, self._world.stream_s(link)
+            world.sent += 1
+            world.loop.after(opens_s + world.links.travel_s(link.latency_s), self._arrived, link)
             if self._sent is not None:
-                self._world.loop.after(0.0, self._end, self._sent)
+                world.loop.after(opens_s, self._end, self._sent)
 
     def _arrived(self, link: Link) -> None:
         answer = link.receiver.answers.get(self._protocol)

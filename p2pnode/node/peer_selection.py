@@ -21,6 +21,8 @@ from p2pnode.protocols.adverts.messages import Advert
 
 UNANSWERED_MAX: Final = 3
 """Questions to one peer that stay without an answer."""
+ADVERTS_DRAWN: Final = 256
+"""Of the book's adverts, in a round: those whose hosts may be dialled."""
 ALONE_TOLD_S: Final = 30.0
 """A node that nobody answered for so long says why."""
 _WAIT_FIRST_S: Final = 1.0

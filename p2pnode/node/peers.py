@@ -15,13 +15,16 @@ from p2pnode.net.multiaddrs import split_peer, with_peer
 from p2pnode.net.network import Network
 from p2pnode.net.saved_peers import SavedPeers
 from p2pnode.node.adverts import AdvertService, failure_of
-from p2pnode.node.peer_selection import ALONE_TOLD_S, DialCandidate, Kind, PeerSelection
+from p2pnode.node.peer_selection import (
+    ADVERTS_DRAWN,
+    ALONE_TOLD_S,
+    DialCandidate,
+    Kind,
+    PeerSelection,
+)
 from p2pnode.shares import Draw
 
 log = structlog.get_logger()
-
-ADVERTS_DRAWN: Final = 256
-"""Of the book's adverts, in a round: those whose hosts may be dialled."""
 
 
 class Peers:

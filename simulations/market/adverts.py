@@ -215,9 +215,14 @@ class NodeAdverts:
     # ---- asking others
 
     def sample(
-        self, other: Node, model: ModelId, deadline_s: float, then: Callable[[Sequence[Advert]], None]
+        self,
+        other: Node,
+        model: ModelId | None,
+        deadline_s: float,
+        then: Callable[[Sequence[Advert] | None], None],
     ) -> None:
-        """Ask a peer for adverts of a model; ``then`` gets those that hold, none where nobody answers."""
+        """Ask a peer for adverts, of one model or of any; ``then`` gets those that hold, None where nobody
+        answers."""
 
         def answered(answer: Any | None) -> None:
             if isinstance(answer, Adverts):
@@ -229,7 +234,7 @@ class NodeAdverts:
                     self._note(before)
                 then(found)
             else:
-                then(())
+                then(None)
 
         question = SampleAdverts(model=model)
         self._world.ask(self._node, other, PROTOCOL, question, answered, deadline_s=deadline_s)
@@ -237,13 +242,13 @@ class NodeAdverts:
     def fetch(
         self, other: Node | None, peer: PeerId, deadline_s: float, then: Callable[[Advert | None], None]
     ) -> None:
-        """Ask a peer for its own advert."""
+        """Ask a peer for the advert of ``peer``, mostly its own."""
 
         def answered(answer: Any | None) -> None:
             found = None
             if isinstance(answer, Adverts):
                 before = self._held(answer.adverts)
-                found = self.exchange.fetched(answer.adverts, peer, peer)
+                found = self.exchange.fetched(answer.adverts, other.peer if other is not None else peer, peer)
                 self._note(before)
             then(found)
 

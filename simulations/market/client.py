@@ -3,7 +3,7 @@
 What is decided is the node's own: ``Search``, ``HostChoice``, ``ClientSession``, ``Failover``,
 ``CostShares``, ``Resumption``, ``WalletRule``. Here and in ``session.py`` and ``question.py`` is what acts on
 it, in place of tasks and streams. A ``ClientDisk`` outlives a crash. Not modelled: sessions that are left
-with a host, dormant ones, and a host kept on standby.
+with a host, and dormant ones.
 """
 
 from __future__ import annotations
@@ -32,15 +32,7 @@ from p2pnode.payments.spending import (
 from p2pnode.protocols.adverts.messages import Advert, Offer
 from p2pnode.protocols.inference.channel import ClientPayment
 from p2pnode.protocols.inference.client import ClientSession
-from p2pnode.protocols.inference.client_turn import held_from_journal
-from p2pnode.protocols.inference.commands import (
-    Accepted,
-    Ask,
-    End,
-    Ended,
-    SessionFailed,
-    Start,
-)
+from p2pnode.protocols.inference.commands import Ask
 from p2pnode.protocols.inference.messages import (
     ChatMessage,
     PromptBody,
@@ -56,6 +48,7 @@ from p2pnode.simulations.market.engines import (
 )
 from p2pnode.simulations.market.ledger import EPOCH_S
 from p2pnode.simulations.market.question import Question, QuestionMarket
+from p2pnode.simulations.market.redelivery import Redeliverer
 from p2pnode.simulations.market.session import PROTOCOL, Bought, OpenHost, Session, Then
 from p2pnode.simulations.parameters import require_not_negative, require_positive, require_shares
 from p2pnode.simulations.world import Link, Node, Shell
@@ -64,9 +57,7 @@ _EXPIRY_S: Final = 48 * 3600
 _VALID_S: Final = 450
 _SAVED_MAX: Final = 64
 _SAVED_TRIED: Final = 8
-_REDELIVER_S: Final = 60.0
 _HOSTS_WANTED: Final = 3
-_REDELIVERIES_AT_ONCE: Final = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,7 +175,8 @@ class Client:
         self.questions: dict[int, Question] = {}
         for bought in self.disk.bought.values():
             bought.is_used = False
-        self.after(_REDELIVER_S * self._random.random(), self._redeliver)
+        self._redeliverer = Redeliverer(self)
+        self.later(self.redeliver)
         self._plan_conversation()
 
     @property
@@ -296,7 +288,7 @@ class Client:
             for each in self.sessions
             if each.model == model
             and each.accept is not None
-            and not (each.is_over or each.is_closing or each.is_resuming)
+            and not (each.is_over or each.is_closing)
             and (each.places > 0 or each.paid)
         )
         return list(dict.fromkeys(found))
@@ -329,12 +321,12 @@ class Client:
                 session.reserved += 1
                 then(session)
                 return
-            if session.paid and not session.is_busy and not session.is_resuming:
+            if session.paid and not session.is_busy:
                 session.close()  # a new session brings a new deposit
         if key in self._opening:
             self._opening[key].append((candidate, ask, then))
             return
-        if any(each.paid and (each.is_busy or each.is_resuming) for each in self.sessions_of(*key)):
+        if any(each.paid and each.is_busy for each in self.sessions_of(*key)):
             self._waiting.append((candidate, ask, then))
             return
         self._opening[key] = []
@@ -467,18 +459,15 @@ class Client:
             if session in chain.closed or gone:
                 del self.disk.open[session]
 
-    def _redeliver(self) -> None:
-        """Hand hosts that vanished the last voucher of the session they were left with."""
-        self.after(_REDELIVER_S, self._redeliver)
+    def owed(self) -> list[Bought]:
+        """Sessions that nobody uses and whose hosts may lack the last voucher, the newest first."""
         self._reconcile()
-        owed = [
-            each
-            for session in self.disk.open
-            if (each := self.disk.bought[session]).owed is not None and not each.is_used
-        ]
-        for bought in sorted(owed, key=lambda each: each.tries)[:_REDELIVERIES_AT_ONCE]:
-            bought.tries += 1
-            Redelivery(self, bought).begin()
+        found = (self.disk.bought[session] for session in reversed(self.disk.open))
+        return [each for each in found if each.owed is not None and not each.is_used]
+
+    def redeliver(self) -> None:
+        """Hand hosts that vanished the last vouchers of the sessions that they were left with."""
+        self._redeliverer.soon()
 
     # ---- people
 
@@ -574,64 +563,6 @@ class Conversation:
         think_s = client.parameters.think_s
         wait_s = self._random.expovariate(1 / think_s) if think_s and self._turns_left else 0.0
         client.after(wait_s, self.go_on)
-
-
-class Redelivery:
-    """One attempt to hand over the last voucher of a session to a host that is back."""
-
-    def __init__(self, client: Client, bought: Bought) -> None:
-        self._client, self._bought = client, bought
-        self._shell: Shell | None = None
-
-    def begin(self) -> None:
-        """Dial, and resume the session only to pay."""
-        client, bought = self._client, self._bought
-        bought.is_used = True
-        host = client.world.by_peer.get(bought.host)
-        client.world.dial(client.node, host, client.guarded(self._dialled))
-
-    def _dialled(self, link: Link | None) -> None:
-        client, bought = self._client, self._bought
-        host = client.market.hosts.get(bought.host)
-        voucher = bought.voucher
-        if link is None or host is None or voucher is None or not link.is_open:
-            bought.is_used = False
-            return
-        receipt = bought.receipts.get(voucher.root)
-        machine = client.market.new_client_session(
-            self,
-            host=bought.host,
-            stream=0,
-            model=bought.payment.terms.model,
-            salt=b"",
-            holder=client.holder,
-            times=client.market.client_times,
-            resume=held_from_journal(bought.payment, receipt, voucher),
-            peer=client.node.peer,
-        )
-        self._shell = client.join(machine, self._emitted, host, link)
-        self._shell.command(Start())
-
-    def _emitted(self, value: Any) -> None:
-        bought = self._bought
-        match value:
-            case Accepted():
-                if bought.voucher is not None:
-                    bought.delivered = max(bought.delivered, bought.voucher.amount)
-                self._client.later(self._end)
-            case SessionFailed() | Ended():
-                self._client.later(self._over)
-            case _:
-                return
-
-    def _end(self) -> None:
-        if self._shell is not None and not self._shell.is_over:
-            self._shell.command(End())
-
-    def _over(self) -> None:
-        self._bought.is_used = False
-        if self._shell is not None:
-            self._client.leave_stream(self._shell)
 
 
 @dataclass(slots=True)

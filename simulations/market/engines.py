@@ -13,6 +13,7 @@ prompts say.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
@@ -21,7 +22,7 @@ from typing import Any, Final
 from p2pnode.errors import EngineError
 from p2pnode.models.slots import QueuedRequest, SlotQueue
 from p2pnode.protocols.inference.commands import GenDone, Generate, GenFailed, GenProgress, GenTokens
-from p2pnode.protocols.inference.messages import PromptBody
+from p2pnode.protocols.inference.messages import CHECKPOINT_EVERY, PromptBody
 from p2pnode.protocols.inference.replay import Piece
 from p2pnode.shares import Origin
 from p2pnode.simulations.event_loop import EventLoop
@@ -37,6 +38,7 @@ _NAME_BYTES: Final = 8
 _PROGRESS_S: Final = 2.0
 """Between two reports of how much of a prompt was read."""
 _OTHER_MODEL: Final = 7
+_ROUNDING: Final = 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +121,8 @@ class Run:
     """One request on its way through an engine."""
 
     __slots__ = (
-        "begun_at", "ids", "is_over", "is_reading", "left", "made", "order", "out", "place", "report", "seed",
+        "begun_at", "flushed_at", "ids", "is_over", "is_reading", "left", "made", "order", "out", "place",
+        "report", "seed",
     )  # fmt: skip
 
     def __init__(self, order: Generate, ids: tuple[int, ...], report: Callable[[Any], None]) -> None:
@@ -133,6 +136,8 @@ class Run:
         """Tokens of the prompt that are not read."""
         self.place: QueuedRequest | None = None
         self.begun_at = 0.0
+        self.flushed_at = 0.0
+        """When output was sent on last, or the request began."""
         self.is_over = self.is_reading = False
 
 
@@ -187,6 +192,7 @@ class SimulatedEngine:
     ) -> Run:
         """Begin a request, or let it wait for a slot; ``report`` is called later, never from here."""
         run = Run(order, (*ids, *order.answer_ids), report)
+        run.flushed_at = self._loop.now
         try:
             place = self._queue.enter(key, run.ids, origin, session)
         except EngineError as error:
@@ -250,7 +256,9 @@ class SimulatedEngine:
         run.is_reading = False
         self._reading.remove(run)
         self._writing += 1
-        loop.after(1 / self._pace(), self._write, run, 1)
+        order = run.order
+        most = len(order.body.prefix) + len(order.answer_ids) + order.tokens_max
+        self._write_on(run, min(answer_length(run.seed) + 1, most))
 
     def _pace(self) -> float:
         """Tokens a second of each answer, as many as are written now."""
@@ -260,10 +268,12 @@ class SimulatedEngine:
     def _write(self, run: Run, count: int) -> None:
         if run.is_over:
             return
-        order = run.order
+        order, now = run.order, self._loop.now
         whole = answer_length(run.seed)
         most = len(order.body.prefix) + len(order.answer_ids) + order.tokens_max
+        is_whole = run.made + count > whole  # the model's token that says so is among them
         count = max(0, min(count, whole - run.made, most - run.made))
+        run.flushed_at = now
         if count:
             ids = answer_ids(run.seed, run.made, count, self.model)
             run.made += count
@@ -272,14 +282,23 @@ class SimulatedEngine:
             run.report(GenTokens(order.run, Piece(ids=ids, text=text_of(ids))))
             if run.is_over:  # the report led to its end
                 return
-        if run.made >= min(whole, most):
+        if is_whole or run.made >= most:
             self._end(run)
-            run.report(GenDone(order.run, "stop" if run.made >= whole else "length"))
+            run.report(GenDone(order.run, "stop" if is_whole else "length"))
             return
-        pace = self._pace()
-        engines = self._engines
-        step = max(1, min(engines.flush_tokens, round(pace * engines.flush_s)))
-        step = min(step, whole - run.made, most - run.made)
+        self._write_on(run, min(whole + 1, most))
+
+    def _write_on(self, run: Run, end: int) -> None:
+        """Write as much as is sent on at once, of an answer that is over at place ``end``.
+
+        As the node gathers tokens: until the first of them that is made when ``flush_s`` are over since the
+        last ones went out, or the request began, and never over a checkpoint.
+        """
+        pace, engines = self._pace(), self._engines
+        due_s = run.flushed_at + engines.flush_s - self._loop.now
+        step = max(1, min(engines.flush_tokens, math.ceil(pace * due_s - _ROUNDING)))
+        room = CHECKPOINT_EVERY - (run.made - len(run.order.body.prefix)) % CHECKPOINT_EVERY
+        step = min(step, room, max(1, end - run.made))
         self._loop.after(step / pace, self._write, run, step)
 
     def _end(self, run: Run) -> None:

@@ -9,9 +9,8 @@ What is decided is the node's own: ``HostSession``, ``Admission``, ``Exposure``,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, Final, Protocol
 
 from p2pnode.bounded import BoundedMap
@@ -23,12 +22,11 @@ from p2pnode.host.sheet import Grants, capabilities_of
 from p2pnode.ids import ModelId, PeerId, SessionId
 from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.models.engine import ANYBODY, EngineInfo
-from p2pnode.node.peer_selection import PeerSelection
 from p2pnode.payments import settlement_policy as policy
 from p2pnode.payments.exposure import Exposure, ExposureLimits
 from p2pnode.payments.journal.records import HostedSession
 from p2pnode.protocols.adverts.exchange import Announcement
-from p2pnode.protocols.adverts.messages import Address, Advert, Load, Offer
+from p2pnode.protocols.adverts.messages import Address, Load, Offer
 from p2pnode.protocols.events import Emit, TimerFired
 from p2pnode.protocols.inference.channel import HostTerms
 from p2pnode.protocols.inference.commands import (
@@ -73,6 +71,7 @@ from p2pnode.protocols.inference.turn_memory import SessionMemory, TurnMemory
 from p2pnode.protocols.typed_data import amount_due, session_id
 from p2pnode.shares import Origin
 from p2pnode.simulations.market.adverts import seen_from
+from p2pnode.simulations.market.company import Company
 from p2pnode.simulations.market.economy import Owner, Prices
 from p2pnode.simulations.market.engines import Engines, Run, SimulatedEngine, prompt_ids
 from p2pnode.simulations.market.ledger import EPOCH_S
@@ -315,11 +314,12 @@ class Host:
         self.adverts = market.adverts_of(node, gossips=True)
         self.adverts.follow(profile.model)
         self.announce()
-        self._company = PeerSelection(
-            node.peer, self.limits, [(peer, f"/ip4/{self.world.by_peer[peer].ip}") for peer in profile.peers]
+        self.later(self._load_engine)
+        self.company = Company(
+            self.world, node, self.adverts, limits=self.limits, first=profile.peers, guarded=self.guarded
         )
-        self._watch_load()
-        self._keep_company()
+        self.company.begin()
+        self.after(_LOAD_INTERVAL_S, self._watch_load)
         self.look_at_settlements()
 
     @property
@@ -338,6 +338,10 @@ class Host:
     def after(self, seconds: float, action: Callable[..., object], *arguments: Any) -> None:
         """The same, later."""
         self.world.loop.after(seconds, self._unless_over, action, arguments)
+
+    def guarded(self, action: Callable[..., None]) -> Callable[..., None]:
+        """``action``, unless the host is gone by then."""
+        return lambda *arguments: self._unless_over(action, arguments)
 
     def _unless_over(self, action: Callable[..., object], arguments: tuple[Any, ...]) -> None:
         if not self.is_over:
@@ -359,6 +363,7 @@ class Host:
                         price_in=prices.price_in,
                         price_out=prices.price_out,
                         session_fee=0 if prices.free else prices.session_fee,
+                        warm=profile.model in self.admission.warm,
                         caps=int(capabilities_of(self._info, self.grants)),
                     ),
                 ),
@@ -367,43 +372,14 @@ class Host:
             )
         )
 
+    def _load_engine(self) -> None:
+        """It has loaded its model, which takes no time here: its offer is warm from now on."""
+        self.admission.warm.add(self.profile.model)
+        self.announce()
+
     def _watch_load(self) -> None:
         self.announce()
         self.after(_LOAD_INTERVAL_S * (1 + 0.1 * self._random.random()), self._watch_load)
-
-    def _keep_company(self) -> None:
-        """Stay connected to enough others of those that gossip, and ask them for the adverts they hold."""
-        connected = [peer for peer in self.node.links if self.market.gossips(peer)]
-        chosen = self._company.to_dial(
-            connected,
-            saved=(),
-            adverts=(entry.advert for entry in self.adverts.book.live(self.wall(), self.profile.model)),
-            dialable=tuple,
-        )
-        for candidate in chosen:
-            other = self.world.by_peer.get(candidate.peer)
-            self.world.dial(self.node, other, partial(self._unless_over_dialled, candidate.peer))
-        for peer in self._company.to_ask(connected):
-            self._company.asked(peer)
-            self.adverts.sample(
-                self.world.by_peer[peer],
-                self.profile.model,
-                self.limits.exchange_deadline_s,
-                partial(self._sampled, peer),
-            )
-        self.after(self._company.wait_s(len(connected)), self._keep_company)
-
-    def _unless_over_dialled(self, peer: PeerId, link: Link | None) -> None:
-        if self.is_over:
-            return
-        if link is None:
-            self._company.failed(peer)
-        else:
-            self._company.dialled(peer)
-
-    def _sampled(self, peer: PeerId, found: Sequence[Advert]) -> None:
-        if found:
-            self._company.answered(peer)
 
     def busy_share(self) -> float:
         """The share of its slots that was used since this was asked last."""

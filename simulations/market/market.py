@@ -18,7 +18,7 @@ from p2pnode.protocols.events import Closed
 from p2pnode.protocols.inference.client import ClientSession
 from p2pnode.protocols.inference.client_turn import ClientTimes
 from p2pnode.protocols.inference.host import HostSession
-from p2pnode.protocols.inference.messages import Checkpoint, Prompt, Tokens, Voucher
+from p2pnode.protocols.inference.messages import Checkpoint, Prompt, Receipt, Tokens, Voucher
 from p2pnode.protocols.inference.open_session import OpenSession
 from p2pnode.simulations.faults import Fault, Undo
 from p2pnode.simulations.gossip_service import GossipService
@@ -172,10 +172,10 @@ class MarketService:
         if economy.entry_interval_s:
             self.world.loop.after(economy.entry_interval_s, self._enter)
 
-    def add_host(self) -> Node:
-        """One more host."""
+    def add_host(self, *, key: bytes | None = None, ip: str | None = None) -> Node:
+        """One more host; ``key`` and ``ip`` as ``World.add`` has them."""
         self._new = "host"
-        return self.world.add()
+        return self.world.add(key=key, ip=ip)
 
     def add_plain(self, ip: str) -> Node:
         """A node that gossips and is no host, at this address."""
@@ -196,10 +196,10 @@ class MarketService:
         """Let hosts do wrong; see ``byzantine.py``."""
         return strike(self, fault, nodes)
 
-    def add_client(self) -> Node:
-        """One more client."""
+    def add_client(self, *, key: bytes | None = None, ip: str | None = None) -> Node:
+        """One more client; ``key`` and ``ip`` as ``World.add`` has them."""
         self._new = "client"
-        return self.world.add()
+        return self.world.add(key=key, ip=ip)
 
     def started(self, node: Node) -> None:
         """A node is up."""
@@ -275,7 +275,9 @@ class MarketService:
             client.stop()
 
     def connected(self, link: Link) -> None:
-        """Nothing follows from a connection alone."""
+        """A host may have waited for its first peer."""
+        if (host := self.hosts.get(link.sender.peer)) is not None:
+            host.company.connected()
 
     def disconnected(self, link: Link) -> None:
         """The streams of a connection are lost with it."""
@@ -361,6 +363,7 @@ class MarketService:
 
     def note_turn_asked(self, session: Session, turn: SessionTurn) -> None:
         """A turn is asked in a session."""
+        self._event(session.client.node.number, "turn asked", session.host.number, len(turn.ask.body.prefix))
         self.watch.asked(session, len(prompt_ids(turn.ask.body)))
 
     def note_delivered(self, session: Session, turn: SessionTurn, tokens: Tokens) -> None:
@@ -385,12 +388,19 @@ class MarketService:
     def note_signed(self, session: Session, voucher: Voucher) -> None:
         """A client signed a voucher."""
         if session.bought is not None:
-            self._event(session.client.node.number, "signed", voucher.amount, voucher.tokens_out)
+            client, host = session.client.node.number, session.host.number
+            self._event(client, "signed", host, voucher.amount, voucher.tokens_out)
             self.watch.signed(session.bought, voucher)
+
+    def note_receipted(self, session: Session, receipt: Receipt) -> None:
+        """A client checked a receipt."""
+        made = receipt.checkpoint
+        self._event(session.client.node.number, "receipt", session.host.number, made.seq, made.tokens_out)
 
     def note_paid(self, host: Host, session: SessionId, voucher: Voucher) -> None:
         """A host took a voucher."""
-        self._event(host.node.number, "paid", voucher.amount)
+        payer = self._number_of(host.disk.sessions[session].terms.payer)
+        self._event(host.node.number, "paid", payer, voucher.amount)
         self.watch.taken(session, voucher)
 
     def note_unpaid(self, host: Host, record: OpenSession) -> None:
@@ -534,6 +544,7 @@ class MarketService:
         while world.now < end and not self._is_quiet():
             for node in self.client_nodes:
                 client = self.clients[node.peer]
+                client.redeliver()
                 for session in list(client.sessions):
                     if not session.is_busy:
                         session.close()

@@ -30,7 +30,12 @@ from p2pnode.protocols.inference.commands import (
     TurnDone,
     TurnFailed,
 )
-from p2pnode.protocols.inference.messages import PromptBody, Tokens
+from p2pnode.protocols.inference.messages import (
+    TEMPLATE_TOKENS_MAX,
+    TEMPLATE_TOKENS_PER_MESSAGE_MAX,
+    PromptBody,
+    Tokens,
+)
 from p2pnode.protocols.inference.receipts import ids_hash
 from p2pnode.protocols.lookup.messages import Contact, Contacted, Exhausted, Found, Hint, SourceDone
 from p2pnode.protocols.lookup.search import Search
@@ -39,11 +44,10 @@ from p2pnode.simulations.market.engines import (
     prompt_ids,
 )
 from p2pnode.simulations.market.session import Session, SessionMarket, SessionOwner, SessionTurn, Then
+from p2pnode.simulations.market.standby import Standby
 from p2pnode.simulations.world import Node
 
 LOOKUP: Final = "lookup"
-_TEMPLATE_TOKENS: Final = 512
-_TEMPLATE_PER_MESSAGE: Final = 64
 _PACE_CHECK_S: Final = 10.0
 
 
@@ -126,6 +130,10 @@ class Asker(SessionOwner, Protocol):
         """Hosts with a session that can take a turn now, or is worth waiting for."""
         ...
 
+    def redeliver(self) -> None:
+        """Hand hosts that vanished the last vouchers of the sessions that they were left with."""
+        ...
+
     def open_session(self, candidate: Candidate, ask: Ask, then: Then) -> None:
         """A session with a host that can pay for a turn, with a place for it: an open one, or a new one."""
         ...
@@ -168,6 +176,7 @@ class Question:
         self._turn: SessionTurn | None = None
         self._failed_at: float | None = None
         self._lookup: Lookup | None = None
+        self._standby: Standby | None = None
         self._first_found_at: float | None = None
         self._waits = False
         """Whether a host is waited for."""
@@ -233,18 +242,29 @@ class Question:
             self._take(first)
             return
         self._waits = True
-        if self._lookup is None:
-            self._lookup = Lookup(client, self.model, self._host_found, self._lookup_over)
-            self._lookup.begin()
+        self._start_lookup()
         self._look()
+
+    def _start_lookup(self) -> None:
+        """Begin a lookup, once."""
+        if self._lookup is None:
+            self._look_for_hosts()
+
+    def _look_for_hosts(self) -> None:
+        """Begin another one, unless one is under way."""
+        if self._lookup is None or self._lookup.is_over:
+            self._lookup = Lookup(self.client, self.model, self._host_found, self._lookup_over)
+            self._lookup.begin()
 
     def _ask(self) -> Ask:
         body = self.partial.next_prompt()
-        ids = prompt_ids(body)
-        if self.client.has_tokenizer:
-            return Ask(body, len(ids), len(ids), ids_hash(ids))
+        # As the node bounds a prompt for a model of no manifest: a text has no more tokens than bytes.
         most = sum(len(message.text) for message in body.messages) + len(body.prefix)
-        return Ask(body, most + _TEMPLATE_TOKENS + _TEMPLATE_PER_MESSAGE * len(body.messages))
+        most += TEMPLATE_TOKENS_MAX + TEMPLATE_TOKENS_PER_MESSAGE_MAX * len(body.messages)
+        if not self.client.has_tokenizer:
+            return Ask(body, most)
+        ids = prompt_ids(body)
+        return Ask(body, most, prompt_hash=ids_hash(ids), prompt_tokens=len(ids))
 
     def _host_found(self, advert: Advert) -> None:
         self.choice.found(advert)
@@ -252,9 +272,22 @@ class Question:
             self._first_found_at = self.client.now
             self.client.after(self.client.market.limits.found_grace_s, self._look)
         self._look()
+        if self._standby is not None:
+            self._standby.changed()
 
     def _lookup_over(self) -> None:
         self._look()
+        if self._standby is not None:
+            self._standby.changed()
+
+    def _flows(self) -> None:
+        """Output came: from now on the next host is kept ready."""
+        if self._standby is None and not self.failover.cancelled:
+            limits = self.client.market.limits
+            self._standby = Standby(self.client, self.choice, limits, self._look_for_hosts)
+            self._start_lookup()
+            self._standby.begin()
+            self.client.redeliver()
 
     def _look(self) -> None:
         """Take the best host once it is there; others may follow within a moment."""
@@ -338,6 +371,8 @@ class Question:
                 gap_s = now - self.last_at
                 self.gap_s = gap_s if math.isnan(self.gap_s) else max(self.gap_s, gap_s)
             self._failed_at, self.last_at = None, now
+            if self._standby is None:
+                self.client.later(self._flows)
         self.client.market.note_answer(self, tokens.ids)
         self.partial.take(tokens.ids, Said(tokens.channel, tokens.text, tokens.call, tokens.name))
         if now - self._looked_at_pace >= _PACE_CHECK_S:
@@ -424,6 +459,7 @@ class Question:
             if session is not None and not ended.attempt.turn_over and not session.is_busy:
                 session.close()
             self.client.pool_changed()
+            self.client.redeliver()
         if decision.move == "finish":
             self._finish("cancelled" if self.failover.cancelled else "done")
         elif decision.error is not None:
@@ -456,6 +492,8 @@ class Question:
     def _finish(self, outcome: str) -> None:
         self.outcome = outcome
         self._waits = False
+        if self._standby is not None:
+            self._standby.stop()
         if self._lookup is not None:
             self._lookup.stop()
         self.client.market.note_question(self)
@@ -515,9 +553,9 @@ class Lookup:
         if not seeds:
             shell.command(SourceDone("exchange"))
 
-    def _sampled(self, by: Node, adverts: Sequence[Advert]) -> None:
+    def _sampled(self, by: Node, adverts: Sequence[Advert] | None) -> None:
         teller = frozenset({seen_from(by.ip, by.peer).wide})
-        for advert in adverts:
+        for advert in adverts or ():
             if advert.offer(self._model) is not None:
                 addresses = tuple(each.multiaddr for each in advert.addresses)
                 self._shell.command(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol, TypeAlias
@@ -65,7 +66,6 @@ class Bought:
     """The amount of the voucher that its host is known to have."""
     is_used: bool = True
     """Whether a process of the client has it."""
-    tries: int = 0
 
     @property
     def cost(self) -> int:
@@ -148,6 +148,10 @@ class SessionMarket(Surroundings, Protocol):
 
     def note_signed(self, session: Session, voucher: Voucher) -> None:
         """A client signed a voucher."""
+        ...
+
+    def note_receipted(self, session: Session, receipt: Receipt) -> None:
+        """A client checked a receipt."""
         ...
 
     def note_resumed(self, session: Session) -> None:
@@ -235,6 +239,11 @@ class Session:
         self.shell: Shell | None = None
         self.on_open: Then | None = None
         self._attempt = 0
+        self._resumes_until = math.inf
+        self._began = 0.0
+        """When the attempt to resume it began that runs."""
+        self._waiting: list[SessionTurn] = []
+        """Turns that were asked while it was being resumed."""
 
     # ---- its stream
 
@@ -267,7 +276,7 @@ class Session:
             peer=client.node.peer,
         )
         self.shell = client.join(self.machine, self._emitted, host, link)
-        self.shell.command(Start())
+        client.after(client.world.stream_s(link), self.shell.command, Start())
         return True
 
     def _opened(self, outcome: Session | P2PNodeError) -> None:
@@ -294,7 +303,7 @@ class Session:
     @property
     def places(self) -> int:
         """How many more turns it can take now."""
-        if self.accept is None or self.is_over or self.is_resuming or self.is_closing:
+        if self.accept is None or self.is_over or self.is_closing:
             return 0
         return self.accept.turns_max - len(self.turns) - self.reserved
 
@@ -333,11 +342,18 @@ class Session:
         self.reserved = max(0, self.reserved - 1)
         if self.is_over or self.shell is None:
             return None
+        held = self.held
+        if self.paid and held is not None and held.channel.has_finished:
+            ask = replace(ask, input_exact=ask.prompt_tokens)  # as the node's session: it spares a round trip
         self.keys += 1
         turn = self.turns[self.keys] = SessionTurn(replace(ask, key=self.keys), self.keys, question)
         self.shares.begin(turn)
         self.client.market.note_turn_asked(self, turn)
-        self.command(turn.ask)
+        if self.is_resuming:  # until now nobody waited for that
+            self._waiting.append(turn)
+            self._give_up_after(self.client.market.limits.reconnect_patience_s)
+        else:
+            self.command(turn.ask)
         return turn
 
     def command(self, value: Any) -> None:
@@ -394,6 +410,7 @@ class Session:
         turn.question.delivered(turn, tokens)
 
     def _receipted(self, receipt: Receipt, keys: tuple[int, ...]) -> None:
+        self.client.market.note_receipted(self, receipt)
         if self.bought is not None:
             kept = self.bought.receipts
             kept[receipt.checkpoint.root] = receipt
@@ -420,6 +437,9 @@ class Session:
             held = self.held
             self.resumption.resumed(held.received if held is not None else 0)
             self.client.market.note_resumed(self)
+            waiting, self._waiting = self._waiting, []
+            for turn in waiting:
+                self.command(turn.ask)
             self.client.pool_changed()
         self._opened(self)
 
@@ -472,10 +492,10 @@ class Session:
             self.client.leave_stream(self.shell)
 
     def _resume(self) -> None:
-        client = self.client
+        client, limits = self.client, self.client.market.limits
         self.is_resuming = True
         self._attempt = number = self._attempt + 1
-        began = client.now
+        self._began, self._resumes_until = client.now, math.inf
         held = self.held
         self.resumption.begin(held.received if held is not None else 0)
 
@@ -483,19 +503,26 @@ class Session:
             if self._attempt != number or not self.is_resuming or self.is_over:
                 return
             if link is None or not self._drive(payment=None, salt=b"", resume=held):
-                self._not_resumed(began)
+                self._not_resumed()
 
-        def too_late() -> None:
-            if self._attempt == number and self.is_resuming and not self.is_over:
-                self._stop_stream()
-                self._not_resumed(began)
-
-        client.after(client.market.limits.reconnect_patience_s, too_late)
+        self._give_up_after(limits.reconnect_patience_s if self.turns else limits.dial_deadline_s)
         client.world.dial(client.node, self.host, client.guarded(dialled))
 
-    def _not_resumed(self, began: float) -> None:
+    def _give_up_after(self, seconds: float) -> None:
+        """Let the attempt to resume it that runs take so long from now on, unless it ends sooner anyway."""
+        until = self.client.now + seconds
+        if until < self._resumes_until:
+            self._resumes_until = until
+            self.client.after(seconds, self._too_late, self._attempt)
+
+    def _too_late(self, number: int) -> None:
+        if self._attempt == number and self.is_resuming and not self.is_over:
+            self._stop_stream()
+            self._not_resumed()
+
+    def _not_resumed(self) -> None:
         self._attempt += 1
-        if self.resumption.tries_at_once(self.client.now - began, reached=False):
+        if self.resumption.tries_at_once(self.client.now - self._began, reached=False):
             self._resume()
         else:
             self._over()

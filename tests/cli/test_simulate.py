@@ -90,9 +90,9 @@ def test_the_library_is_listed_and_one_of_it_is_shown_as_a_file_of_ones_own(here
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["stedy"], 1, "there is no scenario 'stedy': did you mean steady?"),
-        (["none.toml"], 1, "there is no file none.toml"),
-        (["none.json"], 1, "there is no none.json"),
+        (["stedy"], 2, "there is no scenario 'stedy': did you mean steady?"),
+        (["none.toml"], 2, "there is no file none.toml"),
+        (["none.json"], 2, "there is no none.json"),
         (
             ["small.toml", "--set", "links.jiter_share=1"],
             2,
@@ -113,10 +113,10 @@ def test_the_library_is_listed_and_one_of_it_is_shown_as_a_file_of_ones_own(here
         (["small.toml", "--repeat", "2", "--resume"], 2, "--resume needs --out"),
         (["small.toml", "--out", "."], 2, "exists: name another folder"),
         (["small.toml", "--out", "small.toml/below"], 2, "small.toml/below can't be written"),
-        (["show", "stedy"], 1, "there is no scenario 'stedy': did you mean steady?"),
+        (["show", "stedy"], 2, "there is no scenario 'stedy': did you mean steady?"),
         (["show", "steady", "--set", "nods=1"], 2, "--set: nods is no parameter"),
-        (["xyzzy"], 1, ". For a file of your own, write ./xyzzy.toml"),
-        (["./"], 1, "is a folder: name a file in it"),
+        (["xyzzy"], 2, ". For a file of your own, write ./xyzzy.toml"),
+        (["./"], 2, "is a folder: name a file in it"),
         (["compare", ".", ".", "--out", "small.toml"], 2, "or overwrite this one with --force"),
         (["compare", ".", "none"], 1, "there is no params.json: name the folder of a run that ended"),
     ],

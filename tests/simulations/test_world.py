@@ -174,7 +174,7 @@ def test_a_dial_takes_the_round_trips_of_a_handshake_or_its_deadline() -> None:
     for other in (c, d, None):
         world.dial(a, other, lambda link: found.append((world.now, link.receiver.number if link else None)))
     world.run_until(10)
-    assert found == [(2.0, 2), (5.0, None), (5.0, None)]
+    assert found == [(2.0, 2), (10.0, None), (10.0, None)]
     assert ("dialled", 0, 2) in scripts.notes
 
 
@@ -212,10 +212,10 @@ def test_a_partition_breaks_connections_across_it_until_it_is_healed() -> None:
     assert scripts.notes[-2:] == [("lost", 1, 0), ("lost", 0, 1)]
     found: list[bool] = []
     world.dial(a, b, lambda link: found.append(link is not None))
-    world.run_until(6)
+    world.run_until(11)
     world.sides.clear()
     world.dial(a, b, lambda link: found.append(link is not None))
-    world.run_until(12)
+    world.run_until(17)
     assert found == [False, True]
 
 
@@ -224,12 +224,12 @@ def test_a_question_is_answered_once_or_ends_at_its_deadline() -> None:
     b.answers["echo"] = lambda asker, question: (asker.number, question) if question else None
     found: list[tuple[float, object]] = []
     for question in ("hello", ""):
-        world.ask(a, b, "echo", question, lambda answer: found.append((world.now, answer)), deadline_s=3.0)
+        world.ask(a, b, "echo", question, lambda answer: found.append((world.now, answer)), deadline_s=4.0)
     b.think_s = 9.0
-    world.run_until(0.4)
+    world.run_until(1.4)  # a stream takes a round trip, and the question another one
     b.think_s = 1.5
     world.run_until(20)
-    assert found == [(2.5, (0, "hello")), (3.0, None)]
+    assert found == [(3.5, (0, "hello")), (4.0, None)]
 
 
 def test_a_question_that_has_no_answer_is_done_once_it_is_sent_to_somebody() -> None:
@@ -242,8 +242,8 @@ def test_a_question_that_has_no_answer_is_done_once_it_is_sent_to_somebody() -> 
             a, other, "note", "hello", lambda it: found.append((world.now, it)), deadline_s=9.0, sent="sent"
         )
     world.run_until(20)
-    assert heard == [(0.5, "hello")]
-    assert found == [(0.0, "sent"), (9.0, None)]
+    assert heard == [(1.5, "hello")]
+    assert found == [(1.0, "sent"), (9.0, None)]
 
 
 def test_two_shells_talk_over_a_stream_of_their_own_until_one_closes_it() -> None:

@@ -153,7 +153,7 @@ async def by_the_nodes_own(seed: int, nodes: int, steps: Sequence[Step]) -> list
     results: list[Result] = []
     draws, guard = Draws(seed), Guard()
     model = LinkModel(LINKS, draws)
-    wires, draw = Wires(model), draws("dht")
+    wires, draw = Wires(model, negotiates=True), draws("dht")
     ports = [DhtPort(wires, model, guard, key.peer_id, number) for number, key in enumerate(keys(nodes))]
     machines: list[Dht] = []
 

@@ -23,10 +23,13 @@ from p2pnode.simulations.links import LinkModel, Place
 
 
 class Wires:
-    """Carries what is under way. ``run`` is a task that never ends."""
+    """Carries what is under way. ``run`` is a task that never ends.
 
-    def __init__(self, links: LinkModel) -> None:
-        self._links = links
+    ``negotiates``: a stream can be used after a round trip, in which its protocol is agreed on.
+    """
+
+    def __init__(self, links: LinkModel, *, negotiates: bool = False) -> None:
+        self._links, self.negotiates = links, negotiates
         self._due: list[tuple[float, int, Callable[[], object]]] = []
         self._numbers = itertools.count()
         self._alarm: trio.CancelScope | None = None
@@ -83,6 +86,7 @@ class Connection:
         self.is_open = True
         self.ends: list[StreamEnd] = []
         self._wires = wires
+        self.negotiates = wires.negotiates
 
     def beyond(self, port: Port) -> Port:
         """The port on its other side."""
@@ -229,7 +233,10 @@ class Port:
         other = connection.beyond(self)
         near, far = StreamEnd(connection, self, protocol), StreamEnd(connection, other, protocol)
         near.far, far.far = far, near
-        connection.ways[self].carry(lambda: other.accept(connection, far))
+        way = connection.ways[self]
+        way.carry(lambda: other.accept(connection, far))
+        if connection.negotiates:
+            await trio.sleep(2 * way.latency_s)
         return cast("Stream", near)
 
     def watch_peers(self, callback: Callable[[PeerId, Any], object]) -> None:

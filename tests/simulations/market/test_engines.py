@@ -72,7 +72,7 @@ def test_an_answer_takes_its_prompt_and_its_tokens() -> None:
     stage.loop.run_until(10)
     at, last = stage.end(1)
     assert last == GenDone(1, "stop")
-    assert at == pytest.approx(20 / 100 + 8 / 10)
+    assert at == pytest.approx(20 / 100 + 8 / 10 + 1 / 10)  # the last one says that it is the end
     assert stage.ids(1) == answer_ids(stage.runs[1].seed, 0, 8)
 
 

@@ -70,7 +70,7 @@ def test_the_order_of_hashes_changes_nothing() -> None:
 
 
 def test_when_hosts_and_clients_crash_no_token_is_billed_twice_and_bills_stay_exact() -> None:
-    churn = Churn(share=1.0, who="all", session_mean_s=60, downtime_mean_s=20)
+    churn = Churn(share=1.0, who="all", session_mean_s=40, downtime_mean_s=20)
     made = market(churn=churn, until_s=200.0)
     assert made.counts["failovers"] > 0
     assert made.counts["SessionOpened"] == made.counts["SessionClosed"]
