@@ -417,8 +417,8 @@ def _by_joblib(tasks: Sequence[Task], jobs: int, *, with_tables: bool) -> Iterat
     except BaseException:
         # Closing the generator waits for the runs that are under way, and nobody wants those any more.
         get_reusable_executor().shutdown(wait=True, kill_workers=True)
-        with warnings.catch_warnings(action="ignore"):  # that they are given up is no news
-            made.close()
+        # That they are given up is no news. The generator warns when it is collected, which is later.
+        warnings.filterwarnings("ignore", message=r"\d+ tasks have been successfully executed")
         raise
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from p2pnode.errors import ConfigError, UsageError
-from p2pnode.files import user_path, write_atomic, write_folder, write_new, write_private
+from p2pnode.files import refuse_folder, user_path, write_atomic, write_folder, write_new, write_private
 from tests.file_size import file_size_limit
 
 
@@ -143,6 +143,12 @@ def test_a_folder_that_is_there_is_not_written_over(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"file exists: name another folder"):
         write_folder(tmp_path / "file", {"a": b"2"})
     assert sorted(each.name for each in tmp_path.iterdir()) == ["file", "one"]
+
+
+def test_a_mounted_file_system_is_no_folder_to_write() -> None:
+    for refuse in (lambda path: write_folder(path, {"a": b"1"}), refuse_folder):
+        with pytest.raises(UsageError, match=r"mounted at /proc: name a folder in it, such as /proc/results"):
+            refuse(Path("/proc"))
 
 
 def test_a_folder_is_not_there_when_one_of_its_files_finds_no_room(tmp_path: Path) -> None:

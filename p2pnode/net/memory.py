@@ -35,6 +35,7 @@ class MemoryNet:
     """The wires. All randomness comes from ``seed``. Times are in seconds, one way.
 
     ``latency`` may be asked for each message, with the addresses of its sender and its receiver.
+    ``tells_late``: others notice a crash after a latency, as of a process that is killed, and not at once.
     """
 
     def __init__(
@@ -44,7 +45,9 @@ class MemoryNet:
         jitter: float = 0.0,
         loss: float = 0.0,
         seed: int = 0,
+        tells_late: bool = False,
     ) -> None:
+        self._tells_late = tells_late
         self.latency, self.jitter, self.loss = latency, jitter, loss
         self._random = random.Random(seed)  # noqa: S311  a simulation
         self._listeners: dict[tuple[str, int], MemoryListener] = {}
@@ -58,9 +61,16 @@ class MemoryNet:
         return MemoryTransport(self, ip)
 
     def crash(self, ip: str) -> None:
-        """Cut the power of ``ip``: all its connections die at once, and nothing reaches it any more."""
+        """Cut the power of ``ip``: all its connections die, and nothing reaches it any more."""
         self._down.add(ip)
-        self._break(lambda a, b: ip in (a, b))
+        if not self._tells_late:
+            self._break(lambda a, b: ip in (a, b))
+            return
+        for (source, target), pipes in self._pipes.items():
+            if ip in (source, target):
+                at = trio.current_time() + self.delay(ip, target if source == ip else source)
+                for pipe in pipes:
+                    pipe.lose(at)
 
     def restart(self, ip: str) -> None:
         """Give ``ip`` power again; what ran there must be started anew."""
@@ -140,6 +150,8 @@ class _Pipe:
         self._arrived = trio.Event()
         self._room = trio.Event()
         self._aborted = False
+        self._lost_at = math.inf
+        """From then on who reads knows that the other side is gone."""
 
     async def push(self, data: bytes) -> None:
         while self._size > WINDOW_BYTES and not self._aborted:
@@ -172,10 +184,21 @@ class _Pipe:
         self._arrived.set()
         self._room.set()
 
+    def lose(self, at: float) -> None:
+        """The other side is gone, with all that is under way. Who reads hears of it at ``at``."""
+        self._in_transit.clear()
+        self._size, self._lost_at = 0, at
+        self._arrived.set()
+        self._room.set()
+
     async def wait_arrival(self) -> None:
         while not self._aborted:
-            at = self._in_transit[0][0] if self._in_transit else math.inf
-            if at <= trio.current_time():
+            now = trio.current_time()
+            if self._lost_at <= now:
+                self.abort()
+                return
+            at = min(self._lost_at, self._in_transit[0][0] if self._in_transit else math.inf)
+            if at <= now:
                 return
             with trio.move_on_at(at):
                 self._arrived = trio.Event()
@@ -198,6 +221,8 @@ class _Pipe:
         return data
 
     def _append(self, data: bytes) -> None:
+        if self._lost_at < math.inf:
+            return
         self._last = max(self._last, trio.current_time() + self._net.delay(self._source, self._target))
         self._size += len(data)
         self._in_transit.append((self._last, data))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -144,6 +147,53 @@ def test_a_disk_that_is_full_leaves_nothing_that_looks_like_a_result(here: Path)
     assert sorted(each.name for each in here.iterdir()) == ["small.toml", "sweep"]
     assert {each.name for each in (here / "sweep").rglob("*")} == {"sweep.json", "runs"}
     assert simulate("small.toml", "--repeat", 2, "--out", "sweep", "--resume").code == 0
+
+
+_FULL_DISK = """
+set -eu  # without the mount nothing is to be filled
+mount -t tmpfs -o size=84k tmpfs disk
+set +e
+$P simulate small.toml --repeat 8 --out disk > told 2>&1; echo "mounted $?"
+$P simulate small.toml --repeat 8 --jobs "$1" --out disk/sweep > full 2>&1; echo "full $?"
+ls -A disk disk/sweep
+for run in disk/sweep/runs/*; do ls "$run" | wc -l; done | sort | uniq
+dd if=/dev/zero of=disk/fill bs=1k 2> /dev/null
+$P simulate small.toml --out disk/one > one 2>&1; echo "one $?"
+ls -A disk
+rm disk/fill
+mount -o remount,size=2m disk
+$P simulate small.toml --repeat 8 --out disk/sweep --resume > /dev/null 2>&1; echo "resumed $?"
+$P simulate small.toml --repeat 8 --out undisturbed > /dev/null 2>&1
+cmp disk/sweep/table.parquet undisturbed/table.parquet && echo equal
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_disk_that_is_really_full_costs_no_run_that_was_kept(here: Path, jobs: int) -> None:
+    apart = ["unshare", "--user", "--map-root-user", "--mount"]
+    if subprocess.run([*apart, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this system lets nobody mount a disk of his own: unshare --user --mount fails")
+    (here / "disk").mkdir()
+    command = shlex.join([sys.executable, "-m", "p2pnode"])
+    script = _FULL_DISK.replace("$P", command)
+    ran = subprocess.run(
+        [*apart, "sh", "-c", script, "sh", str(jobs)],
+        capture_output=True, text=True, check=False, cwd=here, timeout=240,
+    )  # fmt: skip
+    told = ran.stdout.splitlines()
+    assert told[:2] == ["mounted 2", "full 1"]
+    assert "a file system is mounted at disk: name a folder in it" in (here / "told").read_text()
+    assert "No space left on device" in (here / "full").read_text()
+    assert "with --resume --out disk/sweep goes on" in (here / "full").read_text()
+    assert (here / "full").read_text().count("\n") == 1
+    assert told[2:] == [
+        *("disk:", "sweep", "", "disk/sweep:", "runs", "sweep.json"),
+        "4",  # files of each run that was kept
+        *("one 2", "fill", "sweep"),
+        *("resumed 0", "equal"),
+    ]
+    assert "disk/one can't be written (No space left on device)" in (here / "one").read_text()
 
 
 def test_figures_are_told_though_their_folder_cannot_be_kept(here: Path) -> None:

@@ -1,8 +1,7 @@
 """Whole nodes and the simulation play one script of a market: adverts, lookups, sessions, payment, a crash.
 
-Both see the same events in the same order, nearly all of them in the same microsecond. What differs in time
-are adverts, for which no two meshes are alike, and what follows at once from a crash: a ``MemoryNet`` tells
-of one at once, the simulation after a latency.
+Both see the same events in the same order and, but for adverts, within some microseconds of one another. The
+times of adverts differ because no two meshes are alike.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from trio.testing import MockClock
 
 from p2pnode.net.virtual_time import virtual_time
 from tests.simulations.conformance.market_script import (
-    LINKS,
     MarketOutcome,
     MarketScript,
     drawn,
@@ -27,7 +25,7 @@ from tests.simulations.conformance.market_script import (
 from tests.simulations.conformance.simulated_market import SimulatedMarket
 from tests.simulations.conformance.whole_nodes import WholeNodes
 
-EXACT: Final = ("opened", "host", "tokens", "receipt", "paid", "answer", "settled")
+EXACT: Final = ("opened", "host", "tokens", "receipt", "signed", "paid", "answer", "settled")
 EXACT_S: Final = 1e-5
 """What rounding adds up to: an engine counts time from the start of an answer, a simulated one does not."""
 ADVERTS_MEDIAN_S: Final = 0.001
@@ -48,8 +46,6 @@ def compare(script: MarketScript, folder: Path) -> MarketOutcome:
     for kind in EXACT:
         differences = time_differences(simulated, lived, kind)
         assert max(map(abs, differences)) < EXACT_S, kind
-    latency_s = LINKS.latency_max_ms / 1000
-    assert max(map(abs, time_differences(simulated, lived, "signed"))) <= latency_s
     adverts = [abs(each) for each in time_differences(simulated, lived, "advert")]
     assert statistics.median(adverts) < ADVERTS_MEDIAN_S
     assert max(adverts) < ADVERTS_MOST_S

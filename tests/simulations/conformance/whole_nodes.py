@@ -144,7 +144,7 @@ class WholeNodes:
         self._order = self._appearance()
         places = {number: self._links.place(place) for place, number in enumerate(self._order)}
         self._places = {ip_of(number): place for number, place in places.items()}
-        self._net = MemoryNet(latency=self._latency_s)
+        self._net = MemoryNet(latency=self._latency_s, tells_late=True)
         self._chain = MemoryChain(domains(), lambda: int(wall_clock()))
         self._keys = script.keys
         self._numbers = {key.peer_id: number for number, key in enumerate(self._keys)}
