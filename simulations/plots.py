@@ -12,11 +12,15 @@ from dataclasses import dataclass
 from html import escape
 from typing import Final
 
-COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999", "#000000")
+COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999", "currentColor")
+"""The last one is black on paper and white on a dark screen."""
 WIDTH: Final = 460
 HEIGHT: Final = 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 26, 14, 44
 _TICKS: Final = 5
+_UNITS: Final = ((1e12, "T"), (1e9, "G"), (1e6, "M"))
+_ROUNDING: Final = 1e-12
+"""Of a mean: what sums of equal numbers may differ by."""
 _PLACES_NAMED: Final = 8
 """So many places of points on a logarithmic axis are each a tick; more have ticks at powers of ten."""
 
@@ -158,10 +162,10 @@ class _Frame:
 
     def svg(self, drawn: Iterable[str], labels: Sequence[str]) -> str:
         parts = [*self._grid(), *drawn, *self._words()]
-        named = [each for each in labels if each]
+        named = [(place, each) for place, each in enumerate(labels) if each]
         height = HEIGHT + 16 * len(named)
-        for place, label in enumerate(named):
-            y = HEIGHT + 10 + 16 * place
+        for line, (place, label) in enumerate(named):
+            y = HEIGHT + 10 + 16 * line
             colour = COLOURS[place % len(COLOURS)]
             parts.append(f'<rect x="{_LEFT}" y="{y - 8}" width="12" height="8" fill="{colour}"/>')
             parts.append(f'<text x="{_LEFT + 18}" y="{y}">{escape(label)}</text>')
@@ -227,10 +231,25 @@ def number_text(value: float) -> str:
     if math.isnan(value):
         return "none"
     size = abs(value)
-    if size >= 1e6:  # noqa: PLR2004 - a million
-        for unit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
-            if size >= unit:
-                return f"{value / unit:.4g}{letter}"
+    unit, letter = _unit_of(size)
+    if letter:
+        return f"{value / unit:.4g}{letter}"
     if size >= 1000 or value == round(value):  # noqa: PLR2004 - digits behind the point would say nothing
         return f"{value:,.0f}"
     return f"{value:.3g}"
+
+
+def interval_text(mean: float, half_width: float) -> str:
+    """A mean and half the width of its interval, both in one unit: 3.244M ± 0.461M. What is there by rounding
+    alone is no width."""
+    if math.isnan(mean) or half_width <= _ROUNDING * abs(mean):
+        return number_text(mean)
+    unit, letter = _unit_of(max(abs(mean), half_width))
+    if letter:
+        return f"{mean / unit:.4g}{letter} ± {half_width / unit:.3g}{letter}"
+    return f"{number_text(mean)} ± {number_text(half_width)}"
+
+
+def _unit_of(size: float) -> tuple[float, str]:
+    """A million and more is written in a larger unit."""
+    return next(((unit, letter) for unit, letter in _UNITS if size >= unit), (1.0, ""))

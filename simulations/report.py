@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from p2pnode.simulations.estimates import Estimate, estimate
 from p2pnode.simulations.metrics import Curve, Measures
-from p2pnode.simulations.plots import COLOURS, Axes, Series, bar_plot, line_plot, number_text
+from p2pnode.simulations.plots import COLOURS, Axes, Series, bar_plot, interval_text, line_plot
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -148,9 +148,7 @@ def _percent(each: Estimate) -> str:
 def _interval(each: Estimate | None) -> str:
     if each is None:
         return "none"
-    if not each.half_width:
-        return number_text(each.mean)
-    return f"{number_text(each.mean)} ± {number_text(each.half_width)}"
+    return interval_text(each.mean, each.half_width or 0.0)
 
 
 def _change(one: Estimate | None, other: Estimate | None) -> str:
@@ -208,13 +206,18 @@ def _by_decades(values: Sequence[float]) -> bool:
     return min(values) > 0 and max(values) >= _DECADES_FROM * min(values)
 
 
-def _series(label: str, x: Sequence[float], estimates: Sequence[Estimate | None]) -> Series:
+def _series(
+    label: str, x: Sequence[float], estimates: Sequence[Estimate | None], *, most: float = math.inf
+) -> Series:
+    """What is never below 0, and never above ``most``, has no band there: else it would set the scale."""
+    means = [math.nan if each is None else each.mean for each in estimates]
+    least = 0.0 if all(not mean < 0 for mean in means) else -math.inf
     return Series(
         label,
         x,
-        [math.nan if each is None else each.mean for each in estimates],
-        [math.nan if each is None else each.low for each in estimates],
-        [math.nan if each is None else each.high for each in estimates],
+        means,
+        [math.nan if each is None else max(least, each.low) for each in estimates],
+        [math.nan if each is None else min(most, each.high) for each in estimates],
     )
 
 
@@ -295,7 +298,7 @@ def _line(label: str, curves: Sequence[Curve]) -> Series:
         return Series(label, (), ())
     x = curves[0].x
     estimates = [estimate(curve.y[place] for curve in curves) for place in range(len(x))]
-    series = _series(label, x, estimates)
+    series = _series(label, x, estimates, most=1.0 if curves[0].y_label.startswith("share") else math.inf)
     return series if len(curves) > 1 else Series(label, x, series.y)
 
 
@@ -325,12 +328,13 @@ _PAGE: Final = """<!DOCTYPE html>
 :root { color-scheme: light dark; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(440px, 1fr)); gap: 1rem; }
+.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(440px, 100%), 1fr)); gap: 1rem; }
 figure { margin: 0; } figcaption { font-weight: 600; } svg { width: 100%; height: auto; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 td, th { padding: 0.15rem 0.9rem 0.15rem 0; text-align: left; white-space: nowrap; }
+td.text { white-space: normal; overflow-wrap: anywhere; } th { vertical-align: top; }
 tr:nth-child(even) td { background: color-mix(in srgb, currentColor 6%, transparent); }
-pre { overflow-x: auto; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 </style>
 </head>
 <body>
@@ -361,7 +365,7 @@ pre { overflow-x: auto; }
 <div class="wide">
 <table>
 {% for name, text in about.facts.items() %}
-<tr><th>{{ name }}</th><td>{{ text }}</td></tr>
+<tr><th>{{ name }}</th><td class="text">{{ text }}</td></tr>
 {% endfor %}
 </table>
 </div>

@@ -10,7 +10,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from p2pnode.simulations.metrics import Curve, Measures
-from p2pnode.simulations.plots import Axes, Series, bar_plot, line_plot, number_text
+from p2pnode.simulations.plots import Axes, Series, bar_plot, interval_text, line_plot, number_text
 from p2pnode.simulations.report import About, Group, analysis_text, comparison_text, report_html
 
 ABOUT = About("steady <1>", "What & why.", {"seed": "7"}, 'name = "steady"')
@@ -158,3 +158,37 @@ def test_points_that_are_decades_apart_are_on_a_logarithmic_axis() -> None:
     over = plots(report_html(ABOUT, groups))[0]
     xs = [float(each.get("cx", "")) for each in over.iter("circle")]
     assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1])
+
+
+@pytest.mark.parametrize(
+    ("mean", "half_width", "text"),
+    [
+        (3_244_000, 461_018, "3.244M ± 0.461M"),
+        (120_000, 2_500_000, "0.12M ± 2.5M"),
+        (21_050, 27_596, "21,050 ± 27,596"),
+        (0.984, 1.27, "0.984 ± 1.27"),
+        (10, 2.05e-14, "10"),
+        (10, 0.0, "10"),
+        (math.nan, 1.0, "none"),
+    ],
+)
+def test_a_mean_and_its_interval_are_in_one_unit(mean: float, half_width: float, text: str) -> None:
+    assert interval_text(mean, half_width) == text
+
+
+def test_the_legend_has_the_colour_of_its_line() -> None:
+    for labels in (["", "second"], ["first", "second"]):
+        drawn = line_plot([Series(each, (0, 1), (0, 1)) for each in labels], Axes("x", "y"))
+        (plot,) = plots(drawn)
+        lines = [each.get("stroke") for each in plot.iter("polyline")]
+        squares = [each.get("fill") for each in plot.iter("rect")]
+        assert squares == [line for label, line in zip(labels, lines, strict=True) if label]
+
+
+def test_the_band_of_a_share_stays_where_shares_are() -> None:
+    runs = [one(), one()]
+    runs[1].curves["success"] = Curve("line", "Success", "time", "share", (0.0, 1.0, 2.0), (0.0, 0.1, 1.0))
+    page = report_html(ABOUT, [Group("", runs)])
+    success = plots(page)[2]
+    ticks = [float(each.text or "") for each in success.iter("text") if each.get("text-anchor") == "end"]
+    assert (min(ticks), max(ticks)) == (0.0, 1.0)

@@ -28,7 +28,7 @@ from tests.simulations.conformance.whole_nodes import WholeNodes
 EXACT: Final = ("opened", "host", "tokens", "receipt", "signed", "paid", "answer", "settled")
 EXACT_S: Final = 1e-5
 """What rounding adds up to: an engine counts time from the start of an answer, a simulated one does not."""
-ADVERTS_MEDIAN_S: Final = 0.001
+ADVERTS_MEDIAN_S: Final = 0.005
 ADVERTS_MOST_S: Final = 1.5
 """By how much an advert is there sooner or later. A host that missed one on its way has it of a heartbeat."""
 
