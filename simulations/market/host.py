@@ -280,7 +280,7 @@ class Host:
         disk = self.disk = profile.disk
         disk.starts += 1
         self.epoch = disk.epoch = max(int(self.wall() * 1000), disk.epoch + 1)
-        self.is_over = False
+        self.is_over = self._is_warm = False
         random = market.world.draws("host", node.number, disk.starts)
         self._random = random
         self.engine = profile.make_engine()
@@ -363,7 +363,7 @@ class Host:
                         price_in=prices.price_in,
                         price_out=prices.price_out,
                         session_fee=0 if prices.free else prices.session_fee,
-                        warm=profile.model in self.admission.warm,
+                        warm_in=0 if self._is_warm else -1,
                         caps=int(capabilities_of(self._info, self.grants)),
                     ),
                 ),
@@ -374,7 +374,7 @@ class Host:
 
     def _load_engine(self) -> None:
         """It has loaded its model, which takes no time here: its offer is warm from now on."""
-        self.admission.warm.add(self.profile.model)
+        self._is_warm = True
         self.announce()
 
     def _watch_load(self) -> None:

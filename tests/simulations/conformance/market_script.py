@@ -216,12 +216,16 @@ def first_difference(a: MarketOutcome, b: MarketOutcome) -> str:
     return min(differing)[1] if differing else ""
 
 
-def time_differences(a: MarketOutcome, b: MarketOutcome, kind: str) -> list[float]:
-    """Of events of one kind, by how many seconds the second outcome's is later; both have the same."""
+def time_differences(a: MarketOutcome, b: MarketOutcome, kind: str, *, from_s: float = 0.0) -> list[float]:
+    """Of events of one kind, by how many seconds the second outcome's is later; both have the same.
+
+    Those before ``from_s`` of the first outcome are left out.
+    """
     ours, theirs = a.courses, b.courses
     return sorted(
         second[0] - first[0]
         for key, course in ours.items()
         if key[1] == kind
         for first, second in zip(course, theirs[key], strict=True)
+        if first[0] >= from_s
     )

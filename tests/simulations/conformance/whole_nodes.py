@@ -245,7 +245,7 @@ class WholeNodes:
         price_in, price_out = self._prices.get(number, (PRICE_IN, PRICE_OUT))
         config = ScriptedConfig(n_ctx=N_CTX, slots=SLOTS, tokens_per_s=TOKENS_PER_S, script=script)
         model = HostedModel(
-            model=scripted_model_id(), name=SCRIPTED, engine=ScriptedEngine(config), n_ctx=N_CTX,
+            model=scripted_model_id(), name=SCRIPTED, new_engine=lambda: ScriptedEngine(config), n_ctx=N_CTX,
             price_in=price_in, price_out=price_out, session_fee=FEE,
         )  # fmt: skip
         async with (
