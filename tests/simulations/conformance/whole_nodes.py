@@ -15,12 +15,21 @@ from typing import Any, cast
 
 import trio
 
-from p2pnode.chain.ledger import Call, Ledger, Outcome, SessionClosed, SessionOpened, UnavailableError
+from p2pnode.chain.ledger import (
+    Call,
+    Ledger,
+    Outcome,
+    RegistryLedger,
+    SessionClosed,
+    SessionOpened,
+    UnavailableError,
+)
 from p2pnode.chain.memory.ledger import MemoryChain, MemoryLedger
 from p2pnode.client.client import Client
 from p2pnode.client.question import ChatOptions
 from p2pnode.errors import P2PNodeError
-from p2pnode.host.host import Host, HostedModel
+from p2pnode.host.host import Host
+from p2pnode.host.model_pool import HostedModel
 from p2pnode.ids import SessionId
 from p2pnode.models.manifest import SCRIPTED, scripted_model_id
 from p2pnode.models.scripted import ScriptedConfig, ScriptedEngine
@@ -254,7 +263,7 @@ class WholeNodes:
         ):
             self._alive[number] = nursery.cancel_scope, ledger, disk
             heard = cast("Journal", HeardJournal(journal, self._note(number)))
-            money = HostMoney(cast("Ledger", ledger), heard, ExposureLimits(), GasBudget())
+            money = HostMoney(cast("RegistryLedger", ledger), heard, ExposureLimits(), GasBudget())
             await nursery.start(node.run)
             self._first = self._first or node.multiaddrs[0]
             self._hosts_nodes[number] = node
