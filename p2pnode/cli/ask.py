@@ -49,6 +49,15 @@ StopOption = Annotated[
 MaxSpendOption = Annotated[
     str | None, typer.Option("--max-spend", help="Sign for at most this much a session, in USDC: 0.5.")
 ]
+EquivalentOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--accept-equivalent",
+        help="A model that you take for the one you ask for, such as another file of the same weights: its "
+        "hosts are asked when none of yours is left, also in the middle of an answer. It must have the same "
+        "tokens. May be repeated.",
+    ),
+]
 MaxCostOption = Annotated[
     str | None,
     typer.Option(
@@ -137,6 +146,7 @@ def ask(
     close: CloseOption = False,
     wait: WaitOption = 0.0,
     max_cost: MaxCostOption = None,
+    accept_equivalent: EquivalentOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what it could cost at each host, and ask none.")
     ] = False,
@@ -175,7 +185,7 @@ def ask(
             s5_url=s5_url,
         )
         said = await _conversation_of(output, messages, question)
-        filters = make_filters(max_cost, only, never)
+        filters = make_filters(max_cost, only, never, accept_equivalent)
         options = ChatOptions(
             model=model,
             peer=peer,
@@ -274,16 +284,28 @@ async def _conversation_of(output: Output, messages: Path | None, question: str 
     return [*said, {"role": "user", "content": await _text_of(output, question)}]
 
 
-def make_filters(max_cost: str | None, only: list[str] | None, never: list[str] | None) -> Any:
+def make_filters(
+    max_cost: str | None,
+    only: list[str] | None,
+    never: list[str] | None,
+    equivalent: list[str] | None = None,
+) -> Any:
     """Which hosts may be asked. Raises ``UsageError`` that names the flag."""
     from p2pnode.client.host_rules import HostRules
+    from p2pnode.client.question import resolve_model
     from p2pnode.client.ranking import Filters
 
     with blaming("--only"):
         rules = HostRules.of(only=only or ())
     with blaming("--never"):
         rules = replace(rules, never=HostRules.of(never=never or ()).never)
-    return Filters(cost_max=None if max_cost is None else units_of(max_cost, "--max-cost"), rules=rules)
+    with blaming("--accept-equivalent"):
+        equivalents = tuple(resolve_model(name).model for name in equivalent or ())
+    return Filters(
+        cost_max=None if max_cost is None else units_of(max_cost, "--max-cost"),
+        rules=rules,
+        equivalents=equivalents,
+    )
 
 
 def checked_context(context: str) -> Any:

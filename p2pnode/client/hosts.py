@@ -317,7 +317,8 @@ class Searches:
             search.wait_for(left)
             for peer, addresses in left.items():
                 self._runtime.tasks.start_soon(guard.run, self._look_at, search, peer, addresses)
-            self._runtime.tasks.start_soon(guard.run, self._look_up, search, model, caps)
+            models = (model, *filters.equivalents)
+            self._runtime.tasks.start_soon(guard.run, self._look_up, search, models, caps)
 
         return HostSearch(
             model,
@@ -354,7 +355,8 @@ class Searches:
         if advert is None:
             msg = "that peer serves no model: it is a client or still starting"
             raise RefusedError("model_not_available", msg)
-        offer = advert.offer(model)
+        offers = (advert.offer(each) for each in (model, *filters.equivalents))
+        offer = next((each for each in offers if each is not None), None)
         if offer is None:
             names = ", ".join(shown_name(offer.model) for offer in advert.offers if offer.n_ctx)
             msg = f"that host serves {names or 'nothing'}: choose it with --model, or another host"
@@ -383,19 +385,20 @@ class Searches:
         finally:
             search.heard_of(peer)
 
-    async def _look_up(self, search: HostSearch, model: ModelId, caps: int) -> None:
+    async def _look_up(self, search: HostSearch, models: Sequence[ModelId], caps: int) -> None:
         def on_found(host: FoundHost) -> None:
             known = self.measured.get(host.advert.peer, Measured())
             self.measured[host.advert.peer] = known.connected(host.connect_s)
             search.found(host)
 
-        failures: Mapping[PeerId, str] = {}
+        failures: dict[PeerId, str] = {}
         alone = False
         try:
             seeds = await self.first_peers()
-            failures = await self._runtime.node.finder.find(
-                model, seeds=seeds, on_found=on_found, on_lacking=search.lacks, caps=caps
-            )
+            for model in models:
+                failures |= await self._runtime.node.finder.find(
+                    model, seeds=seeds, on_found=on_found, on_lacking=search.lacks, caps=caps
+                )
             alone = not (seeds or failures or self._runtime.node.network.connected_peers())
         finally:
             self._unreached.update(failures)

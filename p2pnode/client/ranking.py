@@ -142,6 +142,8 @@ class Filters:
     rules: HostRules = field(default_factory=HostRules)
     caps: int = 0
     """What a host must be able to do: bits of ``Capability``."""
+    equivalents: tuple[ModelId, ...] = ()
+    """Models that the user takes for the one that is asked for, where no host of that one is left."""
 
 
 def needs_of(body: PromptBody) -> Capability:
@@ -213,6 +215,8 @@ class Candidate:
     """Whether it is asked before its equals, for a session with it is open or was left."""
     trusted: bool = False
     """Whether the user named it as one to trust."""
+    equivalent: bool = False
+    """Whether its model is another one, which the user takes for the one that is asked for."""
     stake: int = 0
     """What it has at stake, in FAB's smallest unit; 0 where that isn't known."""
     excluded: str = ""
@@ -246,7 +250,7 @@ def rank(
     """
     candidates = []
     for advert in adverts:
-        offer = advert.offer(model)
+        offer = _offer(advert, model, filters)
         if offer is None:
             continue
         known, paid = measured.get(advert.peer, Measured()), fee_paid(advert.peer)
@@ -258,6 +262,7 @@ def rank(
                 cost=expected_cost(offer, known, fee_paid=paid),
                 fee_paid=paid,
                 trusted=filters.rules.trusts(advert),
+                equivalent=offer.model != model,
                 stake=stake_of(advert),
                 excluded=exclusion(advert, offer, known, filters, now)
                 or (payable or why_not_free)(advert, offer)
@@ -277,14 +282,28 @@ def rank(
     return Ranking(tuple(sorted(chosen, key=_order)), tuple(excluded))
 
 
-def _order(candidate: Candidate) -> tuple[bool, bool, bool, float, int, PeerId]:
+def _offer(advert: Advert, model: ModelId, filters: Filters) -> Offer | None:
+    """A host's offer of the model, or else of one that the user takes for it."""
+    offers = (advert.offer(each) for each in (model, *filters.equivalents))
+    return next((offer for offer in offers if offer is not None), None)
+
+
+def _order(candidate: Candidate) -> tuple[bool, bool, bool, bool, float, int, PeerId]:
     offer, priced = candidate.offer, is_priced(candidate.offer)
     # One unit more: whoever costs next to nothing still has to be fast.
     worth = candidate.score * (candidate.cost + 1 if priced else 1)
     if priced and candidate.stake:  # a free session is on no chain: no stake is lost by a lie in one
         worth *= STAKED_WORTH
     first = candidate.goes_first
-    return not candidate.trusted, priced, not first, worth, _price(offer), candidate.advert.peer
+    return (
+        not candidate.trusted,
+        candidate.equivalent,
+        priced,
+        not first,
+        worth,
+        _price(offer),
+        candidate.advert.peer,
+    )
 
 
 def _goes_first(candidate: Candidate, fastest: float, measured: Mapping[PeerId, Measured]) -> bool:
@@ -425,7 +444,7 @@ class HostChoice:
         if self._measured.get(peer, Measured()).broken_until() > now:
             return False
         advert = self._found.get(peer)
-        offer = advert.offer(self._model) if advert is not None else None
+        offer = _offer(advert, self._model, self._filters) if advert is not None else None
         paid = self._fee_paid(peer)
         return offer is None or not _too_dear(offer, self._filters, self.turn, fee_paid=paid)
 
@@ -455,13 +474,15 @@ class HostChoice:
     def best(self, now: float, *, standby_first: bool = True) -> Candidate | None:
         """The host to give next, as far as is known now.
 
-        Hosts that are trusted go first, then free ones. Among their equals those with a session that is
-        worth it go first. Then the standby, if ``standby_first``: it answers at once. Then by rank.
+        Hosts that are trusted go first, then those of the very model, then free ones. Among their equals
+        those with a session that is worth it go first. Then the standby, if ``standby_first``: it answers at
+        once. Then by rank.
         """
 
-        def order(candidate: Candidate) -> tuple[bool, bool, bool, bool]:
+        def order(candidate: Candidate) -> tuple[bool, bool, bool, bool, bool]:
             ready = standby_first and candidate.advert.peer == self.standby
-            return not candidate.trusted, is_priced(candidate.offer), not candidate.goes_first, not ready
+            priced, first = is_priced(candidate.offer), candidate.goes_first
+            return not candidate.trusted, candidate.equivalent, priced, not first, not ready
 
         return min(self._untried(now), key=order, default=None)
 
