@@ -1,4 +1,4 @@
-"""How a command shows what it would send to the chain, asks, and sends it; for ``stake`` and ``models``.
+"""How a command shows what it would send to the chain, asks, and sends it; and how orders are told of.
 
 Of each plan: what it does in words, then what the gas costs, then the question, then one line for each
 transaction. The wallet is unlocked after the answer, so that who types a passphrase knows what it signs.

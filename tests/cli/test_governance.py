@@ -208,6 +208,10 @@ def test_stake_is_put_in_taken_out_over_time_and_lost_by_a_host_that_lies(tmp_pa
             found_hosts = run("hosts", "--model", "scripted", "--bootstrap", served.multiaddr, "--no-mdns",
                               "--json", "--chain", chain.profile, "--data-dir", payer)  # fmt: skip
             assert found_hosts.named("host")[0]["stake"] == 3 * STAKE_MIN, found_hosts
+            served.interrupt()
+            served.wait()
+            known = json.loads((host.data_dir / "staked.json").read_text())
+            assert known["registry"] == load_profile(chain.profile).node_registry.hex()
             path = lie_about(payer, host.data_dir, load_profile(chain.profile))
 
         shown = run("sessions", "evidence", "--json", "--chain", chain.profile, "--data-dir", payer)

@@ -580,7 +580,9 @@ async def test_a_chain_with_earlier_registries_goes_on_for_its_sessions_must_not
         assert await chain.use(lambda _: chain.deployment.usdc.read("balanceOf", SOMEONE)) == 3
 
 
-@pytest.mark.parametrize("contract", ["JobMarketplace", "USDC", "FAB"])
+@pytest.mark.parametrize(
+    "contract", ["JobMarketplace", *(pytest.param(each, marks=pytest.mark.long) for each in ("USDC", "FAB"))]
+)
 async def test_a_chain_with_an_earlier_market_or_token_does_not_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, contract: str
 ) -> None:

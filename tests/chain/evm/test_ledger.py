@@ -23,10 +23,13 @@ from p2pnode.chain.evm.node import Log
 from p2pnode.chain.evm.rpc import RpcLimits
 from p2pnode.chain.evm.rpc_answers import RpcError
 from p2pnode.chain.ledger import (
+    Approve,
+    Attest,
     Close,
     EscrowState,
     LedgerEvent,
     Outcome,
+    Register,
     RevertedError,
     Transfer,
     UnavailableError,
@@ -34,7 +37,7 @@ from p2pnode.chain.ledger import (
 )
 from p2pnode.chain.profile import profile_of
 from p2pnode.errors import ChainError
-from p2pnode.ids import SessionId
+from p2pnode.ids import ModelId, SessionId
 from p2pnode.protocols.crypto import abi_encode, keccak256, key_address, sign_digest
 from p2pnode.tasks import background_task
 from tests.chain.contracts.support import ADDRESS, BALANCE
@@ -617,3 +620,80 @@ def resigned(scene: Scene, terms: Any, until: int, secret: bytes) -> bytes:
         valid_before=until, nonce=scene.id_of(terms),
     )  # fmt: skip
     return sign_digest(secret, digest)
+
+
+# ---- the registries
+
+
+def _registered(local: LocalChain, name: str, peer_key: bytes) -> None:
+    made, host, amount = local.made, ADDRESS[name], 1_000 * 10**18
+    made.fab.send(ADDRESS["deployer"], "transfer", host, amount)
+    made.fab.send(host, "approve", made.nodes.address, amount)
+    made.nodes.send(host, "register", peer_key, ADDRESS["receipt key"], amount)
+
+
+async def test_an_endpoint_that_tries_nothing_as_if_says_nothing_of_it(
+    rpc: LocalRpc, local: LocalChain
+) -> None:
+    def alter(params: Any, result: Any) -> Any:
+        if len(params) > 2:
+            raise RpcError(-32602, "too many arguments, want at most 2", None)
+        return result
+
+    altering(rpc, "eth_estimateGas", alter)
+    ledger = await rpc.connect()
+    call = Register(b"\1" * 32, ADDRESS["receipt key"], 10**21)
+    allowed = Approve(ledger.domains.node_registry, 10**21)
+    assert await ledger.estimate(call, ADDRESS["host"], allowed=allowed) is None
+    assert await ledger.estimate(allowed, ADDRESS["host"])
+    await ledger.aclose()
+
+
+async def test_who_registered_a_peer_is_found_in_ranges_that_the_node_takes(
+    rpc: LocalRpc, local: LocalChain
+) -> None:
+    for name, key in (("host", b"\1" * 32), ("rival", b"\2" * 32)):
+        _registered(local, name, key)
+    local.made.nodes.send(ADDRESS["rival"], "register", b"\1" * 32, ADDRESS["receipt key"], 0)
+
+    def alter(params: Any, result: Any) -> Any:
+        (asked,) = params
+        if int(asked["toBlock"], 16) - int(asked["fromBlock"], 16) + 1 > 3:
+            raise RpcError(-32005, "query exceeds max block range 3", None)
+        return result
+
+    altering(rpc, "eth_getLogs", alter)
+    ledger = await rpc.connect()
+    assert await ledger.registrants(b"\1" * 32) == (ADDRESS["rival"], ADDRESS["host"])
+    assert await ledger.registrants(b"\2" * 32) == (), "it has another peer now"
+    assert await ledger.registrants(b"\3" * 32) == ()
+    await ledger.aclose()
+
+
+async def test_a_manifest_that_no_endpoint_has_any_more_is_missed_by_nobody(
+    rpc: LocalRpc, local: LocalChain
+) -> None:
+    made, host = local.made, ADDRESS["host"]
+    made.fab.send(ADDRESS["deployer"], "transfer", host, 10**21)
+    made.fab.send(host, "approve", made.models.address, 10**21)
+    made.models.send(host, "propose", b"{}")
+    local.mine(5)
+    ledger = await rpc.connect()
+    found = await ledger.proposal(1)
+    assert found is not None
+    assert await ledger.manifest(found) == b"{}"
+
+    def alter(params: Any, result: Any) -> Any:
+        raise RpcError(-32000, "pruned", None)
+
+    altering(rpc, "eth_getLogs", alter)
+    assert await ledger.manifest(found) is None
+    await ledger.aclose()
+
+
+async def test_a_ledger_without_the_registries_says_what_it_lacks(rpc: LocalRpc) -> None:
+    ledger = await rpc.connect(fab=bytes(20), model_registry=bytes(20))
+    for call in (Approve(b"\1" * 20, 1), Attest(ModelId(b"\1" * 32), b"\2" * 32)):
+        with pytest.raises(ChainError, match="does not know where"):
+            await ledger.estimate(call, ADDRESS["host"])
+    await ledger.aclose()

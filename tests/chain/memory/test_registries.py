@@ -175,6 +175,21 @@ class RegistryTwins(RuleBasedStateMachine):
     def attest(self, name: str, statement: bytes) -> None:
         self.do(name, Attest(MODEL, statement))
 
+    @rule(name=WHO, voter=WHO, early=st.booleans())
+    def see_a_vote_through(self, name: str, voter: str, *, early: bool) -> None:
+        self.do(name, Propose(b"{}"))
+        number = self.memory.votes.count
+        self.do(voter, Vote(number, True, QUORUM))
+        self.world.chain.travel((6 if early else 7) * DAY + 10)
+        self.do(name, Unlock(number, ADDRESS[voter]))
+        self.do(voter, ReturnBond(number))
+
+    @rule(name=WHO, early=st.booleans())
+    def take_stake_out(self, name: str, *, early: bool) -> None:
+        self.do(name, Unbond(self.memory.node(ADDRESS[name]).stake))
+        self.world.chain.travel((6 if early else 7) * DAY + 10)
+        self.do(name, WithdrawStake(ADDRESS[name]))
+
     @rule(days=st.sampled_from((1, 3, 7)))
     def travel(self, days: int) -> None:
         self.world.chain.travel(days * DAY)
@@ -252,7 +267,7 @@ def _run(world: World, *, examples: int, steps: int) -> None:
 @pytest.mark.long
 def test_whatever_is_sent_to_the_registries_ends_in_memory_as_on_the_chain(world: World) -> None:
     done.clear()
-    _run(world, examples=25, steps=50)
+    _run(world, examples=15, steps=40)
     assert done >= {
         Register, AddStake, Unbond, Rebond, WithdrawStake, Propose, Vote, Unlock, ReturnBond, Attest,
         TransferFab, Approve,
