@@ -140,6 +140,17 @@ def hashes_of(path: Path) -> FileHashes:
     return FileHashes(sha256=digest.hexdigest(), chunks=chunks.hexdigest())
 
 
+def chunk_list_of(path: Path, expected: str) -> bytes:
+    """The chunk list of a file: 32 bytes for each chunk. Blocks on the disk: call it in a worker thread.
+
+    Raises ``ConfigError`` where it does not have the hash that was expected.
+    """
+    chunks = b"".join(hashlib.sha256(data).digest() for data in _chunks_of(path))
+    if hashlib.sha256(chunks).hexdigest() != expected:
+        raise ConfigError(f"{path}: the file has changed since it was hashed: run `p2pnode models verify`")
+    return chunks
+
+
 def _chunks_of(path: Path) -> Iterator[bytes]:
     try:
         with path.open("rb") as file:

@@ -151,8 +151,23 @@ class Manifest:
         return self.format != "upstream"
 
     def canonical(self) -> bytes:
-        """The bytes whose hash is the model's id."""
+        """The manifest as canonical JSON."""
         return json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode("ascii")
+
+    def blob(self) -> bytes:
+        """The bytes whose SHA-256 is the model's id."""
+        return _DOMAIN + self.canonical()
+
+    @classmethod
+    def of_blob(cls, blob: bytes) -> Manifest:
+        """The inverse of :meth:`blob`. Raises ``ConfigError`` for other bytes."""
+        try:
+            made = cls.from_mapping(json.loads(blob.removeprefix(_DOMAIN)))
+        except (ValueError, RecursionError, TypeError) as error:
+            raise ConfigError(f"model manifest: it is no JSON ({str(error)[:100]})") from error
+        if made.blob() != blob:
+            raise ConfigError("model manifest: it is not written in the one form that it has")
+        return made
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Manifest:
@@ -211,7 +226,7 @@ def _check_files(kind: str, paths: Sequence[str]) -> None:
 
 def model_id(manifest: Manifest) -> ModelId:
     """The id of the model that ``manifest`` describes."""
-    return ModelId(hashlib.sha256(_DOMAIN + manifest.canonical()).digest())
+    return ModelId(hashlib.sha256(manifest.blob()).digest())
 
 
 def model_id_text(value: ModelId) -> str:

@@ -70,6 +70,7 @@ class NodeConfig:
     ``save`` keeps conversations where the data dir has a storage key; ``stores`` are multiaddrs or
     invites of nodes that keep replicas, ``s5_url`` an S5 node that does. ``store_for`` says for whom this
     node stores: owner keys (64 hex digits), ``sessions`` (clients with an open session) or ``anyone``;
+    ``share_models`` gives the files of served models to peers that pull them.
     ``s5_listen`` (host:port) serves S5's HTTP API, to programs and, with ``s5_accounts``, to whoever
     registers an account; ``s5_origins`` are the web pages that may use it (``https://app.example``).
     ``n_ctx`` is the context of one request in tokens, 0 for what the model and the memory at hand allow.
@@ -97,6 +98,7 @@ class NodeConfig:
     save: bool = True
     stores: tuple[str, ...] = ()
     store_for: tuple[str, ...] = ("sessions",)
+    share_models: bool = False
     store_bytes_max: int = 10 << 30
     store_owner_bytes_max: int = 256 << 20
     s5_listen: str = ""

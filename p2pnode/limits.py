@@ -110,6 +110,7 @@ class Limits:
     keep_deadline_s: float = 5.0
     renew_interval_s: float = 3600.0
     renew_at_end_s: float = 2.0
+    share_bytes_per_s: float = 8.0 * (1 << 20)
     store_streams_max: int = 64
     store_streams_per_peer: int = 4
     announce_interval_s: float = 3000.0

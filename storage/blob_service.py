@@ -16,7 +16,7 @@ import structlog
 import trio
 
 from p2pnode.bounded import BoundedMap
-from p2pnode.errors import P2PNodeError, StoreCode
+from p2pnode.errors import P2PNodeError, StoreCode, StoreRefusedError
 from p2pnode.ids import PeerId
 from p2pnode.limits import Limits
 from p2pnode.net.stream import Stream
@@ -276,5 +276,7 @@ class ServedBlobs:
         for kind, (code, detail) in _REFUSALS.items():
             if isinstance(error, kind):
                 return c.NotDone(order.id, code, detail)
+        if isinstance(error, StoreRefusedError):
+            return c.NotDone(order.id, error.code, error.detail, error.retry_after_s)
         log.warning("store.failed", order=type(order).__name__, reason=str(error))
         return c.NotDone(order.id, "internal", "the store failed")

@@ -24,6 +24,7 @@ from p2pnode.node.node import Node
 from p2pnode.protocols.s5.ids import hash_of
 from p2pnode.storage.blob_service import Admits, BlobService
 from p2pnode.storage.local.store import LocalStore
+from p2pnode.storage.public_files import PublicFiles, StoreWithPublicFiles
 from p2pnode.storage.replication.announcer import Announcer
 from p2pnode.storage.rules import Quotas
 from p2pnode.storage.store import OwnerKey
@@ -140,13 +141,16 @@ class StoreFor:
         return "this node keeps copies for owners on its list only: ask its owner, or name another node"
 
 
-def keep_for_peers(node: Node, store: LocalStore, admits: Admits) -> Announcer:
+def keep_for_peers(
+    node: Node, store: LocalStore, admits: Admits, public: PublicFiles | None = None
+) -> Announcer:
     """Serve the store to peers, announce it in the DHT and collect it, for as long as the node runs.
 
-    Who else writes entries must tell the announcer of them.
+    ``public`` is what peers may read besides. Who else writes entries must tell the announcer of them.
     """
     announcer = Announcer(node, store.entries)
-    BlobService(node, store, store, admits=admits, on_entry=announcer.arrived).start()
+    blobs = store if public is None else StoreWithPublicFiles(store, public)
+    BlobService(node, blobs, store, admits=admits, on_entry=announcer.arrived).start()
     node.start_soon(announcer.run)
     node.start_soon(partial(run_collection, store, node.limits, wall=node.wall))
     return announcer

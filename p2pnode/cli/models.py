@@ -6,11 +6,14 @@ from typing import Annotated, Any
 
 import typer
 
+from p2pnode.cli.client import make_client
 from p2pnode.cli.options import (
+    BootstrapOption,
     Commands,
     DataDirOption,
     JsonOption,
     LogOption,
+    MdnsOption,
     blaming,
     configure,
     data_of,
@@ -63,6 +66,11 @@ def list_models(
 @models_app.command("pull")
 def pull_model(
     name: NameArgument,
+    from_peers: Annotated[
+        bool, typer.Option("--from-peers", help="Take the files from peers that share them, by their hashes.")
+    ] = False,
+    bootstrap: BootstrapOption = None,
+    mdns: MdnsOption = None,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
     log_level: LogOption = "error",
@@ -78,9 +86,13 @@ def pull_model(
         from p2pnode.models.manifest import model_id_text
         from p2pnode.models.pull.pull import pull
 
-        entry, models_dir = _entry(name), _models_dir(data_dir, make=True)
-        with PullProgress(output, name) as progress:
-            local = await pull(entry, models_dir, progress=progress)
+        models_dir = _models_dir(data_dir, make=True)
+        if from_peers:
+            local = await _pull_from_peers(output, name, data_dir, bootstrap, mdns=mdns)
+        else:
+            entry = _entry(name)
+            with PullProgress(output, name) as progress:
+                local = await pull(entry, models_dir, progress=progress)
         fields = {"name": local.name, "path": str(local.path), "id": model_id_text(local.model_id)}
         output.event("model", fields, text=f"{local.name}: verified, {local.path}\n{fields['id']}")
 
@@ -112,6 +124,17 @@ def verify_model(
         output.event("verified", fields, text=f"{local.name}: the weights are right\n{hashes}")
 
     run_async(run, on_error=output.failed)
+
+
+async def _pull_from_peers(
+    output: Output, name: str, data_dir: Any, bootstrap: list[str] | None, *, mdns: bool | None
+) -> Any:
+    from p2pnode.cli.progress import PullProgress
+    from p2pnode.client.model_files import pull_from_network
+
+    async with make_client(output, data_dir, bootstrap, mdns=mdns, discovery=True) as client:
+        with PullProgress(output, name) as progress:
+            return await pull_from_network(client, name, _models_dir(data_dir), progress)
 
 
 def _entry(name: str) -> Any:

@@ -61,7 +61,9 @@ from p2pnode.payments.gas_budget import SESSION_GAS, GasBudget
 from p2pnode.payments.settlement_policy import settle_above
 from p2pnode.storage.key_file import ensure_storage_key
 from p2pnode.storage.local.store import LocalStore
+from p2pnode.storage.model_peers import make_public, share_files
 from p2pnode.storage.node_store import LOCAL_OWNER, StoreFor, keep_for_peers, open_store
+from p2pnode.storage.public_files import PublicFiles
 
 log = structlog.get_logger()
 LISTEN_DEFAULT = (
@@ -93,6 +95,8 @@ class Join:
         self._totals: TotalsFile | None = None
         self._stopping = False
         self._memory_promised = 0
+        self._locals: list[LocalModel] = []
+        """The models that are served, but for the scripted one."""
         self._starting = trio.CancelScope()
 
     def stop(self) -> None:
@@ -309,7 +313,12 @@ class Join:
         renew: Renew,
     ) -> None:
         policy = StoreFor(self._config.store_for)
-        keep_for_peers(node, store, policy.admits)
+        public = PublicFiles(self._options.limits.share_bytes_per_s)
+        for local in self._locals:
+            await make_public(public, local)
+            if self._config.share_models:
+                node.start_soon(share_files, node, public, local)
+        keep_for_peers(node, store, policy.admits, public)
         if models:
             host = Host(
                 node,
@@ -383,6 +392,7 @@ class Join:
             self._report("model.progress", {"name": entry.name, "done": done, "total": total})
 
         local = await pull(entry, self._data.models, progress=progress)
+        self._locals.append(local)
         self._report("model", {"name": local.name, "id": model_id_text(local.model_id)})
         chosen = engine_name_for(local, config.engine)
         require_engine(chosen)

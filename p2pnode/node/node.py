@@ -253,13 +253,17 @@ class Node:
 
     async def provide(self, model: ModelId) -> None:
         """Keep this node's provider record of a model alive until cancelled."""
+        await self.provide_key(provider_key(model))
+
+    async def provide_key(self, key: bytes) -> None:
+        """Keep this node's provider record of a key of the DHT alive until cancelled."""
         # A record reaches only the peers that are known when it is sent, so it is sent again soon at first,
         # while more peers become known.
         wait_s = self.limits.provide_first_s
         while True:
             if self.network.connected_peers():
                 with trio.move_on_after(self.limits.dht_deadline_s):
-                    await self.network.provide(provider_key(model))
+                    await self.network.provide(key)
                 wait_s = min(self.limits.provide_interval_s, 3 * wait_s)
             await trio.sleep(wait_s)
 

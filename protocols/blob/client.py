@@ -8,6 +8,7 @@ drops the question); only a peer that says nothing at all, or never ends what wa
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -286,7 +287,8 @@ class BlobClient:
             self._queue.appendleft(asked)
         elif isinstance(asked.question, c.AskBlob):
             data = bytes(held)
-            good = hash_of(data) == asked.question.hash
+            made = hashlib.sha256(data).digest() if asked.question.sha256 else hash_of(data)
+            good = made == asked.question.hash
             self._settle(asked, c.Fetched(data) if good else c.Lied("it sent other bytes than the hash says"))
 
     def _refused(self, asked: _Asked, refused: c.Refused) -> None:

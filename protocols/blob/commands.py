@@ -175,6 +175,7 @@ class NotDone:
     id: int
     code: StoreCode
     detail: str = ""
+    retry_after_s: float | None = None
 
 
 Report: TypeAlias = WorkDone | Taken | BlobRead | SizesFound | EntryFound | NewerEntry | NotDone
@@ -201,9 +202,13 @@ class AskPut:
 
 @dataclass(frozen=True, slots=True)
 class AskBlob:
-    """Ask for a whole blob, which is verified. Answered by ``Fetched``."""
+    """Ask for a whole blob, which is verified. Answered by ``Fetched``.
+
+    ``sha256``: it is one that the peer makes public of its models, and ``hash`` is its SHA-256.
+    """
 
     hash: BlobHash
+    sha256: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Annotated, Final, TypeAlias
 from blake3 import blake3
 
 from p2pnode.errors import StoreCode
-from p2pnode.ids import PeerId
+from p2pnode.ids import ModelId, PeerId
 from p2pnode.protocols.s5.entries import EntryKey
 from p2pnode.protocols.s5.ids import BlobHash
 from p2pnode.protocols.wire import U32, U63, Bytes32, Bytes64, Codec, Range, Size, exactly, message
@@ -46,6 +46,7 @@ DETAIL_MAX: Final = 512
 RETRY_MAX_S: Final = 86_400
 _CLAIM_TAG: Final = b"p2pnode/blob-owner/1\0"
 _PROVIDER_TAG: Final = b"p2pnode/entry/1\0"
+_FILES_TAG: Final = b"p2pnode/model-files/1\0"
 
 Hash = Annotated[BlobHash, exactly(32)]
 Key = Annotated[EntryKey, exactly(32)]
@@ -240,3 +241,8 @@ def claim_digest(client: PeerId, server: PeerId) -> bytes:
 def provider_key(key: EntryKey) -> bytes:
     """The 32-byte key of the provider records of whoever holds an entry: SHA-256 of a tag and the key."""
     return hashlib.sha256(_PROVIDER_TAG + key).digest()
+
+
+def files_key(model: ModelId) -> bytes:
+    """The 32-byte key of the provider records of who shares a model's files: SHA-256 of a tag and the id."""
+    return hashlib.sha256(_FILES_TAG + model).digest()

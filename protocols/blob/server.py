@@ -322,10 +322,10 @@ class BlobServer:
                 self._answer(m.EntryIs(id=id_, entry=raw), now)
             case c.NewerEntry(id=id_, current=current):
                 self._answer(m.Stale(id=id_, current=current.to_bytes()), now)
-            case c.NotDone(id=id_, code=code, detail=detail):
+            case c.NotDone(id=id_, code=code, detail=detail, retry_after_s=retry_after_s):
                 if code in ("hash_mismatch", "bad_entry"):
                     self._out.emit(c.Fault(f"{code}: {detail}"))
-                self._fail(id_, code, detail, now)
+                self._fail(id_, code, detail, now, retry_after_s)
             case _:
                 assert_never(report)
 

@@ -666,6 +666,7 @@ def blob_vectors() -> dict[str, Any]:
     return {
         "owner_secret": OWNER_SECRET.hex(), "client": CLIENT, "server": PEER, "claim_digest": claimed.hex(),
         "provider_keys": [{"entry_key": key.hex(), "key": m.provider_key(key).hex()}],
+        "files_keys": [{"model": MODEL.hex(), "key": m.files_key(MODEL).hex()}],
         "messages": [vector(message, name) for name, message in said],
     }  # fmt: skip
 

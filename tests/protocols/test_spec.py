@@ -361,6 +361,8 @@ def test_the_claim_and_the_provider_key_of_blobs_are_those_in_the_file() -> None
     assert verify_peer(peer_id_of(claim.owner), digest, claim.signature)
     for each in told["provider_keys"]:
         assert blob.provider_key(EntryKey(bytes.fromhex(each["entry_key"]))).hex() == each["key"]
+    for each in told["files_keys"]:
+        assert blob.files_key(ModelId(bytes.fromhex(each["model"]))).hex() == each["key"]
 
 
 def test_the_largest_blob_and_frame_are_those_of_the_store_and_of_framing() -> None:

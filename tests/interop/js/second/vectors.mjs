@@ -272,6 +272,9 @@ function blob () {
   for (const { entry_key: key, key: wanted } of told.provider_keys) {
     equal('provider key of an entry', sha256(utf8('p2pnode/entry/1\0'), unhex(key)), wanted)
   }
+  for (const { model, key: wanted } of told.files_keys) {
+    equal('key of who shares files', sha256(utf8('p2pnode/model-files/1\0'), unhex(model)), wanted)
+  }
 }
 
 // ---- gossip and the DHT
