@@ -63,15 +63,20 @@ class Topic:
     """Of all ids that advertise: so many are an attacker's."""
     sybil_at_s: float = 0.0
     """When these begin."""
+    sybil_until_s: float = 0.0
+    """When these fall silent; 0: never."""
     sybil_interval_s: float = 1.0
     """Each of them publishes so often. Readers ignore an id's adverts that are less than a second apart."""
 
     def __post_init__(self) -> None:
         require_positive(self, "dials", "listeners", "book_max", "sybil_interval_s")
-        require_not_negative(self, "spread_s", "start_s", "period_s", "sybil_at_s")
+        require_not_negative(self, "spread_s", "start_s", "period_s", "sybil_at_s", "sybil_until_s")
         require_shares(self, "sybil_share")
         if self.sybil_share > _SYBIL_SHARE_MAX:
             msg = f"sybil_share is {self.sybil_share}: it must not be above {_SYBIL_SHARE_MAX}"
+            raise ValueError(msg)
+        if 0 < self.sybil_until_s <= self.sybil_at_s:
+            msg = f"sybil_until_s is {self.sybil_until_s}: it must be later than sybil_at_s"
             raise ValueError(msg)
 
     def sybils(self, nodes: int) -> int:
@@ -264,9 +269,11 @@ class Sybil:
         )
 
     def tell(self) -> None:
-        """Publish a new advert, and again after the interval."""
+        """Publish a new advert, and again after the interval, until the attack is over."""
         topic = self._topic
         world, interval_s = topic.world, topic.parameters.sybil_interval_s
+        if 0 < topic.parameters.sybil_until_s <= world.now:
+            return
         wall = EPOCH_S + world.now
         issued_at = int(wall)
         advert = replace(

@@ -34,6 +34,7 @@ def small(scenario: Scenario) -> Scenario:
         )
     topic = scenario.topic
     if topic is not None:
-        topic = replace(topic, start_s=2.0, sybil_at_s=topic.sybil_at_s * shorter)
+        comes_s, ends_s = topic.sybil_at_s * shorter, topic.sybil_until_s * shorter
+        topic = replace(topic, start_s=2.0, sybil_at_s=comes_s, sybil_until_s=ends_s)
     brief = replace(scenario, warmup_s=0.0, cooldown_s=0.0, faults=faults, market=market, topic=topic)
     return with_size(replace(brief, duration_s=10.0), nodes=12)

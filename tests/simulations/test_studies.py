@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from p2pnode.simulations.result import Result
 from p2pnode.simulations.runs import run
 from p2pnode.simulations.scenario import load, with_size
 from p2pnode.simulations.sweeps import sweep
@@ -35,6 +37,40 @@ def test_a_topic_carries_as_many_adverts_of_any_number_of_hosts_as_the_document_
     assert all(rate is not None and rate <= 5 for rate in found)
 
 
+def over_time(result: Result, name: str, after_s: float, until_s: float) -> float:
+    """The mean of a sample between two times."""
+    table = result.recorder.tables["samples"]
+    rows = zip(table["at_s"].values, table["name"], table["value"].values, strict=True)
+    found = [value for at_s, each, value in rows if each == name and after_s < at_s <= until_s]
+    return math.fsum(found) / len(found)
+
+
+@pytest.mark.long
+def test_hosts_that_start_at_once_come_down_as_soon_as_the_document_says() -> None:
+    assert "p2pnode simulate adverts-cold-start --sweep nodes=100,1000,10000 --out cold-start" in TEXT
+    result = run(load("adverts-cold-start"), 1)
+    ends_s = [0, 60, 300, 900, 1800, 3600, 7200]
+    for what in ("published", "taken"):
+        told = row("All hosts start at once", f"1,000 | {what}")
+        found = [over_time(result, f"adverts_{what}_per_s", *each) for each in pairwise(ends_s)]
+        assert found == pytest.approx(told, rel=0.03, abs=0.06)
+
+
+@pytest.mark.long
+def test_a_long_flood_takes_hosts_out_of_books_as_the_document_says() -> None:
+    assert "p2pnode simulate adverts-flood --out flood" in TEXT
+    result = run(load("adverts-flood"), 1)
+    rows = {"before": 0, "2 h into it": 2, "6 h into it": 6, "12 h into it": 12, "1 h after it": 13}
+    for begins, hours in {**rows, "3 h after it": 15, "5 h after it": 17}.items():
+        published, held = row("A flood of half a day", begins)
+        end_s = 3600.0 * (1 + hours)
+        assert over_time(result, "adverts_published_per_s", end_s - 1800, end_s) == pytest.approx(
+            published, rel=0.05, abs=0.001
+        )
+        share = 100 * over_time(result, "hosts_in_book_share", end_s - 1800, end_s)
+        assert share == pytest.approx(held, abs=1)
+
+
 @pytest.mark.long
 def test_three_hosts_are_known_as_soon_as_the_document_says() -> None:
     assert "p2pnode simulate three-hosts --sweep nodes=50,100,200,400 --repeat 3 --out three" in TEXT
@@ -46,7 +82,5 @@ def test_three_hosts_are_known_as_soon_as_the_document_says() -> None:
 
 @pytest.mark.long
 def test_honest_hosts_stay_in_books_as_the_document_says() -> None:
-    result = run(load("book-under-sybils"), 1)
-    curve = result.measures.curves["sample_hosts_in_book_share"]
-    last = [100 * y for x, y in zip(curve.x, curve.y, strict=True) if x >= 540 and not math.isnan(y)]
-    assert math.fsum(last) / len(last) == pytest.approx(row("A book under", "4,096 | 30%")[0], abs=4)
+    held = 100 * over_time(run(load("book-under-sybils"), 1), "hosts_in_book_share", 535, 600)
+    assert held == pytest.approx(row("A book under", "4,096 | 30%")[0], abs=4)

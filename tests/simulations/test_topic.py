@@ -53,6 +53,20 @@ def test_a_listener_takes_all_that_is_published_while_that_is_less_than_its_rate
     assert figures["hosts_in_book_share_mean"] == 1.0
 
 
+def test_hosts_that_all_start_in_one_second_come_down_to_the_topics_rate() -> None:
+    rates = over_time(ran(240, duration_s=900.0, start_s=1.0, dials=1, listeners=1), "adverts_taken_per_s")
+    assert max(rates.values()) > 10
+    last = [rate for at_s, rate in rates.items() if at_s > 500]
+    assert math.fsum(last) / len(last) == pytest.approx(2, abs=0.5)
+
+
+def test_an_attacker_falls_silent_when_it_is_said_to() -> None:
+    result = ran(duration_s=150.0, sybil_share=0.3, sybil_at_s=65.0, sybil_until_s=100.0)
+    made_up = over_time(result, "adverts_made_up_per_s")
+    assert made_up[90.0] == pytest.approx(15, abs=1)
+    assert made_up[150.0] == 0
+
+
 def test_hosts_stay_in_books_though_an_attacker_with_30_percent_of_all_ids_comes() -> None:
     result = ran(duration_s=150.0, sybil_share=0.3, sybil_at_s=65.0)
     made_up = over_time(result, "adverts_made_up_per_s")
@@ -79,6 +93,10 @@ def test_a_full_book_keeps_about_as_large_a_share_of_honest_hosts_as_there_are()
         ({"dials": 0}, "dials is 0"),
         ({"listeners": 0}, "listeners is 0"),
         ({"sybil_interval_s": 0.0}, "sybil_interval_s is 0.0"),
+        (
+            {"sybil_at_s": 60.0, "sybil_until_s": 60.0},
+            "sybil_until_s is 60.0: it must be later",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(values: dict[str, float], said: str) -> None:
