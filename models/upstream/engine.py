@@ -23,6 +23,7 @@ import trio
 
 from p2pnode.bounded import BoundedMap
 from p2pnode.errors import ConfigError, EngineError, EngineLostError
+from p2pnode.models.child.prompts import PromptMaker
 from p2pnode.models.compiled_prompt import CompiledPrompt
 from p2pnode.models.engine import (
     EmbedEvent,
@@ -44,10 +45,10 @@ from p2pnode.models.upstream.completion import (
     words_for_the_owner,
 )
 from p2pnode.models.upstream.http import GoneError, HungError, UpstreamHttp
-from p2pnode.models.upstream.prompts import Prompts
 from p2pnode.models.upstream.run import UpstreamRun
 from p2pnode.models.upstream.server import Server, found_at
 from p2pnode.models.upstream.sse import MalformedError
+from p2pnode.models.upstream.text_model import TextModel
 from p2pnode.models.upstream.trials import (
     COUNTED,
     PROMPT,
@@ -93,9 +94,8 @@ class UpstreamConfig:
 class UpstreamEngine:
     """An ``Engine`` (see ``models/engine.py``)."""
 
-    def __init__(self, prompts: Prompts, config: UpstreamConfig, *, quantisation: str = "unknown") -> None:
-        self._config, self._prompts, self._quantisation = config, prompts, quantisation
-        self._model = prompts.model
+    def __init__(self, model: TextModel, prompts: PromptMaker, config: UpstreamConfig) -> None:
+        self._model, self._prompts, self._config = model, prompts, config
         self._http = UpstreamHttp(config.url, config.key)
         self._loading = trio.Lock()
         self._server: Server | None = None
@@ -129,7 +129,7 @@ class UpstreamEngine:
             self._server = server
             self._info = EngineInfo(
                 engine="upstream",
-                quantisation=self._quantisation,
+                quantisation="unknown",
                 n_ctx=self._n_ctx(server),
                 slots=self._config.slots or server.slots,
                 features=self._features,
@@ -146,10 +146,10 @@ class UpstreamEngine:
 
     async def prompt(self, body: PromptBody) -> CompiledPrompt:
         """The prompt by the model's chat template, which runs in a process with limits."""
-        info = await self._ready()
+        await self._ready()
         wants_grammar = bool(body.tools) or body.response_format.kind != "text"
         self.abilities.check(body.sampling, logprobs=body.logprobs, grammar=wants_grammar)
-        made = await self._prompts.prompt(body, n_ctx=info.n_ctx)
+        made = await self._prompts.prompt(body)
         if self.abilities.chat:
             self._chats.put(made.ids[: len(made.ids) - len(body.prefix)], body)
         return made
@@ -160,7 +160,8 @@ class UpstreamEngine:
 
     async def tokenize(self, text: str) -> tuple[int, ...]:
         """Token ids of plain text. What looks like a special token in it stays text."""
-        return await self._prompts.tokenize(text, n_ctx=(await self._ready()).n_ctx)
+        await self._ready()
+        return await self._prompts.tokenize(text)
 
     def reusable(self, cache_key: bytes, prompt_ids: tuple[int, ...]) -> int:  # noqa: ARG002
         """Nothing: what the server keeps is not known."""
@@ -354,14 +355,12 @@ class UpstreamEngine:
 
     @property
     def _features(self) -> frozenset[EngineFeature]:
-        features: set[EngineFeature] = set()
-        if self.abilities.grammar:
-            features |= {"tools", "schema"}
-        if self.abilities.logprobs:
-            features.add("logprobs")
-        if self._model.reasons:
-            features.add("reasoning")
-        return frozenset(features)
+        lacking: set[EngineFeature] = set()
+        if not self.abilities.grammar:
+            lacking |= {"tools", "schema"}
+        if not self.abilities.logprobs:
+            lacking.add("logprobs")
+        return self._prompts.features() - lacking
 
     def _n_ctx(self, server: Server) -> int:
         told = [each for each in (self._config.n_ctx, server.n_ctx) if each]

@@ -14,8 +14,8 @@ from p2pnode.errors import EngineLostError
 from p2pnode.models.engine import Done, EngineEvent, GenerateRequest, Logprob, Prefill, Started, Tokens
 from p2pnode.models.text import Released, TextAssembler
 from p2pnode.models.upstream.completion import Part, TokenTold
-from p2pnode.models.upstream.prompts import TextModel
 from p2pnode.models.upstream.text_ids import TextIds
+from p2pnode.models.upstream.text_model import TextModel
 from p2pnode.protocols.inference.messages import FinishReason
 
 _OPENS, _CLOSES = "<think>\n", "\n</think>\n\n"

@@ -18,19 +18,28 @@ from typing import Any
 import h11
 import trio
 
+from p2pnode.models.child.prompts import PromptMaker
+from p2pnode.models.prompt import Piece
 from p2pnode.models.scripted import TEMPLATE, VOCABULARY
-from p2pnode.models.upstream.prompts import Prompts, TextModel
+from p2pnode.models.upstream.text_model import TextModel
+
+MODEL = TextModel(template=TEMPLATE, vocabulary=VOCABULARY, encode=lambda text: tuple(text.encode()))
 
 
-class _KeptPrompts(Prompts):
+class KeptPrompts(PromptMaker):
     """Its process serves all tests of a file: it takes a while to start."""
+
+    def __init__(self) -> None:
+        async def encode(pieces: Sequence[Piece], _begins: bool) -> tuple[int, ...]:
+            return tuple(i for each in pieces for i in ([each] if isinstance(each, int) else each.encode()))
+
+        super().__init__(TEMPLATE, VOCABULARY, encode, 256)
 
     async def aclose(self) -> None:
         pass
 
 
-_MODEL = TextModel(template=TEMPLATE, vocabulary=VOCABULARY, encode=lambda text: tuple(text.encode()))
-PROMPTS = _KeptPrompts(_MODEL)
+PROMPTS = KeptPrompts()
 ALL = frozenset({
     "temperature", "seed", "top_k", "top_p", "min_p", "repeat_penalty", "presence_penalty",
     "frequency_penalty", "logit_bias", "grammar", "logprobs", "cache_prompt", "ids",

@@ -12,9 +12,9 @@ import pytest
 import trio
 
 from p2pnode.errors import ConfigError, EngineError, EngineLostError
+from p2pnode.models.child.prompts import PromptMaker
 from p2pnode.models.engine import Done, GenerateRequest, Started, Tokens
 from p2pnode.models.upstream.engine import UpstreamConfig, UpstreamEngine
-from p2pnode.models.upstream.prompts import Prompts
 from p2pnode.models.upstream.server import servers_here
 from p2pnode.protocols.inference.messages import (
     ChatMessage,
@@ -28,6 +28,7 @@ from tests.models.upstream.openai_server import (
     ALL,
     DONE,
     HANG,
+    MODEL,
     OPENAI,
     PROMPTS,
     Behaviour,
@@ -44,13 +45,13 @@ STALL_S = 0.4
 def prompts() -> Iterator[None]:
     """End the process that all tests share."""
     yield
-    trio.run(Prompts.aclose, PROMPTS)
+    trio.run(PromptMaker.aclose, PROMPTS)
 
 
 @asynccontextmanager
 async def engine_of(behaviour: Behaviour, **more: Any) -> AsyncIterator[UpstreamEngine]:
     async with serving(behaviour) as url:
-        yield UpstreamEngine(PROMPTS, UpstreamConfig(url=url, stall_s=STALL_S, **more))
+        yield UpstreamEngine(MODEL, PROMPTS, UpstreamConfig(url=url, stall_s=STALL_S, **more))
 
 
 async def asked_of(
@@ -402,7 +403,7 @@ async def test_the_key_is_sent_and_shown_nowhere() -> None:
 async def test_a_server_that_goes_away_is_told_by_load_and_taken_back_when_it_answers() -> None:
     behaviour = Behaviour()
     async with serving(behaviour) as url:
-        engine = UpstreamEngine(PROMPTS, UpstreamConfig(url=url, stall_s=STALL_S))
+        engine = UpstreamEngine(MODEL, PROMPTS, UpstreamConfig(url=url, stall_s=STALL_S))
         first = await engine.load()
         prompt = (await engine.prompt(QUESTION)).ids
     with pytest.raises(EngineError, match=r"not to be reached.*is its server running"):
@@ -427,7 +428,7 @@ async def test_a_server_that_goes_away_is_told_by_load_and_taken_back_when_it_an
 async def test_a_server_is_not_looked_at_while_it_answers_somebody() -> None:
     behaviour = Behaviour()
     async with serving(behaviour) as url:
-        engine = UpstreamEngine(PROMPTS, UpstreamConfig(url=url, stall_s=STALL_S))
+        engine = UpstreamEngine(MODEL, PROMPTS, UpstreamConfig(url=url, stall_s=STALL_S))
         info, prompt = await engine.load(), (await engine.prompt(QUESTION)).ids
         behaviour.scripts.append([event(frame("one two three")), HANG])
         request = GenerateRequest(prompt_ids=prompt, sampling=GREEDY, seed=0, cache_key=fresh_key())
@@ -452,7 +453,7 @@ async def test_servers_on_loopback_are_found_by_what_they_answer() -> None:
 )
 def test_an_address_that_is_none_is_refused_in_words(url: str) -> None:
     with pytest.raises(ConfigError, match="write it as http://"):
-        UpstreamEngine(PROMPTS, UpstreamConfig(url=url))
+        UpstreamEngine(MODEL, PROMPTS, UpstreamConfig(url=url))
 
 
 async def test_a_context_that_nobody_tells_must_be_named() -> None:

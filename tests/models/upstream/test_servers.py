@@ -24,10 +24,8 @@ import trio
 from p2pnode.errors import EngineError, EngineLostError
 from p2pnode.models.engine import Engine, GenerateRequest, Tokens
 from p2pnode.models.local_models import LocalModel
-from p2pnode.models.renderer import load_template
 from p2pnode.models.upstream.engine import UpstreamConfig, UpstreamEngine
-from p2pnode.models.upstream.prompts import Prompts, TextModel
-from p2pnode.models.vocabulary import load_vocabulary
+from p2pnode.models.upstream.text_model import text_model_of
 from tests.models.engine_conformance import (
     GREEDY,
     N_CTX,
@@ -115,7 +113,7 @@ def litellm(upstream: str, directory: Path) -> Iterator[Running]:
 
 @pytest.fixture(scope="module")
 def server(smollm: LocalModel) -> Iterator[Running]:
-    with llamacpp(smollm.path) as running:
+    with llamacpp(smollm.weights_path) as running:
         yield running
 
 
@@ -125,36 +123,24 @@ def proxy(server: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield running
 
 
-def prompts_of(smollm: LocalModel, tokenizer: str) -> Prompts:
-    """By the tokenizer of llama.cpp itself."""
-    client = httpx.Client(trust_env=False, timeout=60)
-
-    def encode(text: str) -> tuple[int, ...]:
-        body = {"content": text, "add_special": False, "parse_special": False}
-        return tuple(client.post(f"{tokenizer}/tokenize", json=body).json()["tokens"])
-
-    return Prompts(
-        TextModel(template=load_template(smollm.path), vocabulary=load_vocabulary(smollm.path), encode=encode)
-    )
-
-
 @contextmanager
-def engine_of(smollm: LocalModel, url: str, tokenizer: str, key: str = "") -> Iterator[UpstreamEngine]:
+def engine_of(smollm: LocalModel, url: str, key: str = "") -> Iterator[UpstreamEngine]:
     config = UpstreamConfig(url=url, key=key, n_ctx=N_CTX, slots=SLOTS, queue_max=QUEUE, stall_s=30)
-    engine = UpstreamEngine(prompts_of(smollm, tokenizer), config)
+    model = text_model_of(smollm)
+    engine = UpstreamEngine(model, model.prompts(N_CTX), config)
     yield engine
     trio.run(engine.aclose)
 
 
 @pytest.fixture(scope="module")
 def direct(smollm: LocalModel, server: Running) -> Iterator[UpstreamEngine]:
-    with engine_of(smollm, server.url, server.url) as engine:
+    with engine_of(smollm, server.url) as engine:
         yield engine
 
 
 @pytest.fixture(scope="module")
 def proxied(smollm: LocalModel, server: Running, proxy: Running) -> Iterator[UpstreamEngine]:
-    with engine_of(smollm, proxy.url, server.url, KEY) as engine:
+    with engine_of(smollm, proxy.url, KEY) as engine:
         yield engine
 
 
@@ -172,6 +158,12 @@ class _Upstream(EngineConformance):
         assert rest.ids == whole.ids[20:]
         assert held.text + rest.text == whole.text
         assert rest.started.reused == 0
+
+    async def test_an_answer_is_cut_where_the_context_ends(self, engine: Engine) -> None:
+        word = (await engine.tokenize("sea"))[:1]
+        answer = await ask(engine, word * (N_CTX - 3))
+        assert answer.done.reason == "length"
+        assert 1 <= len(answer.ids) <= 3  # what the model wrote in three, its tokenizer may write in fewer
 
     async def test_another_key_never_reuses_a_prefix(self, engine: Engine) -> None:
         prompt, key = await question(engine), fresh_key()
@@ -228,9 +220,11 @@ async def test_leaving_an_answer_stops_the_server(
 
 
 async def test_killing_the_server_costs_its_request_an_error_and_it_is_taken_back(smollm: LocalModel) -> None:
+    model = text_model_of(smollm)
     with ExitStack() as stack:
-        server = stack.enter_context(llamacpp(smollm.path))
-        engine = stack.enter_context(engine_of(smollm, server.url, server.url))
+        server = stack.enter_context(llamacpp(smollm.weights_path))
+        config = UpstreamConfig(url=server.url, n_ctx=N_CTX, slots=SLOTS, queue_max=QUEUE, stall_s=30)
+        engine = UpstreamEngine(model, model.prompts(N_CTX), config)
         info, prompt = await engine.load(), await question(engine)
         request = GenerateRequest(
             prompt_ids=prompt, sampling=replace(GREEDY, tokens_max=200), seed=0, cache_key=fresh_key()
@@ -245,6 +239,7 @@ async def test_killing_the_server_costs_its_request_an_error_and_it_is_taken_bac
                     pass
         with pytest.raises(EngineError, match="is its server running"):
             await engine.load()
-        stack.enter_context(llamacpp(smollm.path, int(server.url.rpartition(":")[2])))
+        stack.enter_context(llamacpp(smollm.weights_path, int(server.url.rpartition(":")[2])))
         assert await engine.load() == info
         assert (await ask(engine, prompt)).done.tokens_out == 12
+        await engine.aclose()
