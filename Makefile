@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 COMPILED := $(VENV)/.compiled
 
-.PHONY: install demo test test-fast test-long test-exllama test-gpu test-churn test-interop test-circle test-anvil check bench contracts format clean
+.PHONY: install demo test test-fast test-long test-exllama test-gpu test-upstream test-churn test-interop test-circle test-anvil check bench contracts format clean
 
 install: $(COMPILED)
 
@@ -58,7 +58,9 @@ FAST := tests/protocols tests/payments tests/node tests/storage $(filter-out $(S
 test-fast: $(STAMP)
 	PYTHONHASHSEED=0 $(BIN)/pytest $(PARALLEL) $(FAST) $(SLOW:%=--ignore=%)
 
-test-long: $(STAMP) test-exllama
+UPSTREAM := .venv-upstream
+
+test-long: $(STAMP) test-exllama $(UPSTREAM)/.installed
 	PYTHONHASHSEED=0 $(BIN)/pytest $(PARALLEL) -m "(long or not long) and not churn and not exllama"
 
 # The real ExLlamaV2 with torch, which are large: in an environment of its own, that also sees what is in .venv.
@@ -77,6 +79,16 @@ $(EXLLAMA)/.installed: $(STAMP)
 
 test-exllama: $(EXLLAMA)/.installed
 	$(EXLLAMA_PYTEST) -m exllama tests/models/exllama tests/host/test_two_engines.py
+
+# LiteLLM's proxy, whose needs are many, in an environment of its own: the engine `upstream` is tested through it.
+$(UPSTREAM)/.installed:
+	@test -x $(UPSTREAM)/bin/python || $(PYTHON) -m venv $(UPSTREAM) || python3 -m venv $(UPSTREAM)
+	@echo "LiteLLM in $(UPSTREAM): 0.8 GB, a minute or two"
+	@$(UPSTREAM)/bin/pip install --disable-pip-version-check --progress-bar off -q 'litellm[proxy]==1.108.7'
+	@touch $@
+
+test-upstream: $(STAMP) $(UPSTREAM)/.installed
+	PYTHONHASHSEED=0 $(BIN)/pytest -m "long or not long" tests/models/upstream
 
 # The same suite on a GPU, and what it does in a second. Without a device it says so, and is no failure.
 # GPU_MODEL: an EXL2, EXL3, GPTQ or safetensors folder.

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import platformdirs
 
@@ -31,6 +31,7 @@ _SPENDING: Final = ("spend_session_max", "spend_day_max", "spend_host_max", "spe
 _GAS: Final = ("ether_usd", "gas_day_max")
 MONEY: Final = (*_PRICES, "session_fee", *_SPENDING, *_GAS)
 """Settings that people write in USDC and that are token units in :class:`NodeConfig`."""
+_VERIFIED: Final = ("always", "paid", "never")
 _STORE_MAX: Final = 1 << 50
 N_CTX_MIN: Final = 256
 N_CTX_MAX: Final = 1 << 20
@@ -67,12 +68,17 @@ class NodeConfig:
     ``ether_usd`` is the price of an ether, which a host's gas is held against (0: it is not known), and
     ``gas_day_max`` what opens may cost it a day.
     ``trust`` names hosts by peer id or wallet: they go first, and what was said to one reaches no others.
+    ``verified``: whether hosts are asked only that can show which weights they run: ``always``, ``never``, or
+    where the answer is ``paid``.
     ``save`` keeps conversations where the data dir has a storage key; ``stores`` are multiaddrs or
     invites of nodes that keep replicas, ``s5_url`` an S5 node that does. ``store_for`` says for whom this
     node stores: owner keys (64 hex digits), ``sessions`` (clients with an open session) or ``anyone``;
     ``share_models`` gives the files of served models to peers that pull them.
     ``s5_listen`` (host:port) serves S5's HTTP API, to programs and, with ``s5_accounts``, to whoever
     registers an account; ``s5_origins`` are the web pages that may use it (``https://app.example``).
+    ``upstream`` is the address of an OpenAI-compatible server on which a host serves, by the name that it
+    has there (``upstream_model``, "" for its first); ``upstream_tokenizer`` names a model with the same
+    tokenizer, and ``upstream_key_file`` a file with the server's key.
     ``n_ctx`` is the context of one request in tokens, 0 for what the model and the memory at hand allow.
     """
 
@@ -93,6 +99,7 @@ class NodeConfig:
     spend_day_max: int = 5_000_000
     spend_host_max: int = 2_000_000
     trust: tuple[str, ...] = ()
+    verified: Literal["always", "paid", "never"] = "paid"
     spend_locked_max: int = 0
     keep_hours: int = 24
     save: bool = True
@@ -105,6 +112,10 @@ class NodeConfig:
     s5_accounts: bool = False
     s5_origins: tuple[str, ...] = ()
     s5_url: str = ""
+    upstream: str = ""
+    upstream_model: str = ""
+    upstream_tokenizer: str = ""
+    upstream_key_file: str = ""
     n_ctx: int = 0
     slots: int = 4
     threads: int = 0
@@ -129,6 +140,9 @@ class NodeConfig:
                 raise ConfigError(msg)
         self._check_choices()
         self._check_trust()
+        if self.verified not in _VERIFIED:
+            msg = f"verified must be {' or '.join(_VERIFIED)}, not {self.verified[:80]!r}"
+            raise ConfigError(msg)
         for rule in self.store_for:
             if rule not in ("sessions", "anyone") and _OWNER.fullmatch(rule) is None:
                 msg = f"store_for must name owner keys (64 hex digits), sessions or anyone, not {rule[:80]!r}"

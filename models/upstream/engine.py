@@ -123,7 +123,8 @@ class UpstreamEngine:
                     self.abilities = await self._abilities(server)
                     self._queue = SlotQueue(self._config.slots or server.slots, self._config.queue_max)
             except _TROUBLE as error:
-                raise self._load_failure(error) from error
+                self._gone += 1
+                raise _not_there(error, self._http.url, self._config.model) from error
             if self._info is None:
                 log.info("upstream.found", url=self._http.url, model=server.model, abilities=self.abilities)
             self._server = server
@@ -378,18 +379,6 @@ class UpstreamEngine:
         self._check_open()
         return self._info if self._info is not None else await self.load()
 
-    def _load_failure(self, error: Exception) -> Exception:
-        url = self._http.url
-        self._gone += 1
-        if isinstance(error, RefusedError):
-            refused = error_of(error)
-            if refused.code == "capacity":
-                return refused
-            return ConfigError(words_for_the_owner(error, url, self._config.model))
-        if isinstance(error, HungError):
-            return EngineError(f"{url} does not answer within {_PROBE_S:g} s: is its server busy or stuck?")
-        return EngineError(f"{url} is not to be reached ({error}): is its server running?", retry_after_s=5.0)
-
     def _failure(self, error: Exception) -> EngineError:
         if self._closed:
             return EngineError("the engine was closed", code="shutting_down")
@@ -409,6 +398,28 @@ class UpstreamEngine:
         else:
             what = "is gone, or broke off"
         return EngineLostError(f"the server behind this host {what}; ask again", retry_after_s=1.0)
+
+
+def _not_there(error: Exception, url: str, model: str) -> Exception:
+    if isinstance(error, RefusedError):
+        refused = error_of(error)
+        if refused.code == "capacity":
+            return refused
+        return ConfigError(words_for_the_owner(error, url, model))
+    if isinstance(error, HungError):
+        return EngineError(f"{url} does not answer within {_PROBE_S:g} s: is its server busy or stuck?")
+    return EngineError(f"{url} is not to be reached ({error}): is its server running?", retry_after_s=5.0)
+
+
+async def find_server(url: str, model: str = "", key: str = "") -> Server:
+    """The server at ``url`` and its model of this name, or its first.
+
+    Raises ``ConfigError`` and ``EngineError``, which say what its owner can do.
+    """
+    try:
+        return await found_at(UpstreamHttp(url, key), model, deadline_s=_PROBE_S)
+    except _TROUBLE as error:
+        raise _not_there(error, url, model) from error
 
 
 def _logprobs(count: int, *, chat: bool) -> dict[str, Any]:

@@ -6,6 +6,7 @@ with an error: that is asked for as well, and what it says is a hint.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ PORTS: Final[Mapping[int, str]] = {
 _TROUBLE: Final = (RefusedError, GoneError, HungError, MalformedError)
 _LOOK_S: Final = 1.0
 _MODELS_MAX: Final = 1000
+_PATH_MAX: Final = 4096
+_FROM: Final = re.compile(r"^FROM (/\S+)$", re.MULTILINE)
 _BUILD_MAX: Final = 64
 _NAME_MAX: Final = 256
 _CTX_MAX: Final = 1 << 24
@@ -47,6 +50,8 @@ class Server:
     n_ctx: int = 0
     slots: int = _SLOTS_DEFAULT
     build: str = ""
+    weights: str = ""
+    """Where it says that the model's file lies, on its own machine; "" where it says nothing."""
 
 
 async def found_at(http: UpstreamHttp, model: str, *, deadline_s: float) -> Server:
@@ -59,8 +64,8 @@ async def found_at(http: UpstreamHttp, model: str, *, deadline_s: float) -> Serv
     if model and model not in listed:
         raise RefusedError(404, f"it has {', '.join(names[:8])}, and no {model[:80]!r}")
     chosen = model or names[0]
-    props, version = await _hint(http, "/props"), await _version(http)
     entry = listed[chosen]
+    props, version = await _hint(http, "/props"), await _version(http)
     settings = props.get("default_generation_settings")
     told = (
         entry.get("max_model_len"),
@@ -79,6 +84,7 @@ async def found_at(http: UpstreamHttp, model: str, *, deadline_s: float) -> Serv
         n_ctx=next((each for each in (_count(value, _CTX_MAX) for value in told) if each), 0),
         slots=slots or _SLOTS_DEFAULT,
         build=" ".join(build.split())[:_BUILD_MAX],
+        weights=_path(props.get("model_path")) or await _of_ollama(http, chosen, entry),
     )
 
 
@@ -115,6 +121,22 @@ async def _hint(http: UpstreamHttp, path: str) -> dict[str, Any]:
     except _TROUBLE:
         return {}
     return answer if isinstance(answer, dict) else {}
+
+
+async def _of_ollama(http: UpstreamHttp, model: str, entry: Mapping[str, Any]) -> str:
+    """Ollama's blobs are GGUF files; its model file names them."""
+    if entry.get("owned_by") != "library":
+        return ""
+    try:
+        shown = await http.call("/api/show", {"model": model}, deadline_s=_LOOK_S)
+    except _TROUBLE:
+        return ""
+    found = _FROM.search(str(_of(shown, "modelfile")))
+    return _path(found[1]) if found else ""
+
+
+def _path(value: Any) -> str:
+    return value if isinstance(value, str) and 0 < len(value) <= _PATH_MAX else ""
 
 
 async def _version(http: UpstreamHttp) -> str:

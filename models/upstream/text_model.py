@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Final
 
 import trio
@@ -18,8 +19,8 @@ from p2pnode.errors import EngineError
 from p2pnode.models.child.prompts import PromptMaker
 from p2pnode.models.folder import folder_tokenizer_blob, read_folder
 from p2pnode.models.gguf import read_header, tokenizer_blob
-from p2pnode.models.local_models import LocalModel
-from p2pnode.models.manifest import Manifest
+from p2pnode.models.local_models import LocalModel, describe_at
+from p2pnode.models.manifest import FileHashes, Manifest
 from p2pnode.models.prompt import Piece
 from p2pnode.models.renderer import CHATML, ChatTemplate, load_template
 from p2pnode.models.tokenizer import load_tokenizer
@@ -29,6 +30,9 @@ from p2pnode.models.vocabulary import Vocabulary
 _LETTERS_ON_THE_LOOP: Final = 20_000
 """Longer texts are tokenised in a thread."""
 _NAME_MAX: Final = 128
+_HOSTED_MAX: Final = 64
+_UNREAD: Final = "0" * 64
+"""In the place of the hash of weights that nobody here has read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +100,14 @@ class TextModel:
         return text
 
 
+def tokenizer_at(path: Path) -> LocalModel:
+    """The model whose tokenizer is that of the GGUF file or folder at ``path``; its weights are not read.
+
+    Blocks on the disk. Raises ``ConfigError``.
+    """
+    return describe_at("tokenizer", path, lambda _path: FileHashes(sha256=_UNREAD, chunks=_UNREAD))
+
+
 def text_model_of(local: LocalModel) -> TextModel:
     """That of a model whose files lie here. Blocks on the disk and for tenths of a second.
 
@@ -133,6 +145,11 @@ def manifest_of(local: LocalModel, served: str) -> Manifest:
         template_overhead=of.template_overhead,
         name=shown_name(served),
     )
+
+
+def hosted_name(served: str) -> str:
+    """A short name for people: of a path its last part."""
+    return shown_name(served.rstrip("/").rpartition("/")[2] or served)[-_HOSTED_MAX:]
 
 
 def shown_name(served: str) -> str:

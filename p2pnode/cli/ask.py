@@ -73,6 +73,14 @@ NeverOption = Annotated[
     list[str] | None,
     typer.Option("--never", help="Never ask this host: a peer id or a wallet (0x…). May be repeated."),
 ]
+VerifiedOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--verified/--no-verified",
+        help="Ask only hosts whose weights can be held against a hash, or any. By default that matters where "
+        "the answer is paid.",
+    ),
+]
 ContextOption = Annotated[
     str,
     typer.Option(
@@ -152,6 +160,7 @@ def ask(
     ] = False,
     only: OnlyOption = None,
     never: NeverOption = None,
+    verified: VerifiedOption = None,
     store: StoreOption = None,
     s5_url: S5UrlOption = None,
     no_save: NoSaveOption = False,
@@ -185,7 +194,7 @@ def ask(
             s5_url=s5_url,
         )
         said = await _conversation_of(output, messages, question)
-        filters = make_filters(max_cost, only, never, accept_equivalent)
+        filters = make_filters(max_cost, only, never, accept_equivalent, verified=verified)
         options = ChatOptions(
             model=model,
             peer=peer,
@@ -289,6 +298,8 @@ def make_filters(
     only: list[str] | None,
     never: list[str] | None,
     equivalent: list[str] | None = None,
+    *,
+    verified: bool | None = None,
 ) -> Any:
     """Which hosts may be asked. Raises ``UsageError`` that names the flag."""
     from p2pnode.client.host_rules import HostRules
@@ -305,7 +316,13 @@ def make_filters(
         cost_max=None if max_cost is None else units_of(max_cost, "--max-cost"),
         rules=rules,
         equivalents=equivalents,
+        verified=verified_of(verified),
     )
+
+
+def verified_of(flag: bool | None) -> Any:
+    """What ``--verified`` and ``--no-verified`` mean; None for neither: then the configuration says."""
+    return None if flag is None else "always" if flag else "never"
 
 
 def checked_context(context: str) -> Any:

@@ -24,6 +24,7 @@ from p2pnode.cli.ask import (
     StopOption,
     TemperatureOption,
     TopPOption,
+    VerifiedOption,
     WaitOption,
     checked_context,
     make_filters,
@@ -87,6 +88,7 @@ def resume(
     max_cost: MaxCostOption = None,
     only: OnlyOption = None,
     never: NeverOption = None,
+    verified: VerifiedOption = None,
     context: ContextOption = "refuse",
     mdns: MdnsOption = None,
     data_dir: DataDirOption = None,
@@ -111,7 +113,7 @@ def resume(
             model=model,
             sampling=sampling,
             seed=seed_given(seed),
-            filters=make_filters(max_cost, only, never),
+            filters=make_filters(max_cost, only, never, verified=verified),
             context=checked_context(context),
         )
         client: Client = make_client(

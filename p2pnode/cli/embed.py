@@ -18,6 +18,7 @@ from p2pnode.cli.ask import (
     NeverOption,
     OnlyOption,
     PeerOption,
+    VerifiedOption,
     WaitOption,
     make_filters,
 )
@@ -52,6 +53,7 @@ def embed(
     max_cost: MaxCostOption = None,
     only: OnlyOption = None,
     never: NeverOption = None,
+    verified: VerifiedOption = None,
     close: CloseOption = False,
     wait: WaitOption = 0.0,
     mdns: MdnsOption = None,
@@ -79,7 +81,7 @@ def embed(
             wait_s=wait,
         )
         given = await _given(output, texts)
-        filters = make_filters(max_cost, only, never)
+        filters = make_filters(max_cost, only, never, verified=verified)
         async with client:
             with blaming(""):
                 embedding = client.embed(given, model=model, peer=peer, filters=filters)

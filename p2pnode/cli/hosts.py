@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from p2pnode.cli.ask import VerifiedOption, verified_of
 from p2pnode.cli.client import make_client
 from p2pnode.cli.options import (
     BootstrapOption,
@@ -31,6 +32,7 @@ def hosts(
     max_price_in: Annotated[str | None, typer.Option(help="USDC per million input tokens.")] = None,
     max_price_out: Annotated[str | None, typer.Option(help="USDC per million output tokens.")] = None,
     min_context: Annotated[int, typer.Option(help="Tokens of context a host must offer.")] = 0,
+    verified: VerifiedOption = None,
     needs: Annotated[
         list[str] | None,
         typer.Option(
@@ -61,6 +63,7 @@ def hosts(
             price_out_max=None if max_price_out is None else units_of(max_price_out, "--max-price-out"),
             n_ctx_min=min_context,
             caps=_capabilities(needs or ()),
+            verified=verified_of(verified),
         )
         async with make_client(output, data_dir, bootstrap, mdns=mdns, discovery=True, chain=chain) as client:
             ranking = await client.hosts(model, filters)
@@ -74,6 +77,7 @@ def hosts(
                 "--max-price-out": max_price_out,
                 "--min-context": min_context,
                 **{f"--needs {name}": name for name in needs or ()},
+                "--verified": verified,
             }
             limits = [flag for flag, value in asked.items() if value] if ranking.excluded else []
             raise NoHostError(_nobody(limits, why=why, found=bool(ranking.excluded), alone=alone))

@@ -105,6 +105,25 @@ TensorParallelOption: TypeAlias = Annotated[
     bool | None,
     typer.Option("--tensor-parallel", help="Let exllama compute each layer on all GPUs together."),
 ]
+UpstreamOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="Serve a model of an OpenAI-compatible server that runs already (Ollama, LM Studio, vLLM, "
+        "llama.cpp, TabbyAPI, LiteLLM), as http://127.0.0.1:8080."
+    ),
+]
+UpstreamModelOption: TypeAlias = Annotated[
+    str | None, typer.Option(help="That server's name for the model; without it its first one.")
+]
+UpstreamTokenizerOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="What has that model's tokenizer: the path of its GGUF file or folder, or a catalogue name."
+    ),
+]
+UpstreamKeyOption: TypeAlias = Annotated[
+    str | None, typer.Option(help="A file with the key that the server asks for.")
+]
 S5ListenOption: TypeAlias = Annotated[
     str | None,
     typer.Option(help="Serve the store to S5 programs on this machine, as 127.0.0.1:5050; port 0 takes any."),
@@ -156,6 +175,10 @@ def join(
     engine: EngineOption = None,
     kv_cache: KvCacheOption = None,
     tensor_parallel: TensorParallelOption = None,
+    upstream: UpstreamOption = None,
+    upstream_model: UpstreamModelOption = None,
+    upstream_tokenizer: UpstreamTokenizerOption = None,
+    upstream_key_file: UpstreamKeyOption = None,
     s5_listen: S5ListenOption = None,
     s5_accounts: S5AccountsOption = None,
     s5_origin: S5OriginOption = None,
@@ -198,6 +221,10 @@ def join(
             engine=engine,
             kv_cache=kv_cache,
             tensor_parallel=tensor_parallel,
+            upstream=upstream,
+            upstream_model=upstream_model,
+            upstream_tokenizer=upstream_tokenizer,
+            upstream_key_file=upstream_key_file,
             s5_listen=s5_listen,
             s5_accounts=s5_accounts,
             s5_origins=s5_origin,
@@ -207,12 +234,13 @@ def join(
     def check(config: NodeConfig) -> None:
         """Raise for what makes no sense or is missing, before anything is made or fetched."""
         _need_packages(config)
-        _check(listen or (), bootstrap or (), model or (), ready_file)
+        _check(listen or (), bootstrap or (), model or (), upstream, ready_file)
         _check_announced(config.announce, "--announce" if announce else "config.toml, announce")
         _check_s5(s5_listen, s5_origin or (), config.s5_listen, accounts=bool(s5_accounts))
 
     async def serve(config: NodeConfig) -> None:
         options = JoinOptions(ready_file=ready_file, moved=moved, scripted_tokens_per_s=scripted_tokens_per_s)
+        await _tell_of_servers(config, report)
         running.append(Join(config, options, report))
         await running[0].run()
         report("stopped", {})
@@ -237,6 +265,16 @@ def join(
         return bool(running)
 
     run_async(run, on_error=output.failed, on_interrupt=interrupt)
+
+
+async def _tell_of_servers(config: NodeConfig, report: JoinReporter) -> None:
+    """Offer a person who named no model the servers that run here already; a script gets what it names."""
+    if config.models or config.upstream or config.client_only or not sys.stderr.isatty():
+        return
+    from p2pnode.models.upstream.server import servers_here
+
+    for server in await servers_here():
+        report("upstream.found", {"url": server.url, "model": server.model, "models": list(server.models)})
 
 
 async def _in_background(output: Output, data_dir: Path | None, ready_file: Path | None) -> None:
@@ -285,7 +323,8 @@ def _need_packages(config: NodeConfig) -> None:
     from p2pnode.extras import Extra, need
     from p2pnode.models.manifest import SCRIPTED
 
-    models = () if config.client_only else config.models or (DEFAULT_MODEL,)
+    default = () if config.upstream else (DEFAULT_MODEL,)
+    models = () if config.client_only else config.models or default
     # Every node has a wallet; a model that is not scripted needs an engine too.
     role: Extra = "host" if any(name != SCRIPTED for name in models) else "pay"
     if config.s5_listen:
@@ -294,7 +333,11 @@ def _need_packages(config: NodeConfig) -> None:
 
 
 def _check(
-    listen: Sequence[str], bootstrap: Sequence[str], models: Sequence[str], ready_file: Path | None
+    listen: Sequence[str],
+    bootstrap: Sequence[str],
+    models: Sequence[str],
+    upstream: str | None,
+    ready_file: Path | None,
 ) -> None:
     """Raise ``UsageError`` for flags that make no sense, before anything is made or fetched."""
     from p2pnode.models.catalogue import Catalogue
@@ -311,6 +354,11 @@ def _check(
             read_bootstrap(each)
     if ready_file is not None:
         ReadyFile(ready_file).check()
+    if upstream:
+        from p2pnode.models.upstream.http import checked_url
+
+        with blaming("--upstream"):
+            checked_url(upstream)
     with blaming("--model"):
         for name in models:
             if name != SCRIPTED:
@@ -374,6 +422,18 @@ def _context(fields: dict[str, Any]) -> str:
     }[fields["why"]]
     each = f"{fields['n_ctx']} tokens for each of {count_of(fields['slots'], 'request')}"
     return f"context    {each}, {gigabytes(fields['memory'])} with the model: {why}"
+
+
+def _upstream(fields: dict[str, Any]) -> str:
+    """A server that runs here already: one whose model is served, or one that could be."""
+    if "name" not in fields:
+        serve = f"`--upstream {fields['url']}` serves that"
+        return f"found      a server with {fields['model']} at {fields['url']}: {serve}"
+    build = f" ({fields['build']})" if fields["build"] else ""
+    return (
+        f"upstream   {fields['name']} at {fields['url']}{build}, context {fields['n_ctx']}: trying it\n"
+        "           its weights can't be held against a hash, and the offer says so"
+    )
 
 
 def _gas(fields: dict[str, Any]) -> str:
@@ -448,8 +508,8 @@ class JoinReporter:
                 return f"peer id    {fields['peer_id']}"
             case "model":
                 return f"model      {fields['name']}: verified, loading\n           {fields['id']}"
-            case "context":
-                return _context(fields)
+            case "context" | "upstream" | "upstream.found":
+                return _context(fields) if name == "context" else _upstream(fields)
             case "chain":
                 where = f"{fields['name']} (chain {fields['chain_id']}), at {fields['account']}"
                 return f"paid on    {where}\n{_gas(fields)}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -270,7 +271,9 @@ class Client:
     async def hosts(self, model: str | None = None, filters: Filters | None = None) -> Ranking:
         """Hosts of a model in the order they would be tried, and those left out with the reason."""
         known = resolve_model(model if model is not None else DEFAULT_MODEL)
-        search = self.searches.new(known.model, filters or Filters())
+        allowed = filters or Filters()
+        allowed = replace(allowed, verified=allowed.verified or self.runtime.config.verified)
+        search = self.searches.new(known.model, allowed)
         search.start()
         await search.wait_over()
         self.last_failures, self.alone = dict(search.failures), search.alone

@@ -394,7 +394,9 @@ class Questions:
         if peer is not None:
             # Who names a host wants it, stranger or not.
             rules = replace(rules, only=rules.only | {split_peer(peer)[1]})
-        return peer, replace(allowed, rules=rules, caps=allowed.caps | needs_of(body))
+        verified = allowed.verified or self._runtime.config.verified
+        caps = allowed.caps | needs_of(body)
+        return peer, replace(allowed, rules=rules, caps=caps, verified=verified)
 
     def _question(self, messages: Messages, options: ChatOptions) -> tuple[KnownModel, PromptBody]:
         known = resolve_model(options.model if options.model is not None else DEFAULT_MODEL)

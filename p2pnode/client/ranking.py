@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from p2pnode.bounded import backoff_s
 from p2pnode.client.host_rules import HostRules
@@ -32,6 +32,7 @@ from p2pnode.money import price_text, usdc_text
 from p2pnode.protocols.adverts.messages import RELEASE, Advert, Capability, Offer, capability_names
 from p2pnode.protocols.inference.messages import PromptBody
 
+Verified: TypeAlias = Literal["always", "paid", "never"]
 Payable: TypeAlias = Callable[[Advert, Offer], str]
 """Gives why this client can't pay an offer; "" where it can."""
 WEIGHT: Final = 0.3
@@ -144,6 +145,8 @@ class Filters:
     """What a host must be able to do: bits of ``Capability``."""
     equivalents: tuple[ModelId, ...] = ()
     """Models that the user takes for the one that is asked for, where no host of that one is left."""
+    verified: Verified | None = None
+    """For which hosts weights must be such as can be held against a hash; None is as ``paid``."""
 
 
 def needs_of(body: PromptBody) -> Capability:
@@ -369,6 +372,13 @@ def exclusion(advert: Advert, offer: Offer, known: Measured, filters: Filters, n
         return f"output price {usdc_text(offer.price_out)} is above the allowed {highest}"
     if offer.n_ctx < filters.n_ctx_min:
         return f"context of {offer.n_ctx} tokens is below the needed {filters.n_ctx_min}"
+    if offer.can(Capability.UPSTREAM) and (
+        filters.verified == "always" or (filters.verified != "never" and is_priced(offer))
+    ):
+        return (
+            "has its answers of another server, whose weights nobody can hold against a hash: --no-verified "
+            "allows it"
+        )
     if lacking := capability_names(filters.caps & ~offer.caps):
         return f"lacks {' and '.join(lacking)}, which is needed"
     return ""

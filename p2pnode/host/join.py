@@ -38,7 +38,7 @@ from p2pnode.models.engines import (
 )
 from p2pnode.models.gguf import read_header
 from p2pnode.models.local_models import LocalModel
-from p2pnode.models.manifest import SCRIPTED, model_id_text, scripted_model_id
+from p2pnode.models.manifest import SCRIPTED, model_id, model_id_text, scripted_model_id
 from p2pnode.models.pull.pull import pull
 from p2pnode.models.scripted import ScriptedConfig
 from p2pnode.money import price_text
@@ -358,7 +358,11 @@ class Join:
         )
 
     async def _models(self) -> list[HostedModel]:
-        made = [await self._model(name) for name in self._config.models or (DEFAULT_MODEL,)]
+        config = self._config
+        names = config.models or (() if config.upstream else (DEFAULT_MODEL,))
+        made = [await self._model(name) for name in names]
+        if config.upstream:
+            made.append(await self._upstream())
         return list({model.model: model for model in made}.values())
 
     async def _model(self, name: str) -> HostedModel:
@@ -412,6 +416,65 @@ class Join:
             session_fee=config.session_fee,
         )
 
+    async def _upstream(self) -> HostedModel:
+        """The model of somebody else's server. Raises ``ConfigError`` and ``EngineError``."""
+        config = self._config
+        need("`p2pnode join --upstream`", "pay")
+        from p2pnode.models.upstream.engine import UpstreamConfig, UpstreamEngine, find_server
+        from p2pnode.models.upstream.text_model import hosted_name, manifest_of, text_model_of
+
+        key = await off_the_loop(partial(_key_in, config.upstream_key_file))
+        server = await find_server(config.upstream, config.upstream_model, key)
+        local = await self._tokenizer(server.weights)
+        model = await trio.to_thread.run_sync(text_model_of, local)
+        manifest = manifest_of(local, server.model)
+        told = [each for each in (config.n_ctx, server.n_ctx) if each]
+        if not told:
+            msg = f"{server.url} doesn't say how long the context of {server.model} is: name it with --n-ctx"
+            raise ConfigError(msg)
+        settings = UpstreamConfig(
+            url=config.upstream,
+            model=server.model,
+            key=key,
+            n_ctx=min(*told, manifest.n_ctx),
+            slots=min(config.slots, server.slots),
+            queue_max=self._options.limits.engine_queue,
+        )
+        name = hosted_name(server.model)
+        self._report(
+            "upstream", {"name": name, "url": server.url, "build": server.build, "n_ctx": settings.n_ctx}
+        )
+        return HostedModel(
+            model=model_id(manifest),
+            name=name,
+            new_engine=lambda: UpstreamEngine(model, model.prompts(min(*told, manifest.n_ctx)), settings),
+            quantisation="unknown",
+            n_ctx=min(*told, manifest.n_ctx),
+            price_in=config.price_in,
+            price_out=config.price_out,
+            session_fee=config.session_fee,
+            pinned=True,
+        )
+
+    async def _tokenizer(self, weights: str) -> LocalModel:
+        """A model that has the server's tokenizer: the one that was named, or the server's own file."""
+        from p2pnode.models.upstream.text_model import tokenizer_at
+
+        named = self._config.upstream_tokenizer
+        if not named:
+            if not weights or not await off_the_loop(Path(weights).is_file):
+                msg = (
+                    f"which tokenizer has the model of {self._config.upstream}? Tokens are counted with it: "
+                    "name the path of its GGUF file, of its folder, or a model of the catalogue with "
+                    "--upstream-tokenizer"
+                )
+                raise ConfigError(msg)
+            return await trio.to_thread.run_sync(tokenizer_at, Path(weights))
+        entry = Catalogue.load().find(named)
+        if entry.path is not None:
+            return await trio.to_thread.run_sync(tokenizer_at, entry.path)
+        return await pull(entry, self._data.models)
+
     async def _context(self, local: LocalModel) -> int:
         """The context of one request, reported. Raises ``ConfigError`` where it can't fit into memory."""
         header = await trio.to_thread.run_sync(read_header, local.weights_path)
@@ -428,6 +491,17 @@ class Join:
     def peer_id(self) -> PeerId | None:
         """This node's id; None until the identity is loaded."""
         return self._node.peer_id if self._node is not None else None
+
+
+def _key_in(path: str) -> str:
+    """The key in a file; "" where none is named. Raises ``ConfigError``."""
+    if not path:
+        return ""
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        msg = f"--upstream-key-file: {path} can't be read ({error}): check the path"
+        raise ConfigError(msg) from error
 
 
 def _own_addresses(announce: tuple[str, ...], peer: PeerId) -> tuple[str, ...]:

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 _TOO_LARGE: Final = "choose a smaller --n-ctx, fewer --slots or a smaller quantisation, or raise --memory"
 _GONE: Final = "this host does not serve the model any more"
+_REMOTE_S: Final = 3.0
+"""Between two looks at an engine that belongs to somebody else, there or not."""
 _SAME_FAILURE_S: Final = 0.5
 """Requests that fail within this time fail for one reason."""
 Report: TypeAlias = Callable[[str, dict[str, object]], None]
@@ -139,6 +141,8 @@ class ModelPool:
         self._entries: dict[ModelId, _Entry] = {}
         self._changed = trio.Event()
         self._told: dict[ModelId, tuple[State, bool]] = {}
+        self._suspected = trio.Event()
+        """An engine elsewhere failed a request: whether it is there is asked at once."""
         self._prepared = self._closed = False
 
     # ---- what is offered
@@ -312,7 +316,41 @@ class ModelPool:
         self._prepared = True
 
     async def run(self) -> None:
-        """Unload and try again when it is time, until cancelled."""
+        """Unload and try again when it is time, and look after engines elsewhere, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch_remote)
+            await self._keep_time()
+
+    async def _watch_remote(self) -> None:
+        """Ask each engine that belongs to somebody else whether it is there, and what it does now."""
+        while True:
+            with trio.move_on_after(_REMOTE_S):
+                await self._suspected.wait()
+            self._suspected = trio.Event()
+            for entry in list(self._entries.values()):
+                if entry.engine is not None and entry.info is not None and entry.info.remote:
+                    await self._look_at(entry, entry.engine)
+
+    async def _look_at(self, entry: _Entry, engine: WatchedEngine) -> None:
+        try:
+            info = await engine.load()
+        except P2PNodeError as error:
+            if entry.engine is engine and self._residency.state(entry.hosted.model) == "warm":
+                self._lost(entry, str(error))
+            return
+        if entry.engine is engine and _known(info, entry.info) != entry.info:
+            entry.info = info  # it does other things now, or as another version
+            self._on_change()
+
+    def _lost(self, entry: _Entry, reason: str) -> None:
+        """Offer it no longer until it can be loaded again, which is tried every few seconds."""
+        if self._residency.offers(entry.hosted.model):
+            log.warning("model.withdrawn", model=entry.hosted.name, reason=reason)
+            self._report("model.withdrawn", {"name": entry.hosted.name, "reason": reason})
+        self._residency.lost(entry.hosted.model, trio.current_time(), retry_s=_REMOTE_S)
+        self._act()
+
+    async def _keep_time(self) -> None:
         while True:
             self._act()
             due, changed = self._residency.due(trio.current_time()), self._changed
@@ -386,8 +424,11 @@ class ModelPool:
         self._refuse(
             entry, EngineError("the model can't be loaded now", code="capacity", retry_after_s=retry_s)
         )
-        log.warning("model.not_loaded", model=hosted.name, reason=reason)
-        if is_over:
+        remote = entry.info is not None and entry.info.remote
+        (log.debug if remote else log.warning)("model.not_loaded", model=hosted.name, reason=reason)
+        if remote:
+            self._residency.lost(hosted.model, now, retry_s=_REMOTE_S)
+        elif is_over:
             self._report("model.withdrawn", {"name": hosted.name, "reason": reason})
         self._act()
         self._forget(hosted.model)
@@ -415,6 +456,8 @@ class ModelPool:
             return
         if not lost:
             self._residency.served(model)
+        elif entry.info is not None and entry.info.remote:
+            self._suspected.set()
         elif self._residency.crashed(model, trio.current_time()):
             reason = "its engine crashed again and again"
             log.warning("model.withdrawn", model=entry.hosted.name, reason=reason)

@@ -52,6 +52,8 @@ def capabilities_of(info: EngineInfo | None, grants: Grants) -> Capability:
         return caps
     for feature in info.features:
         caps |= _OF_ENGINES[feature]
+    if info.remote:
+        caps |= Capability.UPSTREAM
     if grants.turns_max > 1:
         caps |= Capability.PARALLEL_TURNS
     if grants.keep_s > 0:

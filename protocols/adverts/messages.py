@@ -58,6 +58,8 @@ class Capability(enum.IntFlag):
     PARALLEL_TURNS = 1 << 6
     KEEP_TIME = 1 << 7
     GRAMMAR = 1 << 8
+    UPSTREAM = 1 << 9
+    """It has the answers of somebody else's server: nobody can hold the weights against a hash."""
 
 
 def capability_names(caps: int) -> tuple[str, ...]:

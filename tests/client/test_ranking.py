@@ -22,6 +22,7 @@ from p2pnode.client.ranking import (
     HostChoice,
     Measured,
     TurnBound,
+    Verified,
     cost_bound,
     expected_cost,
     needs_of,
@@ -573,3 +574,26 @@ def test_hosts_that_are_passed_over_or_too_small_are_not_given() -> None:
     made.need_context(101)
     made.need_context(50)  # what is needed never shrinks
     assert handed_out(made) == [peer(3)]
+
+
+@pytest.mark.parametrize(
+    ("verified", "price", "excluded"),
+    [
+        (None, 0, False),
+        (None, 5, True),
+        ("paid", 0, False),
+        ("paid", 5, True),
+        ("always", 0, True),
+        ("never", 5, False),
+    ],
+)
+def test_weights_that_nobody_can_check_are_for_free_answers_unless_the_user_says_so(
+    verified: Verified | None, price: int, excluded: bool
+) -> None:
+    filters = Filters(verified=verified)
+    offered = advert(1, price_in=price, price_out=price, caps=int(Capability.UPSTREAM))
+    ranking = rank([offered], MODEL, {}, filters, NOW, payable=lambda _advert, _offer: "")
+    assert bool(ranking.excluded) == excluded
+    assert not excluded or "--no-verified allows it" in ranking.excluded[0].excluded
+    own = advert(1, price_in=price, price_out=price)
+    assert not rank([own], MODEL, {}, filters, NOW, payable=lambda _advert, _offer: "").excluded

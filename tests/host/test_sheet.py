@@ -62,6 +62,7 @@ def test_the_bits_say_what_the_engine_and_the_grants_say(
 
 def test_an_engine_that_is_not_loaded_can_do_nothing_yet() -> None:
     assert capabilities_of(None, Grants(turns_max=8, keep_s=60)) == Capability(0)
+    assert capabilities_of(replace(INFO, remote=True), Grants()) == Capability.UPSTREAM
 
 
 @pytest.mark.parametrize(
