@@ -8,6 +8,7 @@ is pure.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -51,6 +52,8 @@ class ModelMemory:
     fixed: int
     per_token: int
     n_ctx_max: int
+    weights: int = 0
+    """Of ``fixed``, what the weights take; 0 where that isn't known."""
 
     def needed(self, n_ctx: int, slots: int) -> int:
         """All of it, with ``slots`` contexts of ``n_ctx`` tokens."""
@@ -84,6 +87,7 @@ def memory_of(header: GgufHeader, size_bytes: int | None = None) -> ModelMemory:
         fixed=(size_bytes or header.size_bytes) + _PROCESS_BYTES + batch,
         per_token=kv_heads * (keys + values) * _KV_BYTES,
         n_ctx_max=header.count(f"{name}.context_length"),
+        weights=size_bytes or header.size_bytes,
     )
 
 
@@ -107,31 +111,58 @@ class ContextChoice:
     why: str
 
 
-def choose_context(model: ModelMemory, *, asked: int, slots: int, at_hand: int) -> ContextChoice:
+def choose_context(
+    model: ModelMemory, *, asked: int, slots: int, at_hand: int, quantisation: str = ""
+) -> ContextChoice:
     """The context for each of ``slots`` requests; ``asked`` is 0 where the user leaves it to us.
 
-    Raises ``ConfigError`` where what was asked, or the least default, can't fit into the ``at_hand`` bytes.
+    Raises ``ConfigError`` where what was asked, or the least default, can't fit into the ``at_hand`` bytes:
+    it says what would fit, with the ``quantisation`` of the weights another one of the same model.
     """
     n_ctx = min(asked, model.n_ctx_max)
     if asked:
         if (needed := model.needed(n_ctx, slots)) > at_hand:
-            raise ConfigError(_too_much(model, n_ctx, slots, needed, at_hand))
+            raise ConfigError(_too_much(model, n_ctx, slots, at_hand, quantisation))
         return ContextChoice(n_ctx=n_ctx, memory=needed, why="asked" if n_ctx == asked else "model")
     n_ctx = min(N_CTX_DEFAULT_MAX, model.most(int(at_hand * SHARE), slots))
     why = "model" if n_ctx == model.n_ctx_max else "default" if n_ctx == N_CTX_DEFAULT_MAX else "memory"
     if n_ctx < N_CTX_LEAST:
         n_ctx = min(N_CTX_LEAST, model.n_ctx_max)
         if (needed := model.needed(n_ctx, slots)) > at_hand:
-            raise ConfigError(_too_much(model, n_ctx, slots, needed, at_hand))
+            raise ConfigError(_too_much(model, n_ctx, slots, at_hand, quantisation))
     return ContextChoice(n_ctx=n_ctx, memory=model.needed(n_ctx, slots), why=why)
 
 
-def _too_much(model: ModelMemory, n_ctx: int, slots: int, needed: int, at_hand: int) -> str:
-    fits, alone = model.most(at_hand, slots), model.most(at_hand, 1)
+_BITS: Final[Mapping[str, float]] = {
+    "F32": 32.0, "BF16": 16.0, "F16": 16.0, "Q8_0": 8.5, "Q6_K": 6.6, "Q5_K_M": 5.7, "Q5_1": 6.0, "Q5_0": 5.5,
+    "Q4_1": 5.0, "Q4_K_M": 4.85, "Q4_0": 4.55, "IQ4_XS": 4.3, "Q3_K_M": 3.9, "Q2_K": 3.0, "IQ2_M": 2.7,
+}  # fmt: skip
+"""Bits of a weight on the whole, by the name of the quantisation (llama.cpp, tools/quantize/README.md)."""
+_OFFERED_BITS: Final = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "Q2_K", "IQ2_M")
+"""Those that models are usually to be had in, the best first."""
+
+
+def quantisation_that_fits(model: ModelMemory, quantisation: str, memory: int) -> str:
+    """The best quantisation of the same model of which a short context fits into so many bytes; "" where
+    none does, or what the weights are now is unknown."""
+    now = _BITS.get(quantisation.upper())
+    if now is None or not model.weights:
+        return ""
+    rest = model.needed(min(N_CTX_LEAST, model.n_ctx_max), 1) - model.weights
+    for name in _OFFERED_BITS:
+        if _BITS[name] < now and rest + model.weights * _BITS[name] / now <= memory:
+            return name
+    return ""
+
+
+def _too_much(model: ModelMemory, n_ctx: int, slots: int, at_hand: int, quantisation: str) -> str:
+    needed, fits, alone = model.needed(n_ctx, slots), model.most(at_hand, slots), model.most(at_hand, 1)
     if fits >= N_CTX_LEAST:
         remedy = f"use --n-ctx {fits} or less, or fewer --slots"
     elif alone >= N_CTX_LEAST:
         remedy = f"use --slots 1 with --n-ctx {alone} or less"
+    elif smaller := quantisation_that_fits(model, quantisation, at_hand):
+        remedy = f"the same model in {smaller} would fit (these weights are {quantisation}), or free memory"
     else:
         remedy = "choose a smaller model, or free memory"
     return (
@@ -146,6 +177,11 @@ def gigabytes(count: int) -> str:
 
 
 # ---- what the machine has
+
+
+def memory_in_all() -> int:
+    """The bytes of memory that the machine has."""
+    return int(psutil.virtual_memory().total)
 
 
 def memory_at_hand(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pnode.config import MONEY, NodeConfig, load_config
+from p2pnode.config import MONEY, ModelSettings, NodeConfig, load_config, size_bytes
 from p2pnode.errors import ConfigError, UsageError
 
 
@@ -89,3 +90,64 @@ def test_whom_a_node_stores_for_must_make_sense(rule: str, tmp_path: Path) -> No
         NodeConfig(store_for=("anyone", rule))
     with pytest.raises(UsageError, match=r"^--store-for must name owner keys"):
         _load(tmp_path, "", store_for=[rule])
+
+
+def test_models_may_be_tables_with_settings_of_their_own(tmp_path: Path) -> None:
+    text = """
+        price_out = 1.5
+        memory = "8GB"
+        unload_minutes = 30
+        [models.small]
+        [models."/srv/large.gguf"]
+        price_out = 3
+        n_ctx = 4096
+        pinned = true
+    """
+    config = _load(tmp_path, text)
+    assert (config.models, config.memory) == (("small", "/srv/large.gguf"), 8_000_000_000)
+    small, large = map(config.of_model, config.models)
+    assert (small.price_out, small.n_ctx, small.slots, small.pinned) == (1_500_000, 0, 4, False)
+    assert (large.price_out, large.n_ctx, large.slots, large.pinned) == (3_000_000, 4096, 4, True)
+    assert config.asks_money
+    over = _load(tmp_path, text, per_model={"small": ModelSettings(price_out=0, slots=1)})
+    assert (over.of_model("small").price_out, over.of_model("small").slots) == (0, 1)
+    assert over.of_model("/srv/large.gguf") == large
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "says"),
+    [
+        ("[models.a]\nprice_out = 1", {"price_out": "2"}, r"--price-out is for all models.*1\.00 for a"),
+        (
+            "[models.a]",
+            {"per_model": {"b": ModelSettings(slots=1)}},
+            "model b is given a setting",
+        ),
+        ("", {"models": ("a", "b", "a")}, "model a is named twice"),
+        ("[models.a]\nprise_out = 1", {}, "did you mean price_out"),
+        ("[models.a]\nslots = 900", {}, r"models\.a: slots must be from 1 to 64"),
+        ("[models.a]\npinned = 3", {}, "pinned must be true or false"),
+        ("[models]\na = 3", {}, r"models\.a must be a table"),
+        ("", {"memory": "much"}, "'much' is no size"),
+        ("unload_minutes = -1", {}, "unload_minutes must be from 0"),
+    ],
+)
+def test_what_contradicts_itself_is_refused_in_words(
+    tmp_path: Path, text: str, flags: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        _load(tmp_path, text, **flags)
+
+
+def test_a_flag_for_all_models_may_say_what_the_file_says_of_one_or_name_that_one(tmp_path: Path) -> None:
+    text = "[models.a]\nprice_out = 1\n[models.b]"
+    assert _load(tmp_path, text, price_out="1").of_model("b").price_out == 1_000_000
+    named = _load(tmp_path, text, price_out="2", per_model={"a": ModelSettings(price_out=3_000_000)})
+    assert [named.of_model(name).price_out for name in named.models] == [3_000_000, 2_000_000]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("8GB", 8 * 10**9), ("1.5 GiB", 3 << 29), ("512MB", 512 * 10**6), ("77", 77)]
+)
+def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
+    assert size_bytes(text) == size

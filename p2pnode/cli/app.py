@@ -21,6 +21,7 @@ from p2pnode.cli.governance import COMMANDS
 from p2pnode.cli.hosts import hosts
 from p2pnode.cli.join import join
 from p2pnode.cli.models import models_app
+from p2pnode.cli.offers import offer, withdraw
 from p2pnode.cli.options import Commands
 from p2pnode.cli.sessions import sessions_app
 from p2pnode.cli.simulate import simulate_app
@@ -62,8 +63,8 @@ for command in (join, ask, chat, embed, hosts, invite, status, stop, doctor, ben
     app.command()(command)
 sessions_app.command()(evidence)
 app.command("unstake")(unbond)
-for opinion in COMMANDS:
-    models_app.command()(opinion)
+for on_models in (*COMMANDS, offer, withdraw):
+    models_app.command()(on_models)
 app.add_typer(models_app, name="models")
 app.add_typer(chain_app, name="chain")
 app.add_typer(funds_app, name="funds")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -31,7 +31,7 @@ from p2pnode.money import usdc_number, usdc_text
 from p2pnode.words import count_of
 
 if TYPE_CHECKING:
-    from p2pnode.config import NodeConfig
+    from p2pnode.config import ModelSettings, NodeConfig
 
 ListenOption: TypeAlias = Annotated[
     list[str] | None,
@@ -52,14 +52,40 @@ ServedOption: TypeAlias = Annotated[
         help="A model to serve: a catalogue name, or the path of a GGUF file or a folder. May be repeated."
     ),
 ]
+ModelsArgument: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="MODEL",
+        help="Models to serve: catalogue names or paths of GGUF files. Those that don't fit into memory "
+        "together are loaded on demand.",
+        show_default=False,
+    ),
+]
 PriceInOption: TypeAlias = Annotated[
-    str | None, typer.Option(help="USDC per million input tokens, such as 0.5; 0 is free.")
+    list[str] | None,
+    typer.Option(help="USDC per million input tokens, such as 0.5; 0 is free. MODEL=0.5 is for one model."),
 ]
 PriceOutOption: TypeAlias = Annotated[
-    str | None, typer.Option(help="USDC per million output tokens, such as 1.5; 0 is free.")
+    list[str] | None,
+    typer.Option(help="USDC per million output tokens, such as 1.5; 0 is free. MODEL=1.5 is for one model."),
 ]
 SessionFeeOption: TypeAlias = Annotated[
-    str | None, typer.Option(help="USDC a session costs besides tokens: your gas, up to 0.25.")
+    list[str] | None,
+    typer.Option(help="USDC a session costs besides tokens: your gas, up to 0.25. Or MODEL=0.01."),
+]
+MemoryOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(help="What loaded models may take together, as 8GB; without it what is free at the start."),
+]
+UnloadOption: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        "--unload-after",
+        help="Minutes without work after which a model is unloaded; 0: only when its memory is wanted.",
+    ),
+]
+PinOption: TypeAlias = Annotated[
+    list[str] | None, typer.Option("--pin", help="A model that stays in memory. May be repeated.")
 ]
 SuggestOption: TypeAlias = Annotated[
     bool, typer.Option("--suggest-price", help="Print what to ask, from gas and the market, and leave.")
@@ -85,10 +111,14 @@ ShareModelsOption: TypeAlias = Annotated[
     ),
 ]
 ContextOption: TypeAlias = Annotated[
-    int | None,
-    typer.Option(help="Context of one request, in tokens; without it what the model and memory allow."),
+    list[str] | None,
+    typer.Option(
+        help="Context of one request, in tokens; without it what the model and memory allow. Or MODEL=4096."
+    ),
 ]
-SlotsOption: TypeAlias = Annotated[int | None, typer.Option(help="Requests served at the same time.")]
+SlotsOption: TypeAlias = Annotated[
+    list[str] | None, typer.Option(help="Requests served at the same time. Or MODEL=2.")
+]
 ThreadsOption: TypeAlias = Annotated[int | None, typer.Option(help="Engine threads; 0 leaves a core free.")]
 EngineOption: TypeAlias = Annotated[
     str | None,
@@ -155,6 +185,7 @@ QuietOption: TypeAlias = Annotated[
 
 
 def join(
+    models: ModelsArgument = None,
     data_dir: DataDirOption = None,
     listen: ListenOption = None,
     announce: AnnounceOption = None,
@@ -171,6 +202,9 @@ def join(
     share_models: ShareModelsOption = None,
     n_ctx: ContextOption = None,
     slots: SlotsOption = None,
+    memory: MemoryOption = None,
+    unload_after: UnloadOption = None,
+    pin: PinOption = None,
     threads: ThreadsOption = None,
     engine: EngineOption = None,
     kv_cache: KvCacheOption = None,
@@ -200,23 +234,33 @@ def join(
     report = JoinReporter(output, quiet=quiet)
 
     running: list[Join] = []
+    named = [*(models or ()), *(model or ())] or None
 
     def configured() -> NodeConfig:
+        of_all, per_model = _settings(
+            {
+                "price_in": price_in,
+                "price_out": price_out,
+                "session_fee": session_fee,
+                "n_ctx": n_ctx,
+                "slots": slots,
+            },
+            pin or (),
+        )
         return build_config(
             data_dir,
             listen=listen,
             announce=announce,
             bootstrap=bootstrap,
-            models=model,
-            price_in=price_in,
-            price_out=price_out,
-            session_fee=session_fee,
+            models=named,
+            per_model=per_model or None,
+            memory=memory,
+            unload_minutes=unload_after,
+            **of_all,
             chain=chain,
             client_only=client_only,
             store_for=[pasted(each) for each in store_for] if store_for is not None else None,
             share_models=share_models,
-            n_ctx=n_ctx,
-            slots=slots,
             threads=threads,
             engine=engine,
             kv_cache=kv_cache,
@@ -234,7 +278,7 @@ def join(
     def check(config: NodeConfig) -> None:
         """Raise for what makes no sense or is missing, before anything is made or fetched."""
         _need_packages(config)
-        _check(listen or (), bootstrap or (), model or (), upstream, ready_file)
+        _check(listen or (), bootstrap or (), named or (), upstream, ready_file)
         _check_announced(config.announce, "--announce" if announce else "config.toml, announce")
         _check_s5(s5_listen, s5_origin or (), config.s5_listen, accounts=bool(s5_accounts))
 
@@ -247,7 +291,7 @@ def join(
 
     async def run() -> None:
         if suggest_price:
-            config = build_config(data_dir, bootstrap=bootstrap, models=model, mdns=mdns, chain=chain)
+            config = build_config(data_dir, bootstrap=bootstrap, models=named, mdns=mdns, chain=chain)
             await _suggest(output, config, ether_usd)
             return
         config = configured()
@@ -275,6 +319,45 @@ async def _tell_of_servers(config: NodeConfig, report: JoinReporter) -> None:
 
     for server in await servers_here():
         report("upstream.found", {"url": server.url, "model": server.model, "models": list(server.models)})
+
+
+def _settings(
+    given: Mapping[str, list[str] | None], pinned: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, ModelSettings]]:
+    """What flags say of all models, and of each. Raises ``UsageError`` where they contradict each other."""
+    from dataclasses import replace
+
+    from p2pnode.config import MONEY, ModelSettings
+    from p2pnode.errors import UsageError
+
+    of_all: dict[str, Any] = {}
+    per_model: dict[str, dict[str, Any]] = {}
+    for key, texts in given.items():
+        flag = f"--{key.replace('_', '-')}"
+        for text in texts or ():
+            name, _, value = text.rpartition("=")
+            read: Any = units_of(value, flag) if key in MONEY else _whole(value, flag)
+            place = per_model.setdefault(name, {}) if name else of_all
+            if not name and key in MONEY:
+                read = value  # as it was typed: the configuration reads it
+            if key in place and place[key] != read:
+                whom, one = name or "all models", f"{flag} {name or 'MODEL'}={value}"
+                msg = f"{flag} is given twice for {whom}, and differs: give it once, or for one model ({one})"
+                raise UsageError(msg)
+            place[key] = read
+    made = {name: ModelSettings(**values) for name, values in per_model.items()}
+    for name in pinned:
+        made[name] = replace(made.get(name, ModelSettings()), pinned=True)
+    return of_all, made
+
+
+def _whole(text: str, flag: str) -> int:
+    from p2pnode.errors import UsageError
+
+    try:
+        return int(text)
+    except ValueError as error:
+        raise UsageError(f"{flag}: {text!r} is no whole number") from error
 
 
 async def _in_background(output: Output, data_dir: Path | None, ready_file: Path | None) -> None:
@@ -319,12 +402,10 @@ async def _suggest(output: Output, config: NodeConfig, ether_usd: str | None) ->
 
 def _need_packages(config: NodeConfig) -> None:
     """Raise ``MissingExtraError`` before anything is made or fetched; it names all that is missing."""
-    from p2pnode.config import DEFAULT_MODEL
     from p2pnode.extras import Extra, need
     from p2pnode.models.manifest import SCRIPTED
 
-    default = () if config.upstream else (DEFAULT_MODEL,)
-    models = () if config.client_only else config.models or default
+    models = config.served
     # Every node has a wallet; a model that is not scripted needs an engine too.
     role: Extra = "host" if any(name != SCRIPTED for name in models) else "pay"
     if config.s5_listen:
@@ -421,7 +502,32 @@ def _context(fields: dict[str, Any]) -> str:
         "default": "--n-ctx gives more",
     }[fields["why"]]
     each = f"{fields['n_ctx']} tokens for each of {count_of(fields['slots'], 'request')}"
-    return f"context    {each}, {gigabytes(fields['memory'])} with the model: {why}"
+    demand = "\n           it doesn't fit beside the others: loaded on demand" if fields["on_demand"] else ""
+    return f"context    {each}, {gigabytes(fields['memory'])} with the model: {why}{demand}"
+
+
+def _leaving() -> str:
+    return f"leaving: letting answers end{' (Ctrl-C again leaves at once)' if sys.stderr.isatty() else ''}"
+
+
+def _of_model(event: str, fields: dict[str, Any]) -> str:
+    """What became of a model while the host runs, as a line."""
+    match event:
+        case "model.warm":
+            return f"loaded     {fields['name']} in {fields['seconds']:.1f} s"
+        case "model.cold":
+            return f"unloaded   {fields['name']}"
+        case "model.withdrawn":
+            return f"withdrawn  {fields['name']}: {fields['reason']}"
+        case _:
+            return _serving(fields)
+
+
+def _serving(model: dict[str, Any]) -> str:
+    """A model that is served, as a line."""
+    kept = ", pinned" if model["pinned"] else ""
+    cold = ", loaded on demand" if model["state"] != "warm" else ""
+    return f"serving    {model['name']}, {price_of(model)}{kept}{cold}"
 
 
 def _upstream(fields: dict[str, Any]) -> str:
@@ -521,7 +627,7 @@ class JoinReporter:
                 listening = [f"listening  {address}" for address in fields["multiaddrs"]]
                 return "\n".join(["addresses changed:", *listening, *_reach_lines(fields)])
             case "ready":
-                served = [f"serving    {m['name']}, {price_of(m)}" for m in fields["models"]]
+                served = [_serving(each) for each in fields["models"]]
                 return "\n".join(
                     [
                         *(served or ["serving    nothing: a client-only node"]),
@@ -529,14 +635,13 @@ class JoinReporter:
                         *_reach_lines(fields),
                     ]
                 )
+            case "model.offered" | "model.warm" | "model.cold" | "model.withdrawn":
+                return _of_model(name, fields)
             case "answered":
                 return _answered(fields)
             case "settled":
                 return f"settled    {usdc_text(fields['amount'])}, session {fields['session'][:8]}"
-            case "stopping":
-                again = " (Ctrl-C again leaves at once)" if sys.stderr.isatty() else ""
-                return f"leaving: letting answers end{again}"
             case "stopped":
                 return "left the network"
             case _:
-                return ""
+                return _leaving() if name == "stopping" else ""

@@ -40,7 +40,8 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
     join        identity.making{data_dir, making} identity{peer_id, new}
                 chain{chain_id, name, account, ether_wei, session_wei} model.pulling{name}
                 model.progress{name, done, total} model{name, id} listening{multiaddrs}
-                context{name, n_ctx, slots, memory, at_hand, why}: of one request; bytes with the model
+                context{name, n_ctx, slots, memory, at_hand, why, on_demand}: of one request; memory in bytes
+                model.warm{name, seconds} model.cold{name} model.withdrawn{name, reason}: while it runs
                 ready{peer_id, multiaddrs, invite, reach, store_for, models}
                 addresses{multiaddrs, invite, reach}: they changed; reach is {code, detail, remedy}
                 s5{url} stopping{} stopped{} background{pid, log}
@@ -48,6 +49,8 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
                 answered{peer, tokens_in, tokens_out, reason, cost} settled{session, amount}
     models      model{name, id, size_bytes, quantisation, n_ctx, licence, path}; pull: model.progress{…}
                 and model{name, id, path}; verify: verified{name, path, sha256}
+                offer: as join, model.offered{name, id, price_in, price_out, session_fee, memory, pinned,
+                state}; withdraw: model.withdrawn{name, reason}
                 propose, vote, unlock, bond, attest: plan{calls, gas, gas_price_wei, cost_wei, cost, untried,
                 dry_run} and, for each transaction, sent{call, transaction, gas, fee_wei}; then, as
                 proposals, proposal{number, model, model_id, proposer, state, ends_at, votes_for,

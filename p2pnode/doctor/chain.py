@@ -35,7 +35,7 @@ class ChainChecks:
         """Whether an RPC endpoint answers, and its chain is the one of the profile."""
         path = profile_path(self._config)
         if path is None:
-            if self._config.price_in or self._config.price_out:
+            if self._config.asks_money:
                 remedy = f"name a chain profile in {self._data.config} (chain = …), or leave the prices out"
                 return problem(
                     "chain", "no_chain", "prices are set and there is no chain to be paid on", remedy
@@ -62,7 +62,7 @@ class ChainChecks:
             return warning("chain", "no_wallet", "a chain is configured and there is no wallet", remedy)
         async with books_of(self._config) as books:
             account, head = await books.ledger.balances(books.wallet.address), await books.ledger.head()
-        is_host = bool(self._config.price_in or self._config.price_out)
+        is_host = self._config.asks_money
         needed = _SETTLEMENTS * _SETTLE_GAS * head.gas_price_wei
         if is_host and account.ether < needed:
             detail = (

@@ -188,8 +188,17 @@ class Host:
 
     @property
     def room(self) -> int:
-        """The bytes of memory that one more model may take."""
+        """The bytes of memory that one more model may take: that of all models that aren't pinned."""
         return self._pool.room
+
+    @property
+    def free(self) -> int:
+        """The bytes of memory that no model takes now."""
+        return self._pool.free
+
+    def state_of(self, model: ModelId) -> State:
+        """Whether a model is loaded."""
+        return self._pool.state(model)
 
     async def start(self) -> None:
         """Serve and advertise; load each model once, and advertise how that went.

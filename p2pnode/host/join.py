@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import structlog
 import trio
@@ -16,18 +17,27 @@ from p2pnode.chain.addresses import shown_address
 from p2pnode.chain.profile import ChainProfile
 from p2pnode.chain.wallet.passphrase import terminal_kept
 from p2pnode.chain.wallet.wallet import open_wallet
-from p2pnode.config import DEFAULT_MODEL, NodeConfig
+from p2pnode.config import DEFAULT_MODEL, ModelSettings, NodeConfig
 from p2pnode.errors import ConfigError
 from p2pnode.extras import need
 from p2pnode.files import off_the_loop
+from p2pnode.host.control import ControlSocket
 from p2pnode.host.host import Host, Renew
-from p2pnode.host.model_pool import HostedModel, Report
+from p2pnode.host.model_pool import HostedModel, PoolLimits, Report
 from p2pnode.host.sheet import Grants
 from p2pnode.host.totals import TotalsFile
-from p2pnode.ids import PeerId
+from p2pnode.ids import ModelId, PeerId
 from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.models.catalogue import Catalogue
-from p2pnode.models.context import N_CTX_GPU_DEFAULT, choose_context, memory_at_hand, memory_of
+from p2pnode.models.context import (
+    N_CTX_GPU_DEFAULT,
+    ContextChoice,
+    choose_context,
+    gigabytes,
+    memory_at_hand,
+    memory_in_all,
+    memory_of,
+)
 from p2pnode.models.engines import (
     ANY_ENGINE,
     EngineSpec,
@@ -66,6 +76,8 @@ from p2pnode.storage.node_store import LOCAL_OWNER, StoreFor, keep_for_peers, op
 from p2pnode.storage.public_files import PublicFiles
 
 log = structlog.get_logger()
+_CONTEXT_AMPLE = 4096
+"""A context that is shorter because of other models isn't worth that they stay in memory."""
 LISTEN_DEFAULT = (
     "/ip4/0.0.0.0/tcp/4001",
     "/ip6/::/tcp/4001",
@@ -94,9 +106,17 @@ class Join:
         self._node: Node | None = None
         self._totals: TotalsFile | None = None
         self._stopping = False
-        self._memory_promised = 0
         self._locals: list[LocalModel] = []
         """The models that are served, but for the scripted one."""
+        self._host: Host | None = None
+        self._control = ""
+        """The path of the control socket."""
+        self._priced = False
+        """Whether this start can be paid."""
+        self._memory = 0
+        """What the models may take together, in bytes."""
+        self._promised = self._pinned = 0
+        """What those of this start will take, all and the pinned ones: it isn't taken yet."""
         self._starting = trio.CancelScope()
 
     def stop(self) -> None:
@@ -117,13 +137,14 @@ class Join:
                 self._ready.check()
             await off_the_loop(partial(data.check_place, moved=self._options.moved))
             profile = self._profile()
+            self._memory = self._memory_budget()
             identity: HostIdentity | None = None
             passphrase: bytes | None = None
             models: list[HostedModel] = []
             with self._starting:
                 passphrase = None if profile is None else await self._passphrase()
                 identity = await self._identity(profile, passphrase)
-                models = [] if config.client_only else await self._models()
+                models = await self._models()
             if self._stopping or identity is None:
                 return
             listen = config.listen or free_listen(LISTEN_DEFAULT)
@@ -150,6 +171,9 @@ class Join:
                     trio.open_nursery() as nursery,
                 ):
                     await nursery.start(node.run)
+                    control = ControlSocket({"offer": self._offer, "withdraw": self._withdraw})
+                    self._control = str(control.path)
+                    node.start_soon(control.run)
                     await self._write_node_json(node)
                     self._report("listening", {"multiaddrs": list(node.multiaddrs)})
                     if stakes is not None and money is not None:
@@ -178,6 +202,7 @@ class Join:
             announced=network.announced,
             networks=network.policy.networks,
             reach=node.reach,
+            control=self._control,
         )
         await off_the_loop(write)
 
@@ -202,11 +227,11 @@ class Join:
     def _profile(self) -> ChainProfile | None:
         """The chain this host is paid on; None for a free one. Raises ``ConfigError``."""
         config = self._config
-        if config.client_only or not (config.price_in or config.price_out):
+        if not config.asks_money:
             return None
         profile = profile_of_config(config)
         if profile is None:
-            asked = price_text(config.price_in, config.price_out, config.session_fee)
+            asked = _prices(map(config.of_model, config.served))
             msg = (
                 f"prices need a chain to be paid on (asked are {asked}): name its profile with --chain or "
                 f"as chain in {self._data.config}, or leave the prices out to serve free. `p2pnode chain dev "
@@ -328,7 +353,13 @@ class Join:
                 self._on_host_event,
                 renew=renew,
                 grants=grants_of(self._config),
+                pool=PoolLimits(
+                    memory=self._memory,
+                    idle_s=60 * self._config.unload_minutes,
+                    waiting_max=self._options.limits.engine_queue,
+                ),
             )
+            self._host, self._priced = host, money is not None
             policy.has_session = host.has_session
             self._totals = TotalsFile(self._data.totals, host.totals)
             await host.start()
@@ -338,39 +369,44 @@ class Join:
             await node.follow([entry.model_id] if entry.model_id is not None else [])
         if self._ready is not None:
             await off_the_loop(partial(self._ready.write, node.peer_id, node.multiaddrs))
+        hosts = [self._host] if self._host is not None else []
         self._report(
             "ready",
             {
                 "peer_id": node.peer_id,
                 **_reach_fields(node),
                 "store_for": list(self._config.store_for),
-                "models": [
-                    {
-                        "name": model.name,
-                        "id": model_id_text(model.model),
-                        "price_in": model.price_in,
-                        "price_out": model.price_out,
-                        "session_fee": model.session_fee,
-                    }
-                    for model in models
-                ],
+                "models": [_offered_fields(host, each) for host in hosts for each in host.models],
             },
         )
 
-    async def _models(self) -> list[HostedModel]:
-        config = self._config
-        names = config.models or (() if config.upstream else (DEFAULT_MODEL,))
-        made = [await self._model(name) for name in names]
-        if config.upstream:
-            made.append(await self._upstream())
-        return list({model.model: model for model in made}.values())
+    def _memory_budget(self) -> int:
+        """What models may take together, in bytes. Raises ``ConfigError`` for more than the machine has."""
+        asked, has = self._config.memory, memory_in_all()
+        if asked > has:
+            msg = f"memory is {gigabytes(asked)}, and this machine has {gigabytes(has)}: name less"
+            raise ConfigError(msg)
+        return asked or memory_at_hand()
 
-    async def _model(self, name: str) -> HostedModel:
+    async def _models(self) -> list[HostedModel]:
+        made: dict[ModelId, HostedModel] = {}
+        for name in self._config.served:
+            model = await self._model(name, self._config.of_model(name), self._report)
+            if (other := made.get(model.model)) is not None:
+                raise ConfigError(f"{name} and {other.name} are the same model: name it once")
+            made[model.model] = model
+        if self._config.upstream and not self._config.client_only:
+            model = await self._upstream()
+            made[model.model] = model
+        return list(made.values())
+
+    async def _model(self, name: str, settings: ModelSettings, report: Report) -> HostedModel:
+        """Fetch a model and decide on its context. Raises ``ConfigError``."""
         config = self._config
         spec = EngineSpec(
             name="scripted",
-            n_ctx=config.n_ctx or None,
-            slots=config.slots,
+            n_ctx=settings.n_ctx or None,
+            slots=settings.slots,
             threads=config.threads or None,
             queue_max=self._options.limits.engine_queue,
             tokens_per_s=self._options.scripted_tokens_per_s,
@@ -382,38 +418,42 @@ class Join:
                 model=scripted_model_id(),
                 name=SCRIPTED,
                 new_engine=partial(make_engine, spec),
-                n_ctx=config.n_ctx or ScriptedConfig().n_ctx,
-                price_in=config.price_in,
-                price_out=config.price_out,
-                session_fee=config.session_fee,
+                n_ctx=settings.n_ctx or ScriptedConfig().n_ctx,
+                pinned=bool(settings.pinned),
+                price_in=settings.price_in or 0,
+                price_out=settings.price_out or 0,
+                session_fee=settings.session_fee or 0,
             )
         entry = Catalogue.load().find(name)
         if config.engine != ANY_ENGINE:
             require_engine(parse_engine_name(config.engine))  # before gigabytes are fetched
-        self._report("model.pulling", {"name": entry.name})
+        report("model.pulling", {"name": entry.name})
 
         def progress(done: int, total: int | None) -> None:
-            self._report("model.progress", {"name": entry.name, "done": done, "total": total})
+            report("model.progress", {"name": entry.name, "done": done, "total": total})
 
         local = await pull(entry, self._data.models, progress=progress)
         self._locals.append(local)
-        self._report("model", {"name": local.name, "id": model_id_text(local.model_id)})
+        report("model", {"name": local.name, "id": model_id_text(local.model_id)})
         chosen = engine_name_for(local, config.engine)
         require_engine(chosen)
+        memory = 0  # of a GPU, which has a memory of its own
         if chosen == "llamacpp":
-            n_ctx = await self._context(local)
+            choice = await self._context(local, settings, report)
+            n_ctx, memory = choice.n_ctx, choice.memory
         else:
-            n_ctx = config.n_ctx or min(local.manifest.n_ctx, N_CTX_GPU_DEFAULT)
-        spec = replace(spec, name=chosen, n_ctx=n_ctx)
+            n_ctx = settings.n_ctx or min(local.manifest.n_ctx, N_CTX_GPU_DEFAULT)
         return HostedModel(
             model=local.model_id,
             name=local.name,
-            new_engine=partial(make_engine, spec, local),
+            new_engine=partial(make_engine, replace(spec, name=chosen, n_ctx=n_ctx), local),
             quantisation=local.manifest.quantisation,
             n_ctx=n_ctx,
-            price_in=config.price_in,
-            price_out=config.price_out,
-            session_fee=config.session_fee,
+            memory=memory,
+            pinned=bool(settings.pinned),
+            price_in=settings.price_in or 0,
+            price_out=settings.price_out or 0,
+            session_fee=settings.session_fee or 0,
         )
 
     async def _upstream(self) -> HostedModel:
@@ -475,22 +515,94 @@ class Join:
             return await trio.to_thread.run_sync(tokenizer_at, entry.path)
         return await pull(entry, self._data.models)
 
-    async def _context(self, local: LocalModel) -> int:
-        """The context of one request, reported. Raises ``ConfigError`` where it can't fit into memory."""
+    async def _context(self, local: LocalModel, settings: ModelSettings, report: Report) -> ContextChoice:
+        """The context of one request, reported. Raises ``ConfigError`` where it can't fit into memory.
+
+        It is chosen so that the model fits beside those before it. Where that leaves it little or nothing, it
+        may have the memory of those that aren't pinned: then it is loaded on demand.
+        """
         header = await trio.to_thread.run_sync(read_header, local.weights_path)
-        # What earlier models of this start will take isn't taken yet.
-        at_hand = max(0, memory_at_hand() - self._memory_promised)
-        slots = self._config.slots
         memory = memory_of(header, local.manifest.size_bytes)
-        choice = choose_context(memory, asked=self._config.n_ctx, slots=slots, at_hand=at_hand)
-        self._memory_promised += choice.memory
-        self._report("context", {"name": local.name, "slots": slots, "at_hand": at_hand, **asdict(choice)})
-        return choice.n_ctx
+        slots, asked = settings.slots or 1, settings.n_ctx or 0
+        choose = partial(
+            choose_context, memory, asked=asked, slots=slots, quantisation=local.manifest.quantisation
+        )
+        beside = max(0, self._memory - self._promised)
+        choice: ContextChoice | None = None
+        try:
+            choice = choose(at_hand=beside)
+        except ConfigError:
+            if self._promised == self._pinned:
+                raise
+        short = choice is not None and choice.why == "memory" and choice.n_ctx < _CONTEXT_AMPLE
+        if choice is None or (short and self._promised):
+            beside = max(0, self._memory - self._pinned)
+            choice = choose(at_hand=beside)
+        on_demand = self._promised + choice.memory > self._memory
+        self._promised += choice.memory
+        self._pinned += choice.memory if settings.pinned else 0
+        fields = {"name": local.name, "slots": slots, "at_hand": beside, "on_demand": on_demand}
+        report("context", {**fields, **asdict(choice)})
+        return choice
+
+    # ---- what its owner asks for while it runs
+
+    async def _offer(self, command: Mapping[str, Any], report: Report) -> None:
+        host, name = self._serving(), str(command["model"])
+        own = {item.name: command.get(item.name) for item in fields(ModelSettings)}
+        settings = ModelSettings(**own).over(self._config.of_model(name))
+        NodeConfig(
+            data_dir=self._config.data_dir, per_model={name: settings}
+        )  # raises for what is out of bounds
+        if (settings.price_in or settings.price_out) and not self._priced:
+            msg = (
+                f"this node serves free of charge, and {name} would ask {_prices([settings])}: offer it with "
+                "--price-in 0 --price-out 0, or start the node with --chain and prices"
+            )
+            raise ConfigError(msg)
+        self._promised = self._memory - host.free
+        self._pinned = self._memory - host.room
+        model = await self._model(name, settings, report)
+        await host.offer(model)
+        report("model.offered", _offered_fields(host, model))
+
+    async def _withdraw(self, command: Mapping[str, Any], report: Report) -> None:
+        host, name = self._serving(), str(command["model"])
+        found = [each for each in host.models if name in (each.name, model_id_text(each.model))]
+        if not found:
+            served = ", ".join(each.name for each in host.models) or "none"
+            raise ConfigError(f"{name} is not served here: the models are {served}")
+        host.withdraw(found[0].model)
+        report("model.withdrawn", {"name": found[0].name, "reason": "its owner withdrew it"})
+
+    def _serving(self) -> Host:
+        if self._host is None or self._stopping:
+            raise ConfigError("this node serves no models: start it without --client-only")
+        return self._host
 
     @property
     def peer_id(self) -> PeerId | None:
         """This node's id; None until the identity is loaded."""
         return self._node.peer_id if self._node is not None else None
+
+
+def _prices(models: Iterable[ModelSettings]) -> str:
+    """What these ask, the same once."""
+    asked = (price_text(each.price_in or 0, each.price_out or 0, each.session_fee or 0) for each in models)
+    return "; ".join(dict.fromkeys(asked))
+
+
+def _offered_fields(host: Host, model: HostedModel) -> dict[str, object]:
+    return {
+        "name": model.name,
+        "id": model_id_text(model.model),
+        "price_in": model.price_in,
+        "price_out": model.price_out,
+        "session_fee": model.session_fee,
+        "memory": model.memory,
+        "pinned": model.pinned,
+        "state": host.state_of(model.model),
+    }
 
 
 def _key_in(path: str) -> str:

@@ -212,6 +212,11 @@ class ModelPool:
         """The bytes that one more model may take."""
         return self._residency.room()
 
+    @property
+    def free(self) -> int:
+        """The bytes that no model takes now."""
+        return self._limits.memory - self._residency.taken
+
     def stats(self) -> Mapping[ModelId, EngineStats]:
         """The load of the models that are warm."""
         return {

@@ -57,6 +57,8 @@ class RunningNode:
     """The private networks that its user named, in which it dials."""
     reach: str = ""
     """A ``ReachCode``; empty for a node of an earlier version."""
+    control: str = ""
+    """The path of its control socket; empty for a node that has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,10 +326,12 @@ class DataDir:
         announced: Sequence[str] = (),
         networks: Sequence[str] = (),
         reach: str = "",
+        control: str = "",
     ) -> None:
         """Write where this node listens and which networks it is in, for ``ask`` on this machine."""
         content = _node_fields(peer_id, multiaddrs)
-        content |= {"announced": list(announced), "networks": list(networks), "reach": reach}
+        content |= {"announced": list(announced), "networks": list(networks)}
+        content |= {"reach": reach, "control": control}
         write_atomic(self.node_json, json.dumps(content).encode())
 
     def running_node(self) -> RunningNode | None:
@@ -344,6 +348,7 @@ class DataDir:
                 tuple(raw.get("announced", ())),
                 tuple(str(ip_network(each)) for each in raw.get("networks", ())),
                 str(raw.get("reach", "")),
+                str(raw.get("control", "")),
             )
         except (ValueError, KeyError, TypeError, AttributeError):
             return None

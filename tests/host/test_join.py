@@ -11,6 +11,7 @@ import trio
 from p2pnode.config import DEFAULT_MODEL, NodeConfig
 from p2pnode.errors import ConfigError
 from p2pnode.host import join as join_module
+from p2pnode.host.control import ask_running
 from p2pnode.host.join import Join, JoinOptions
 from p2pnode.models.catalogue import Catalogue
 from p2pnode.models.engine import EngineInfo
@@ -115,7 +116,7 @@ async def test_a_download_that_takes_for_ever_does_not_hold_the_end_up(
 
 
 @pytest.mark.parametrize(
-    ("asked", "says"), [(0, "choose a smaller model"), (4096, "use --n-ctx 504 or less")]
+    ("asked", "says"), [(0, "the same model in IQ2_M would fit"), (4096, "use --n-ctx 504 or less")]
 )
 async def test_a_context_that_can_not_fit_into_memory_is_refused_before_anything_loads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: int, says: str
@@ -144,7 +145,7 @@ async def test_a_second_model_has_what_the_first_one_leaves(
     file = await pull(Catalogue.load().find(DEFAULT_MODEL), tmp_path / "models")
     monkeypatch.setattr(join_module, "memory_at_hand", lambda: 4_000_000_000)
     monkeypatch.setattr(join_module, "make_engine", lambda *_: ScriptedEngine())
-    models = (DEFAULT_MODEL, str(file.path))
+    models = (DEFAULT_MODEL, str(_another(file.path, tmp_path)))
     config = NodeConfig(data_dir=tmp_path / "d", listen=LISTEN, mdns=False, models=models)
     join = Join(config, JoinOptions(), report)
     with trio.fail_after(60):
@@ -152,3 +153,100 @@ async def test_a_second_model_has_what_the_first_one_leaves(
     first, other = told
     assert (first["n_ctx"], first["why"], first["at_hand"]) == (8192, "model", 4_000_000_000)
     assert other["at_hand"] == 4_000_000_000 - int(str(first["memory"]))
+
+
+def _another(weights: Path, folder: Path, letter: bytes = b"X") -> Path:
+    """The same model under another id: one letter of its name differs."""
+    data = weights.read_bytes()
+    at = data.index(b"general.name") + len(b"general.name") + 12
+    made = folder / f"another-{letter.decode()}.gguf"
+    made.write_bytes(data[:at] + letter + data[at + 1 :])
+    return made
+
+
+async def test_a_second_model_that_does_not_fit_beside_the_first_is_loaded_on_demand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[dict[str, Any]] = []
+
+    def report(name: str, fields: dict[str, Any]) -> None:
+        if name == "context":
+            told.append(fields)
+        if name == "ready":
+            told.extend(fields["models"])
+            join.stop()
+
+    file = await pull(Catalogue.load().find(DEFAULT_MODEL), tmp_path / "models")
+    monkeypatch.setattr(join_module, "make_engine", lambda *_: ScriptedEngine())
+    models = (DEFAULT_MODEL, str(_another(file.path, tmp_path)))
+    config = NodeConfig(
+        data_dir=tmp_path / "d",
+        listen=LISTEN,
+        mdns=False,
+        models=models,
+        memory=600_000_000,
+        slots=1,
+        n_ctx=8192,
+    )
+    join = Join(config, JoinOptions(), report)
+    with trio.fail_after(60):
+        await join.run()
+    first, other, *served = told
+    assert (first["on_demand"], other["on_demand"]) == (False, True)
+    assert other["n_ctx"] == first["n_ctx"] == 8192
+    assert [each["state"] for each in served] == ["warm", "cold"]
+    assert sum(each["memory"] for each in served) > config.memory
+
+
+async def test_a_model_under_two_names_and_more_memory_than_there_is_are_refused(tmp_path: Path) -> None:
+    file = await pull(Catalogue.load().find(DEFAULT_MODEL), tmp_path / "models")
+    twice = NodeConfig(
+        data_dir=tmp_path / "d", listen=LISTEN, mdns=False, models=(DEFAULT_MODEL, str(file.path))
+    )
+    with pytest.raises(ConfigError, match="are the same model: name it once"), trio.fail_after(60):
+        await Join(twice, JoinOptions(), lambda _name, _fields: None).run()
+    huge = NodeConfig(data_dir=tmp_path / "d", listen=LISTEN, mdns=False, memory=1 << 49)
+    with pytest.raises(ConfigError, match="this machine has"), trio.fail_after(60):
+        await Join(huge, JoinOptions(), lambda _name, _fields: None).run()
+
+
+async def test_the_owner_of_a_running_node_offers_and_withdraws_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready, told = trio.Event(), list[str]()
+
+    def report(name: str, _fields: dict[str, object]) -> None:
+        if name == "ready":
+            ready.set()
+
+    monkeypatch.setattr(join_module, "make_engine", lambda *_: ScriptedEngine())
+    data = DataDir(tmp_path)
+    config = NodeConfig(data_dir=tmp_path, listen=LISTEN, mdns=False, models=("scripted",))
+    join = Join(config, JoinOptions(), report)
+
+    async def ask(**command: object) -> None:
+        running = data.running_node()
+        assert running is not None
+        assert Path(running.control).parent.stat().st_mode & 0o777 == 0o700
+        await ask_running(running.control, command, lambda name, _fields: told.append(name))
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(join.run)
+            await ready.wait()
+            await ask(do="offer", model=DEFAULT_MODEL, n_ctx=512, slots=1)
+            assert told[-1] == "model.offered"
+            await ask(do="withdraw", model="scripted")
+            assert told[-1] == "model.withdrawn"
+            for command, words in (
+                ({"do": "withdraw", "model": "scripted"}, f"the models are {DEFAULT_MODEL}"),
+                ({"do": "offer", "model": DEFAULT_MODEL, "n_ctx": 512}, "offered already"),
+                ({"do": "offer", "model": "smolm2"}, "did you mean"),
+                ({"do": "offer", "model": "scripted", "price_in": 5}, "this node serves free of charge"),
+                ({"do": "offer", "model": "scripted", "slots": 900}, "slots must be from 1 to 64"),
+                ({"do": "something"}, "doesn't know this command"),
+            ):
+                with pytest.raises(ConfigError, match=words):
+                    await ask(**command)
+            join.stop()
+    assert data.running_node() is None
