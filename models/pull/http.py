@@ -31,6 +31,11 @@ _OK: Final = 200
 _PARTIAL: Final = 206
 _RANGE_NOT_SATISFIABLE: Final = 416
 _TRY_AGAIN: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+_NOT_ALLOWED: Final = frozenset({401, 403})
+_GATED: Final = (
+    "Its maker gives it to some only: take it from another source, or fetch the files by hand and name their "
+    "folder"
+)
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
 log = structlog.get_logger(__name__)
@@ -126,9 +131,10 @@ async def _accept(response: httpx.Response, target: Target, part: _Part) -> None
     elif status in _TRY_AGAIN:
         raise _InterruptedError(f"the server answered {status}")
     else:
+        remedy = _GATED if status in _NOT_ALLOWED else "Check the model's source in the catalogue"
         raise ConfigError(
             f"the download of model {target.name!r} was refused: {response.url.host} answered {status}. "
-            "Check the model's source in the catalogue"
+            + remedy
         )
 
 

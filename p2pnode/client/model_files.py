@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
@@ -17,10 +18,13 @@ from p2pnode.storage.model_peers import ModelPeer, fetch_manifest, peers_that_sh
 _NAME_LETTERS: Final = 14
 
 
-async def pull_from_network(client: Client, name: str, models_dir: Path, progress: Progress) -> LocalModel:
+async def pull_from_network(
+    client: Client, name: str, models_dir: Path, progress: Progress, licences: Collection[str]
+) -> LocalModel:
     """The model of a catalogue name or an id, from peers.
 
-    Raises ``ConfigError`` where nobody has all of it, and ``StorageError`` where it doesn't fit on the disk.
+    Nobody says under which licence one comes that is known by its id alone; ``licences`` are accepted. Raises
+    ``ConfigError`` where nobody has all of it, and ``StorageError`` where it doesn't fit on the disk.
     """
     entry = _known(name)
     model = parse_model_id(name) if entry is None else entry.model_id
@@ -31,7 +35,7 @@ async def pull_from_network(client: Client, name: str, models_dir: Path, progres
     async with peers_that_share(client.node, model, hosts) as peers:
         if entry is None:
             entry = await _entry_of(model, peers)
-        return await pull(entry, models_dir, progress=progress, peers=peers)
+        return await pull(entry, models_dir, progress=progress, peers=peers, licences=licences)
 
 
 def _known(name: str) -> CatalogueEntry | None:

@@ -42,6 +42,7 @@ def test_a_model_of_98_mb_comes_from_three_hosts_of_whom_one_is_killed(
         ]
         data = tmp_path / "mine"
         arguments = ["models", "pull", text, "--from-peers", *seed, "--data-dir", data, "--no-mdns"]
+        arguments += ["--accept-licence", "unknown"]
         pulling = start(tmp_path, "pull", arguments)
         pulling.wait_until(lambda: any(event.get("done", 0) > 20e6 for event in pulling.events), "20 MB")
         more[0].kill()

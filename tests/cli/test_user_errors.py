@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import socket
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -406,6 +407,20 @@ def test_a_model_that_is_not_here_can_not_be_verified(
     monkeypatch.setattr("p2pnode.models.pull.pull.find_distribution_files", lambda _source, _paths: None)
     ran = run("models", "verify", DEFAULT_MODEL, "--data-dir", data_dir)
     _check(ran, 1, "is not on this machine: run `p2pnode models pull")
+
+
+@pytest.mark.parametrize("command", ["models pull", "join --no-mdns --model"])
+def test_a_licence_that_nobody_accepted(
+    data_dir: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = Catalogue.load().find(DEFAULT_MODEL)
+    strict = Catalogue({"strict": replace(entry, name="strict", licence="Llama 3.2", sources=())})
+    monkeypatch.setattr(Catalogue, "load", lambda: strict)
+    ran = run(*command.split(), "strict", "--data-dir", data_dir)
+    _check(ran, 1, "its licence is Llama-3.2", "p2pnode models pull strict --accept-licence Llama-3.2")
+    if command == "models pull":
+        ran = run("models", "pull", "strict", "--accept-licence", "llama-3.2", "--data-dir", data_dir)
+        _check(ran, 1, "has no source", "--from-peers")
 
 
 @pytest.mark.parametrize("command", ["models pull", "join --no-mdns --model"])

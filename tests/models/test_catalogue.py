@@ -10,7 +10,7 @@ import pytest
 from p2pnode.errors import ConfigError
 from p2pnode.models.catalogue import DEFAULT_MODEL, Catalogue, parse_catalogue
 from p2pnode.models.manifest import model_id_text
-from p2pnode.models.pull.sources import HttpSource, PypiSource, parse_source, places
+from p2pnode.models.pull.sources import HttpSource, HubSource, PypiSource, parse_source, places
 from tests.models import model_folders
 from tests.models.test_manifest import VECTOR, files
 
@@ -89,6 +89,8 @@ def test_a_wrong_catalogue_says_what_is_wrong(text: str, reason: str) -> None:
 def test_sources_are_parsed() -> None:
     assert parse_source("pypi:a-b==1.0#c/d e.gguf") == PypiSource("a-b", "1.0", "c/d e.gguf")
     assert parse_source("pypi:a-b==1.0#c/") == PypiSource("a-b", "1.0", "c/")
+    assert parse_source("hf:a/b-c@v1.0#x y/z.gguf") == HubSource("a/b-c", "v1.0", "x y/z.gguf")
+    assert parse_source("hf:a/b@main") == HubSource("a/b", "main", "")
     assert parse_source("https://host/x.gguf") == HttpSource("https://host/x.gguf")
 
 
@@ -119,6 +121,12 @@ def test_a_source_names_a_file_the_first_part_or_a_folder() -> None:
         "pypi:a==-e#x",
         "http://",
         "https://host name/x",
+        "hf:a@main",
+        "hf:a/b",
+        "hf:a/b@-x",
+        "hf:../b@main",
+        "hf:a/b@main#../x",
+        "hf:a/b@main#/x",
     ],
 )
 def test_what_is_no_source_is_refused(text: str) -> None:

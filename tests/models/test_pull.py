@@ -14,9 +14,10 @@ import pytest
 
 from p2pnode.errors import ConfigError, StorageError
 from p2pnode.models.catalogue import DEFAULT_MODEL, Catalogue, CatalogueEntry
+from p2pnode.models.licences import LicenceError
 from p2pnode.models.local_models import LocalModel, describe_at, installed
 from p2pnode.models.pull.pull import PullConfig, pull, verify
-from p2pnode.models.pull.sources import HttpSource, PypiSource, Source
+from p2pnode.models.pull.sources import HttpSource, HubSource, PypiSource, Source
 from tests.models import model_folders
 from tests.models.gguf_files import SPLIT, TINY, tensor, with_weights
 from tests.models.http_server import Behaviour, serving
@@ -30,7 +31,7 @@ def entry_of(*sources: Source, content: bytes = CONTENT) -> CatalogueEntry:
         path = Path(directory) / "x.gguf"
         path.write_bytes(content)
         manifest = describe_at("tiny", path).manifest
-    return CatalogueEntry(name="tiny", sources=sources, manifest=manifest)
+    return CatalogueEntry(name="tiny", licence="MIT", sources=sources, manifest=manifest)
 
 
 def files(directory: Path) -> set[str]:
@@ -355,7 +356,9 @@ async def test_an_installed_distribution_of_another_version_is_not_used(
 
 
 def entry_at(root: Path, *sources: Source) -> CatalogueEntry:
-    return CatalogueEntry(name="tiny", sources=sources, manifest=describe_at("tiny", root).manifest)
+    return CatalogueEntry(
+        name="tiny", licence="MIT", sources=sources, manifest=describe_at("tiny", root).manifest
+    )
 
 
 @pytest.fixture
@@ -422,7 +425,7 @@ async def test_a_split_file_is_one_model_under_every_name(tmp_path: Path) -> Non
     assert [path.name for path in mine.paths.values()] == names
     async with serving(at("/x/", content)) as address:
         source = HttpSource(f"{address}/x/{names[0]}")
-        entry = CatalogueEntry(name="tiny", sources=(source,), manifest=mine.manifest)
+        entry = CatalogueEntry(name="tiny", licence="MIT", sources=(source,), manifest=mine.manifest)
         fetched = await pull(entry, models, config=QUICK)
     assert fetched.model_id == mine.model_id
     assert fetched.path.name == "model-00001-of-00002.gguf"
@@ -481,3 +484,62 @@ async def test_what_an_earlier_version_left_is_used_once_it_is_hashed_again(tmp_
     assert installed(tmp_path) == []
     model = await pull(entry, tmp_path, config=QUICK)
     assert (model.path, installed(tmp_path)) == (left, [model])
+
+
+# A hub, and licences ------------------------------------------------------------------------------
+
+
+async def test_a_repository_is_pulled_from_the_first_hub_that_has_it(tmp_path: Path) -> None:
+    root = model_folders.write(tmp_path / "made", model_folders.SHARDED)
+    prefix = "/someone/Tiny-exl2/resolve/4.0bpw/"
+    broken = at(prefix, model_folders.SHARDED)
+    assert broken.files is not None
+    del broken.files[prefix + model_folders.SHARDS[2]]
+    whole = at(prefix, model_folders.SHARDED)
+    async with serving(broken) as one, serving(whole) as two:
+        config = replace(QUICK, hubs=(one, two + "/"))
+        entry = entry_at(root, HubSource("someone/Tiny-exl2", "4.0bpw", ""))
+        model = await pull(entry, tmp_path / "models", config=config)
+    assert {name: path.read_bytes() for name, path in model.paths.items()} == model_folders.SHARDED
+    came = [request["path"].removeprefix(prefix) for request in whole.requests]
+    assert model_folders.SHARDS[2] in came
+    assert model_folders.SHARDS[0] not in came  # it had come from the first
+
+
+async def test_a_large_file_of_a_hub_is_resumed_behind_its_redirect(tmp_path: Path) -> None:
+    store = Behaviour(CONTENT, cut_after=1_500_000)
+    async with serving(store) as bucket, serving(Behaviour(status=302, location=bucket + "/signed")) as hub:
+        entry = entry_of(HubSource("someone/Tiny-GGUF", "0" * 40, "Tiny Q8.gguf"))
+        assert_whole(await pull(entry, tmp_path, config=replace(QUICK, hubs=(hub,))), tmp_path)
+    assert "range" in store.requests[1]
+
+
+async def test_a_gated_repository_says_so(tmp_path: Path) -> None:
+    async with serving(Behaviour(status=401)) as hub:
+        entry = entry_of(HubSource("someone/Gated", "main", "x.gguf"))
+        with pytest.raises(ConfigError, match=r"answered 401. Its maker gives it to some only"):
+            await pull(entry, tmp_path, config=replace(QUICK, hubs=(hub,)))
+
+
+def test_a_mirror_is_the_hub_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
+    assert PullConfig().hubs == ("https://huggingface.co",)
+    monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example https://other.example")
+    assert PullConfig().hubs == ("https://mirror.example", "https://other.example")
+    source = HubSource("a/b", "refs/pr/1", "x y/z.gguf")
+    assert source.url("https://m.example/") == "https://m.example/a/b/resolve/refs%2Fpr%2F1/x%20y/z.gguf"
+
+
+@pytest.mark.parametrize(
+    ("licence", "shown"), [("Llama 3.2", "Llama-3.2"), ("CC-BY-NC-4.0", "CC-BY-NC-4.0"), ("", "unknown")]
+)
+async def test_a_licence_that_is_not_free_is_accepted_first(tmp_path: Path, licence: str, shown: str) -> None:
+    behaviour = Behaviour(CONTENT)
+    async with serving(behaviour) as address:
+        entry = replace(entry_of(HttpSource(address + "/")), licence=licence)
+        with pytest.raises(LicenceError, match=rf"was not downloaded.*--accept-licence {shown}") as refused:
+            await pull(entry, tmp_path / "models", config=QUICK, licences=["MIT"])
+        assert behaviour.requests == []
+        assert refused.value.licence == shown
+        model = await pull(entry, tmp_path / "models", config=QUICK, licences=[shown.upper()])
+        assert await pull(entry, tmp_path / "models", config=QUICK) == model  # it is here

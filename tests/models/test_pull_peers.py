@@ -180,7 +180,7 @@ async def test_a_full_disk_under_way_is_the_owners_error(
 def folder(tmp_path: Path) -> tuple[CatalogueEntry, Callable[[], list[FilePeer]]]:
     content = model_folders.FILES | {"model.safetensors": model_folders.safetensors(3 * CHUNK_BYTES)}
     made = describe_at("tiny", model_folders.write(tmp_path / "made", content))
-    entry = CatalogueEntry(name="tiny", manifest=made.manifest)
+    entry = CatalogueEntry(name="tiny", licence="MIT", manifest=made.manifest)
     return entry, lambda: [Peer(name, public(*content.values()), takes_s=0.0) for name in "ab"]
 
 

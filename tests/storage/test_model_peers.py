@@ -200,7 +200,7 @@ async def test_100_mb_over_sockets_from_three_peers_one_lying_and_one_dying_then
     tmp_path: Path,
 ) -> None:
     model = model_at(tmp_path / "model.gguf", 100_000_000)
-    entry = CatalogueEntry(name="tiny", manifest=model.manifest)
+    entry = CatalogueEntry(name="tiny", licence="MIT", manifest=model.manifest)
     models = tmp_path / "models"
     with trio.fail_after(300):
         async with trio.open_nursery() as nursery:

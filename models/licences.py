@@ -1,0 +1,47 @@
+"""Which licences of models are free, and what is said of others before a download.
+
+Names are SPDX identifiers (https://spdx.org/licenses/), or what a maker calls its own. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Final
+
+from p2pnode.errors import ConfigError
+
+FREE: Final = frozenset({
+    "0BSD", "AFL-3.0", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC-BY-4.0", "CC-BY-SA-4.0",
+    "CC0-1.0", "CDLA-Permissive-2.0", "ECL-2.0", "ISC", "MIT", "MPL-2.0", "OpenMDW-1.0", "Unlicense", "Zlib",
+})  # fmt: skip
+"""Free for any use: nobody is asked. Those that exclude uses, users or commerce are not on it."""
+UNKNOWN: Final = "unknown"
+"""What is accepted where nothing is said of a licence."""
+_FREE: Final = frozenset(name.lower() for name in FREE)
+
+
+class LicenceError(ConfigError):
+    """A model's licence was not accepted, and nothing was fetched. ``licence`` is what to accept."""
+
+    def __init__(self, name: str, licence: str) -> None:
+        self.licence = licence
+        terms = (
+            "nobody says under which licence it comes" if licence == UNKNOWN else f"its licence is {licence}"
+        )
+        super().__init__(
+            f"model {name!r} was not downloaded: {terms}, and none is known that is free for any use. "
+            f"Read it where the model comes from, then accept it with `p2pnode models pull {name} "
+            f"--accept-licence {licence}`"
+        )
+
+
+def shown_licence(licence: str) -> str:
+    """What is accepted of a model with this licence: its name in one word, ``unknown`` for none."""
+    return "-".join(licence.split()) or UNKNOWN
+
+
+def require_licence(name: str, licence: str, accepted: Collection[str]) -> None:
+    """Raise ``LicenceError`` unless the licence of model ``name`` is free or accepted, whatever the case."""
+    shown = shown_licence(licence)
+    if shown.lower() not in _FREE and shown.lower() not in {each.lower() for each in accepted}:
+        raise LicenceError(name, shown)
