@@ -5,11 +5,10 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-COMPILED := $(VENV)/.compiled
 
-.PHONY: install demo test test-fast test-long test-exllama test-gpu test-upstream test-churn test-interop test-circle test-anvil check bench contracts format clean
+.PHONY: install compile demo test test-fast test-long test-exllama test-gpu test-upstream test-churn test-interop test-circle test-anvil check bench contracts format clean
 
-install: $(COMPILED)
+install: compile
 
 PIP_INSTALL := $(BIN)/pip install --disable-pip-version-check --progress-bar off -c constraints.txt
 # pip says a line or two for each package, or nothing at all: this is a line for every ten of them.
@@ -29,10 +28,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 # Where there is no C compiler, and where compiling fails, the sources are run as they are.
-$(COMPILED): $(STAMP) $(wildcard p2pnode/*.py protocols/*.py protocols/gossipsub/*.py simulations/*.py)
-	@echo "4 of 4: machines that simulations and gossip run, compiled: half a minute"
+compile: $(STAMP)
+	@echo "4 of 4: machines that simulations and gossip run, compiled: a minute"
 	@$(BIN)/python -m p2pnode.compiler --if-possible
-	@touch $@
 	@echo "installed: activate it with  . $(BIN)/activate"
 
 demo: $(STAMP)
@@ -119,7 +117,7 @@ test-anvil: $(STAMP)
 	test -d $(ANVIL)/package || (cd $(ANVIL) && npm pack --silent @foundry-rs/anvil-linux-amd64@1.7.1 && tar xzf *.tgz)
 	PYTHONHASHSEED=0 $(BIN)/pytest tests/chain/evm/test_anvil.py --anvil $(ANVIL)/package/bin/anvil
 
-bench: $(COMPILED)
+bench: compile
 	$(BIN)/p2pnode bench all
 
 check: $(STAMP)

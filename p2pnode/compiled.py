@@ -80,6 +80,12 @@ def use() -> None:
         sys.meta_path.insert(0, _Copies(files, made.SOURCES))
 
 
+def used() -> frozenset[str]:
+    """The modules that are the copies where they are imported now; none where the sources are."""
+    found = (each for each in sys.meta_path if isinstance(each, _Copies) and each.fit())
+    return frozenset(name for each in found for name in each.files) - {LIBRARY}
+
+
 def is_used() -> bool:
-    """Whether modules that are imported now are the copies."""
-    return any(isinstance(each, _Copies) and each.fit() for each in sys.meta_path)
+    """Whether there are any."""
+    return bool(used())

@@ -6,6 +6,7 @@ machine whether it did right. Whoever runs a scenario knows the command that rep
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NoReturn
 
 from p2pnode.errors import LocalError
@@ -27,10 +28,10 @@ class Watch:
         self.checks = 0
         """How many times something was found to hold."""
 
-    def require(self, holds: bool, what: str) -> None:
-        """Raise ``InvariantError`` unless the condition holds."""
+    def require(self, holds: bool, what: str | Callable[[], str]) -> None:
+        """Raise ``InvariantError`` unless the condition holds; words that are asked often are made then."""
         if not holds:
-            self.fail(what)
+            self.fail(what if isinstance(what, str) else what())
         self.checks += 1
 
     def fail(self, what: str) -> NoReturn:

@@ -44,10 +44,11 @@ def said(program: str, *, pure: bool = False, path: Path | None = None) -> str:
 
 
 def copies_in(folder: Path, sources: dict[str, str], python: str = sys.implementation.cache_tag) -> Path:
-    """A package of copies that has none, of such sources."""
+    """A package of copies of such sources: it has one, of a module that there is not."""
     (folder / compiled.PACKAGE).mkdir()
+    files = {"p2pnode.none_such": "none_such.so"}
     (folder / compiled.PACKAGE / "__init__.py").write_text(
-        f"PYTHON = {python!r}\nFILES = {{}}\nSOURCES = {sources!r}\n"
+        f"PYTHON = {python!r}\nFILES = {files!r}\nSOURCES = {sources!r}\n"
     )
     return folder
 

@@ -291,7 +291,8 @@ class Book:
         if entry is not None:
             self._entries[peer] = entry
             self._first_ends_at = min(self._first_ends_at, entry.kept_until)
-            self._models.update({offer.model for offer in entry.advert.offers if offer.n_ctx})
+            for model in {offer.model for offer in entry.advert.offers if offer.n_ctx}:
+                self._models[model] += 1
         if before is not None:
             for model in {offer.model for offer in before.advert.offers if offer.n_ctx}:
                 self._models[model] -= 1

@@ -158,7 +158,10 @@ class Advert:
 
     def offer(self, model: ModelId) -> Offer | None:
         """This host's offer of a model, if it has one."""
-        return next((offer for offer in self.offers if offer.model == model and offer.n_ctx), None)
+        for offer in self.offers:  # no generator: this runs for each advert of a book
+            if offer.model == model and offer.n_ctx:
+                return offer
+        return None
 
     def names(self, model: ModelId) -> bool:
         """Whether it says anything of a model, be it that it is served no more."""

@@ -216,7 +216,9 @@ class SendQueue:
         if not (piece.ids or piece.text or piece.name):
             return
         text = piece.text
-        self._pending.append(replace(piece, text=text[:_TEXT_CHARACTERS]))
+        if len(text) > _TEXT_CHARACTERS:
+            piece = replace(piece, text=text[:_TEXT_CHARACTERS])
+        self._pending.append(piece)
         self.waiting += len(piece.ids)
         for start in range(_TEXT_CHARACTERS, len(text), _TEXT_CHARACTERS):
             rest = text[start : start + _TEXT_CHARACTERS]

@@ -34,12 +34,11 @@ from p2pnode.protocols.adverts.signatures import (
     bind,
     binding_digest,
     decode_gossip,
-    parse,
 )
 from p2pnode.protocols.crypto import public_key_of
 from p2pnode.protocols.events import Received, Send
 from p2pnode.protocols.gossipsub.commands import Validator
-from p2pnode.protocols.wire import encode
+from p2pnode.protocols.wire import decode_record, encode
 from p2pnode.shares import Origin, origin_of
 from p2pnode.simulations.keys import Keys
 from p2pnode.simulations.market.ledger import EPOCH_S
@@ -58,11 +57,13 @@ seen_from = lru_cache(_REMEMBERED)(origin_of)
 def shared_checks(keys: Keys) -> AdvertChecks:
     """The checks of all nodes of a run: each advert is decoded, parsed and verified once."""
 
-    @lru_cache(_REMEMBERED)
-    def verify(signed: SignedAdvert, peer: PeerId) -> bool:
-        return check(public_key_of(peer), ADVERT_TAG + signed.body, signed.signature)
+    # By bytes, whose hashes are known, and not by records, whose are found anew each time.
+    def read(body: bytes) -> Advert:
+        return decode_record(Advert, body)
 
-    @lru_cache(_REMEMBERED)
+    def verify(body: bytes, signature: bytes, peer: PeerId) -> bool:
+        return check(public_key_of(peer), ADVERT_TAG + body, signature)
+
     def is_bound(peer: PeerId, binding: Binding) -> bool:
         terms = BindingTerms(
             receipt_key=binding.receipt_key,
@@ -73,11 +74,12 @@ def shared_checks(keys: Keys) -> AdvertChecks:
         )
         return keys.recover(binding_digest(peer, terms), binding.signature) == binding.wallet
 
+    read_once, verify_once = lru_cache(_REMEMBERED)(read), lru_cache(_REMEMBERED)(verify)
     return AdvertChecks(
         decode=lru_cache(_REMEMBERED)(decode_gossip),
-        parse=lru_cache(_REMEMBERED)(parse),
-        verify=lambda signed, advert: verify(signed, advert.peer),
-        is_bound=is_bound,
+        parse=lambda signed: read_once(signed.body),
+        verify=lambda signed, advert: verify_once(signed.body, signed.signature, advert.peer),
+        is_bound=lru_cache(_REMEMBERED)(is_bound),
     )
 
 

@@ -300,7 +300,6 @@ class MarketService:
         start = profile.disk.starts if profile is not None else known.disk.starts if known is not None else 0
 
         def believed(at: Node, before: Advert | None, advert: Advert) -> None:
-            self._watch.now = self.world.now
             self._event(at.number, "advert", advert.peer, advert.seq)
             self.watch.believed(at.number, before, advert)
 

@@ -62,7 +62,8 @@ class MarketWatch:
         right = ids == answer_ids(first_seed(question.partial.body), at, len(ids))
         if honest:
             self._watch.require(
-                right, f"answer of client {question.client.node.number} has a wrong token near place {at}"
+                right,
+                lambda: f"answer of client {question.client.node.number} has a wrong token near place {at}",
             )
         return right
 
@@ -155,14 +156,14 @@ class MarketWatch:
 
     def believed(self, node: int, before: Advert | None, advert: Advert) -> None:
         """A node's book holds an advert, in place of the one that it held ``before``."""
-        wall, name = EPOCH_S + self._watch.now, advert.peer[-8:]
+        over_s, name = EPOCH_S + self._watch.now - advert.expires_at, advert.peer
         self._watch.require(
-            advert.expires_at + CLOCK_SKEW_S >= wall,
-            f"node {node} believed an advert of {name} that was over for {wall - advert.expires_at:.0f} s",
+            over_s <= CLOCK_SKEW_S,
+            lambda: f"node {node} believed an advert of {name[-8:]} that was over for {over_s:.0f} s",
         )
         self._watch.require(
             before is None or _rank(advert) >= _rank(before),
-            f"node {node} believed an advert of {name} that is older than the one it held",
+            lambda: f"node {node} believed an advert of {name[-8:]} that is older than the one it held",
         )
 
     def book(self, adverts: NodeAdverts, node: int) -> None:
