@@ -103,7 +103,7 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
 
 def _refuse_mount(path: Path) -> None:
     """A whole folder takes another one's place by a new name, which a mounted file system can't get."""
-    if path.is_mount():
+    if path.absolute().is_mount():
         msg = f"a file system is mounted at {path}: name a folder in it, such as {path / 'results'}"
         raise UsageError(msg)
 

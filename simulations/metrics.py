@@ -223,6 +223,7 @@ def _ledger(tables: Tables, span: _Span, figures: Figures, curves: Curves) -> No
         worst = max(worst, abs(minted - int(total)))
         lost.append((at_s, float(minted - int(total))))
     figures["ledger_changes"] = len(lost)
+    figures["deposits"] = list(table["kind"]).count("deposit")
     figures["money_minted"] = minted
     figures["money_unaccounted_max"] = worst
     figures["fees"] = sum(int(fee) for (fee,) in _rows(table, "fee"))
@@ -253,6 +254,10 @@ def _nodes(tables: Tables, _span: _Span, figures: Figures, curves: Curves) -> No
     hosts = [row[4] for row, role in zip(each, table["role"], strict=True) if role == "host"]
     figures["income_gini"] = gini(hosts)
     figures["income_mean"] = mean(hosts)
+    if hosts:
+        columns = {"gas": "gas", "sessions_left": "left", "settlements_postponed": "postponed"}
+        for name, column in columns.items():
+            figures[name] = sum(int(value) for (value,) in _rows(table, column))
     if ratios:
         curves["duplicates"] = _cdf("Duplicates", "copies for each message delivered", ratios)
     if any(loads):

@@ -46,13 +46,15 @@ TABLES: Final[Mapping[str, Mapping[str, Kind]]] = {
         "total": "int",
     },
     # One row a node, at the end. `hosts_known_s`: seconds from its first search to three verified hosts.
+    # `gas`: what a host paid for it, in token units; `left`: how often a session was left with it;
+    # `postponed`: settlements that waited for cheaper gas.
     "nodes": {
         "node": "int", "role": "str", "region": "str", "nat": "str", "joined_at_s": "float",
         "online_s": "float", "starts": "int", "published": "int", "delivered": "int", "duplicates": "int",
         "ihave": "int", "iwant": "int", "graft": "int", "prune": "int", "messages_sent": "int",
         "bytes_sent": "int", "bytes_received": "int", "cpu_s": "float", "mesh": "int", "book": "int",
         "hosts_known_s": "float", "served": "int", "tokens": "int", "earned": "int", "spent": "int",
-        "costs": "int",
+        "costs": "int", "gas": "int", "left": "int", "postponed": "int",
     },
     # A figure as it was at a time: how many nodes are online, how many entries the books hold …
     "samples": {"at_s": "float", "name": "str", "value": "float"},

@@ -19,13 +19,12 @@ import json
 import logging
 import signal
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from io import BytesIO
-from itertools import product
+from itertools import islice, product
 from multiprocessing.resource_tracker import ensure_running
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -400,25 +399,28 @@ def _made(
 
 @contextmanager
 def _by_joblib(tasks: Sequence[Task], jobs: int, *, with_tables: bool) -> Iterator[Made]:
-    import joblib
-    from joblib.externals.loky import get_reusable_executor
+    from joblib.externals.loky import FIRST_COMPLETED, get_reusable_executor, wait
 
-    parallel = joblib.Parallel(
-        n_jobs=jobs,
-        backend="loky",
-        batch_size=1,
-        pre_dispatch=jobs,
-        return_as="generator_unordered",
-        initializer=_ignore_interrupts,
-    )
-    made = parallel(joblib.delayed(_made_of)(task, with_tables) for task in tasks)
+    # Not ``joblib.Parallel``: it hands out tasks in a thread of its own, which waits for ever if the executor
+    # is shut down meanwhile.
+    workers = get_reusable_executor(max_workers=jobs, initializer=_ignore_interrupts)
+    waiting = iter(tasks)
+    under_way = {workers.submit(_made_of, task, with_tables) for task in islice(waiting, jobs)}
+
+    def made() -> Made:
+        while under_way:
+            ended, _ = wait(under_way, return_when=FIRST_COMPLETED)
+            for each in ended:
+                under_way.remove(each)
+                if (task := next(waiting, None)) is not None:
+                    under_way.add(workers.submit(_made_of, task, with_tables))
+                yield each.result()
+
     try:
-        yield made
+        yield made()
     except BaseException:
-        # Closing the generator waits for the runs that are under way, and nobody wants those any more.
-        get_reusable_executor().shutdown(wait=True, kill_workers=True)
-        # That they are given up is no news. The generator warns when it is collected, which is later.
-        warnings.filterwarnings("ignore", message=r"\d+ tasks have been successfully executed")
+        # Nobody wants the runs that are under way any more.
+        workers.shutdown(wait=True, kill_workers=True)
         raise
 
 

@@ -195,7 +195,7 @@ class MemoryChain:
     def send(self, sender: bytes, call: Call) -> Outcome:
         """Carry out a call, in a block of its own. Raises ``RevertedError``, and ``ChainError`` without
         the ether."""
-        gas = _gas_of(call)
+        gas = gas_of(call)
         fee = gas * self.gas_price_wei
         if self.ether.get(sender, 0) < fee:
             msg = f"0x{sender.hex()} needs {fee} wei for gas: send it ether"
@@ -219,7 +219,7 @@ class MemoryChain:
         """Try a call; the gas that it takes. ``allowed`` as in ``RegistryLedger``. Raises
         ``RevertedError``."""
         self._decide(sender, call, allowed)
-        return _gas_of(call)
+        return gas_of(call)
 
     def _decide(self, sender: bytes, call: Call, allowed: Approve | None = None) -> Commit:
         if isinstance(call, CloseMany) and not 0 < len(call.claims) <= CLAIMS_MAX:
@@ -272,7 +272,7 @@ class MemoryLedger:
     async def transact(self, call: Call, *, fee_max_wei: int | None = None) -> Outcome:
         """As ``Ledger``; carried out at once."""
         price = self._chain.gas_price_wei
-        if fee_max_wei is not None and _gas_of(call) * price > fee_max_wei:
+        if fee_max_wei is not None and gas_of(call) * price > fee_max_wei:
             msg = f"gas costs {price} wei now: it would cost more than it is worth yet"
             raise GasTooDearError(msg)
         if self._account is None:
@@ -344,5 +344,6 @@ class MemoryLedger:
         return self._chain.votes.attestation(model, attester)
 
 
-def _gas_of(call: Call) -> int:
+def gas_of(call: Call) -> int:
+    """The gas that a call takes here."""
     return GAS[type(call)] + (CLAIM_GAS * len(call.claims) if isinstance(call, CloseMany) else 0)

@@ -2,8 +2,8 @@
 
 What is decided is the node's own: ``Search``, ``HostChoice``, ``ClientSession``, ``Failover``,
 ``CostShares``, ``Resumption``, ``WalletRule``. Here and in ``session.py`` and ``question.py`` is what acts on
-it, in place of tasks and streams. A ``ClientDisk`` outlives a crash. Not modelled: sessions that are left
-with a host, and dormant ones.
+it, in place of tasks and streams. A ``ClientDisk`` outlives a crash. Not modelled: dormant sessions, and free
+ones that are left.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 from p2pnode.bounded import BoundedMap
 from p2pnode.client.ranking import Candidate, Filters, Measured, is_priced
 from p2pnode.client.reuse import PrefixMemory
-from p2pnode.errors import P2PNodeError, UnreachableError
+from p2pnode.errors import P2PNodeError, RefusedError, UnreachableError
 from p2pnode.ids import ModelId, PeerId, SessionId
 from p2pnode.payments.journal.records import Spending
 from p2pnode.payments.spending import (
@@ -55,6 +55,8 @@ from p2pnode.simulations.world import Link, Node, Shell
 
 _EXPIRY_S: Final = 48 * 3600
 _VALID_S: Final = 450
+_GONE: Final = ("bad_request", "payment_required")
+"""How a host refuses a session that it does not have any more."""
 _SAVED_MAX: Final = 64
 _SAVED_TRIED: Final = 8
 _HOSTS_WANTED: Final = 3
@@ -80,6 +82,8 @@ class Clients:
     parallel: int = 1
     patience_s: float = 120.0
     tokenizer_share: float = 0.5
+    keep_hours: float = 0.0
+    """How long sessions are to be kept that are left at the end of a conversation; 0: they are closed."""
     price_out_max: int = 0
     """What a million tokens of output may cost at most; 0: any price."""
     surge_at_s: float = 0.0
@@ -94,6 +98,7 @@ class Clients:
         require_not_negative(
             self,
             "conversations_per_hour",
+            "keep_hours",
             "think_s",
             "answer_sigma",
             "price_out_max",
@@ -164,6 +169,7 @@ class Client:
         self.disk.starts += 1
         self._random = market.world.draws("client", node.number, self.disk.starts)
         self.holder = self.draw(16)
+        self.keep_s = round(3600 * self.parameters.keep_hours)
         self.is_over = False
         self.has_tokenizer = profile.has_tokenizer
         self.filters = Filters(price_out_max=self.parameters.price_out_max or None)
@@ -353,17 +359,64 @@ class Client:
             if link is None or host is None:
                 over(UnreachableError(f"{key[0]} did not answer within {patience_s:g} s"))
                 return
+            left = self._left_with(*key, ask) if is_priced(candidate.offer) else None
+            if left is not None:
+                left.is_used = True
+                begin(host, left, lambda outcome: resumed(left, outcome))
+            else:
+                buy(host)
+
+        def begin(host: Node, bought: Bought | None, then: Then) -> None:
+            session = Session(self, host, candidate.offer.model, bought)
+            self.sessions.append(session)
+            session.begin(then)
+
+        def buy(host: Node) -> None:
             try:
                 bought = self._buy(candidate, ask) if is_priced(candidate.offer) else None
             except (FundsError, SpendingLimitError) as error:
                 over(error)
                 return
-            session = Session(self, host, candidate.offer.model, bought)
-            self.sessions.append(session)
-            session.begin(over)
+            begin(host, bought, over)
+
+        def resumed(left: Bought, outcome: Session | P2PNodeError) -> None:
+            if isinstance(outcome, RefusedError) and outcome.code in _GONE and host is not None:
+                left.left_until = 0  # its host does not have it any more
+                self.measure(key[0], Measured.closed_early)
+                buy(host)
+                return
+            if isinstance(outcome, Session):
+                outcome.reused = True  # its fee is on an earlier bill
+            over(outcome)
 
         self.after(patience_s, dialled, None)
         self.world.dial(self.node, host, self.guarded(dialled))
+
+    def has_left(self, peer: PeerId, model: ModelId) -> bool:
+        """Whether a session was left with this host."""
+        return bool(self._left_sessions(peer, model))
+
+    def _left_sessions(self, peer: PeerId, model: ModelId) -> list[Bought]:
+        now = self.wall()
+        found = (self.disk.bought[session] for session in self.disk.open)
+        return [
+            each
+            for each in found
+            if each.is_left(now) and (each.host, each.payment.terms.model) == (peer, model)
+        ]
+
+    def _left_with(self, peer: PeerId, model: ModelId, ask: Ask) -> Bought | None:
+        """A session that was left with this host and can pay for a turn."""
+        sizes = ask.input_max, ask.body.sampling.tokens_max
+        return next((each for each in self._left_sessions(peer, model) if each.covers(*sizes)), None)
+
+    def close_left(self) -> None:
+        """Have hosts settle what was left with them: nobody comes back."""
+        for session in self.disk.open:
+            bought = self.disk.bought[session]
+            if bought.is_left(self.wall()):
+                bought.left_until = 0
+                self._redeliverer.close(bought)
 
     # ---- money
 
@@ -501,7 +554,7 @@ class Client:
         """People have one conversation at a time."""
         for session in list(self.sessions):
             if not session.is_busy:
-                session.close()
+                session.leave()
         self._plan_conversation()
 
 

@@ -121,6 +121,12 @@ class Owner:
     """The host's own part, without the treasury's."""
     tokens_in: int = 0
     tokens_out: int = 0
+    gas: int = 0
+    """What it paid for gas, where the price of ether is known."""
+    left: int = 0
+    """How often sessions were left with the host."""
+    postponed: int = 0
+    """How many settlements waited for cheaper gas."""
     losing_since_s: float | None = None
 
     def settled(self, amount: int, session_fee: int) -> None:
@@ -130,7 +136,8 @@ class Owner:
     def costs(self, economy: Economy, now: float) -> int:
         """What the host cost so far."""
         tokens = self.tokens_in * economy.cost_in + self.tokens_out * economy.cost_out
-        return round(economy.host_cost_per_hour * (now - self.since_s) / 3600) + tokens // TOKENS_PER_PRICE
+        running = round(economy.host_cost_per_hour * (now - self.since_s) / 3600)
+        return running + tokens // TOKENS_PER_PRICE + self.gas
 
     def profit(self, economy: Economy, now: float) -> int:
         """Earnings less costs."""

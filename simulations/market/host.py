@@ -8,22 +8,20 @@ What is decided is the node's own: ``HostSession``, ``Admission``, ``Exposure``,
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
 from p2pnode.bounded import BoundedMap
-from p2pnode.chain.ledger import Close, CloseMany, LedgerEvent, Refund, Release, SessionClosed
-from p2pnode.chain.ledger import Open as OpenCall
-from p2pnode.errors import ChainError
 from p2pnode.host.admission import Admission, origin_of_payer
+from p2pnode.host.held_sessions import HeldSessions
 from p2pnode.host.sheet import Grants, capabilities_of
 from p2pnode.ids import ModelId, PeerId, SessionId
 from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.models.engine import ANYBODY, EngineInfo
 from p2pnode.payments import settlement_policy as policy
-from p2pnode.payments.exposure import Exposure, ExposureLimits
+from p2pnode.payments.exposure import ExposureLimits
+from p2pnode.payments.gas_budget import GasBudget
 from p2pnode.payments.journal.records import HostedSession
 from p2pnode.protocols.adverts.exchange import Announcement
 from p2pnode.protocols.adverts.messages import Address, Load, Offer
@@ -43,6 +41,8 @@ from p2pnode.protocols.inference.commands import (
     GiveWay,
     InUse,
     Issued,
+    Kept,
+    Leaving,
     NotEscrowed,
     Opened,
     Paid,
@@ -74,7 +74,8 @@ from p2pnode.simulations.market.adverts import seen_from
 from p2pnode.simulations.market.company import Company
 from p2pnode.simulations.market.economy import Owner, Prices
 from p2pnode.simulations.market.engines import Engines, Run, SimulatedEngine, prompt_ids
-from p2pnode.simulations.market.ledger import EPOCH_S
+from p2pnode.simulations.market.escrow import Escrow, HostDisk
+from p2pnode.simulations.market.ledger import EPOCH_S, Chain
 from p2pnode.simulations.market.surroundings import Surroundings
 from p2pnode.simulations.parameters import require_not_negative, require_positive
 from p2pnode.simulations.signatures import sign_with
@@ -107,6 +108,8 @@ class Hosts:
     count_s: float = 0.005
     """What counting a prompt takes."""
     linger_s: float = 300.0
+    keep_hours: float = 0.0
+    """How long a host keeps sessions of clients that left; 0: not at all."""
     book_max: int = 4096
 
     def __post_init__(self) -> None:
@@ -114,13 +117,18 @@ class Hosts:
             self, "count", "models", "bootstrap", "sessions_max", "sessions_per_peer", "turns_per_session",
             "linger_s", "book_max",
         )  # fmt: skip
-        require_not_negative(self, "dials", "count_s")
+        require_not_negative(self, "dials", "count_s", "keep_hours")
         if self.bootstrap > self.count:
             msg = f"bootstrap is {self.bootstrap} and count is {self.count}: there are not so many hosts"
             raise ValueError(msg)
         if self.models > self.count:
             msg = f"models is {self.models} and count is {self.count}: each model needs a host"
             raise ValueError(msg)
+
+    @property
+    def keep_s(self) -> int:
+        """The same in seconds."""
+        return round(3600 * self.keep_hours)
 
     def limits(self) -> Limits:
         """The node's limits with these in place."""
@@ -132,44 +140,6 @@ class Hosts:
             linger_s=self.linger_s,
             book_max=self.book_max,
         )
-
-
-@dataclass(slots=True)
-class HostDisk:
-    """What a host's disk holds: its journal. It outlives a crash. Amounts are token units."""
-
-    epoch: int = 0
-    starts: int = 0
-    sessions: dict[SessionId, HostedSession] = field(default_factory=dict)
-    unsettled: dict[SessionId, None] = field(default_factory=dict)
-    """Of these, the ones that are neither settled nor lost, in the order in which they came."""
-    receipts: dict[SessionId, list[Receipt]] = field(default_factory=dict)
-    """All that were issued in sessions that are not settled."""
-
-    def put(self, record: HostedSession) -> None:
-        """Write a session down."""
-        self.sessions[record.session] = record
-        if record.state in ("settled", "lost"):
-            self.unsettled.pop(record.session, None)
-            self.receipts.pop(record.session, None)
-        else:
-            self.unsettled[record.session] = None
-
-    def change(self, session: SessionId, **changes: Any) -> None:
-        """Write down what changed of a session."""
-        self.put(replace(self.sessions[session], **changes))
-
-    def issued(self, session: SessionId, epoch: int, seq: int) -> Receipt | None:
-        """The receipt of a place."""
-        for receipt in reversed(self.receipts.get(session, ())):
-            if (receipt.epoch, receipt.checkpoint.seq) == (epoch, seq):
-                return receipt
-        return None
-
-    def in_state(self, *states: str) -> list[HostedSession]:
-        """Sessions that are not settled yet, in one of these states."""
-        found = (self.sessions[session] for session in self.unsettled)
-        return [record for record in found if record.state in states]
 
 
 class Work:
@@ -192,13 +162,14 @@ class HostStream:
     """One client's stream at a host: a place, as ``Admission`` knows it."""
 
     __slots__ = (
-        "client", "finished", "host", "is_draining", "is_yielding", "machine", "origin", "paid", "peer",
-        "rests_since", "session", "shell", "work",
+        "address", "client", "finished", "host", "is_draining", "is_yielding", "machine", "origin", "paid",
+        "peer", "rests_since", "session", "shell", "work",
     )  # fmt: skip
 
     def __init__(self, host: Host, client: Node) -> None:
         self.host, self.client, self.peer = host, client, client.peer
         self.origin = seen_from(client.ip, client.peer)
+        self.address: str | None = client.ip
         self.paid = self.is_yielding = self.is_draining = False
         self.rests_since: float | None = host.now
         self.session: SessionId | None = None
@@ -206,6 +177,23 @@ class HostStream:
         self.work: Work | None = None
         self.machine: HostSession
         self.shell: Shell
+
+    @property
+    def record(self) -> OpenSession | None:
+        """The session that it has; None before it is accepted."""
+        return self.machine.session
+
+    def replaced(self) -> None:
+        """Another stream has its session."""
+        self.host.later(self.shell.command, Replaced())
+
+    def ask_alive(self) -> None:
+        """Somebody claims its session: find out whether its client lives."""
+        self.host.later(self.shell.command, AskAlive())
+
+    def in_use(self) -> None:
+        """The session that it wants is used by another one that lives."""
+        self.host.later(self.shell.command, InUse())
 
     def drain(self) -> None:
         """End after the present turn."""
@@ -233,6 +221,11 @@ class HostParameters(Protocol):
     @property
     def engines(self) -> Engines:
         """Of what they answer with."""
+        ...
+
+    @property
+    def chain(self) -> Chain:
+        """Of what they are paid on."""
         ...
 
 
@@ -266,6 +259,18 @@ class HostMarket(Surroundings, Protocol):
         """A host gave up what a session owes."""
         ...
 
+    def note_left(self, host: Host, record: OpenSession) -> None:
+        """A client left its session with a host that keeps it."""
+        ...
+
+    def note_gas(self, host: Host, wei: int, most: int) -> None:
+        """A settlement cost so much gas."""
+        ...
+
+    def note_gas_too_dear(self, host: Host) -> None:
+        """A settlement waits for cheaper gas."""
+        ...
+
     def note_client_fault(self, host: Host, stream: HostStream, reason: str) -> None:
         """A host says that a client broke the protocol."""
         ...
@@ -286,8 +291,10 @@ class Host:
         self.engine = profile.make_engine()
         models = {profile.model: market.model_name(profile.model)}
         self.admission: Admission[HostStream] = Admission(self.limits, lambda: models)
-        self.exposure = Exposure(market.exposure_limits)
-        self.grants = Grants(turns_max=min(self.limits.turns_per_session, self.engine.slots))
+        self.grants = Grants(
+            turns_max=min(self.limits.turns_per_session, self.engine.slots),
+            keep_s=market.parameters.hosts.keep_s,
+        )
         self._info = EngineInfo(
             engine="simulated",
             quantisation="",
@@ -296,21 +303,33 @@ class Host:
         )
         self._memory = TurnMemory()
         self._places: BoundedMap[str, TurnPlaces] = BoundedMap(_PAYERS_MAX)
-        self.records: dict[SessionId, OpenSession] = {}
-        """Sessions that a stream has, or that linger."""
-        self.live: dict[SessionId, HostStream] = {}
         self.work: dict[SessionId, Work] = {}
-        self._rebuilt: set[SessionId] = set()
-        self._relaying: dict[SessionId, HostStream | None] = {}
-        """Deposits on their way, and the stream that waits for each; None where it is gone."""
-        self._probes: dict[SessionId, list[HostStream]] = {}
-        """Streams that want a session which another one has, and wait whether that one answers."""
-        self._settling: set[SessionId] = set()
-        self._settles_at: float | None = None
+        self.escrow = Escrow(
+            self,
+            market.chain,
+            profile.wallet,
+            profile.owner,
+            disk,
+            limits=self.limits,
+            exposure_limits=market.exposure_limits,
+            budget=GasBudget(ether_price=market.parameters.chain.ether_price),
+        )
+        self.held: HeldSessions[HostStream] = HeldSessions(
+            self.escrow,
+            epoch=self.epoch,
+            grants=self._granted,
+            wall=self.wall,
+            limits=self.limits,
+            on_gone=self._stop_work,
+        )
+        self._linger_over: dict[SessionId, float] = {}
+        """Of sessions whose stream was lost: when the linger is over."""
         self._busy_before = (self.now, 0.0)
-        for record in disk.in_state("open", "relaying"):
-            due_at = policy.due_after_restart(record, int(self.wall()), self.limits)
-            disk.change(record.session, state="over", settle_at=due_at)
+        self.escrow.prepare()
+        for record in disk.in_state("over"):
+            if record.left_until is not None:
+                left = record.session, record.terms.payer, record.origin, record.left_until
+                self._settle_all(self.held.keep(*left))
         self.adverts = market.adverts_of(node, gossips=True)
         self.adverts.follow(profile.model)
         self.announce()
@@ -320,7 +339,7 @@ class Host:
         )
         self.company.begin()
         self.after(_LOAD_INTERVAL_S, self._watch_load)
-        self.look_at_settlements()
+        self.escrow.look()
 
     @property
     def now(self) -> float:
@@ -439,12 +458,14 @@ class Host:
     def _draw(self, count: int) -> bytes:
         return self._random.randbytes(count)
 
-    def _terms(self, payment: HostPayment | None = None, who: Origin = ANYBODY) -> HostTerms:
+    def _terms(self, payment: HostPayment | None = None, who: Origin = ANYBODY, keep_s: int = 0) -> HostTerms:
         limits = self.limits
         places = self._places.use(who.near, lambda: TurnPlaces(limits.turns_per_origin))
         return HostTerms(
             n_ctx=self._info.n_ctx,
             host=self.node.peer,
+            keep_s=min(keep_s, self.grants.keep_s),
+            settle_above=policy.settle_above(payment.session_fee) if payment is not None else 0,
             stall_s=limits.stall_s,
             idle_s=limits.idle_session_s,
             open_s=limits.first_frame_deadline_s,
@@ -492,9 +513,9 @@ class Host:
             window = CHECKPOINT_EVERY * (turns_max + 1)
             if terms is not None:
                 owed = amount_due(terms, 0, window) - terms.session_fee
-                if self.exposure.why_not(terms.payer, stream.client.ip, owed, self.wall()):
+                if self.escrow.exposure.why_not(terms.payer, stream.client.ip, owed, self.wall()):
                     window = WINDOW
-        return replace(self._terms(payment, who), turns_max=turns_max, window=window)
+        return replace(self._terms(payment, who, request.keep_s), turns_max=turns_max, window=window)
 
     @staticmethod
     def _made_room(decision: Refuse | HostStream | None) -> Refuse | None:
@@ -508,43 +529,14 @@ class Host:
             return refusal
         if refusal := self._made_room(self.admission.decide_resume(stream, self.now)):
             return refusal
-        gone = Refuse(code="bad_request", detail="no such session here: open a new one")
-        record, journalled = self.records.get(request.session), self.disk.sessions.get(request.session)
-        if journalled is None or journalled.state not in ("open", "over"):
-            return gone
-        if journalled.settle_at is not None and journalled.settle_at <= self.wall():
-            return gone
-        if request.session in self._settling:
-            return gone
-        if record is not None:
-            return record
-        return self._lapsed(journalled) or gone
+        return self.held.find(request, stream)
 
-    def _lapsed(self, journalled: HostedSession) -> LapsedSession | None:
-        """A session of an earlier start; it is rebuilt once."""
-        session, terms = journalled.session, journalled.terms
-        if session in self._rebuilt or journalled.epoch >= self.epoch:
-            return None
+    def _granted(self, journalled: HostedSession) -> HostTerms:
+        """What a session of an earlier start is granted now, at its own prices."""
+        terms = journalled.terms
         prices = Prices(terms.price_in, terms.price_out, terms.session_fee)
-        granted = replace(
-            self._terms(self._payment(prices), origin_of_payer(terms)), turns_max=self.grants.turns_max
-        )
-
-        def take(opened: OpenSession) -> Refuse | None:
-            self._rebuilt.add(session)
-            self.records[session] = opened
-            return None
-
-        return LapsedSession(
-            session=session,
-            model=terms.model,
-            terms=terms,
-            salt=journalled.salt,
-            granted=granted,
-            voucher=journalled.voucher,
-            issued=lambda epoch, seq: self.disk.issued(session, epoch, seq),
-            take=take,
-        )
+        granted = self._terms(self._payment(prices), origin_of_payer(terms), journalled.keep_s)
+        return replace(granted, turns_max=self.grants.turns_max, window=journalled.window)
 
     # ---- what a session's machine decides
 
@@ -564,13 +556,12 @@ class Host:
                 self._relay(stream, value)
             case Finished():
                 self._finished(stream, value)
+            case Leaving():
+                self._leave(stream, value)
             case Probe(session=session):
-                self._probes.setdefault(session, []).append(stream)
-                if (live := self.live.get(session)) is not None:
-                    self.later(live.shell.command, AskAlive())
+                self.held.probe(session, stream)
             case Alive(session=session):
-                for waiting in self._probes.pop(session, []):
-                    self.later(waiting.shell.command, InUse())
+                self.held.alive(session)
             case _:
                 pass
 
@@ -589,95 +580,42 @@ class Host:
 
     def _has(self, stream: HostStream, record: OpenSession, *, recovered: bool) -> None:
         session = record.session
-        before = self.live.get(session)
-        self.live[session], self.records[session] = stream, record
         stream.paid = not record.channel.free
         work = self.work.get(session)
         if work is None or work.record is not record:
             work = self.work[session] = Work(record, stream.origin)
         work.stream, stream.work = stream, work
         record.granted.memory.give_way = lambda turn: self.later(self._report, work, GiveWay(turn))
-        if before is not None and before is not stream:
-            self.later(before.shell.command, Replaced())
+        known = self.held.has(record, stream)
         if record.channel.free:
             return
-        journalled = self.disk.sessions[session]
-        if recovered or journalled.state == "over":
-            self.disk.change(session, state="open", settle_at=None, epoch=self.epoch)
-            if recovered:
-                owed = amount_due(record.channel.terms, 0, WINDOW) - record.channel.terms.session_fee
-                payer = record.channel.terms.payer
-                if self.exposure.reserve(session, payer, stream.client.ip, owed, self.wall()):
-                    stream.drain()
+        if recovered and record.generation:
+            self.escrow.taken_up(session, record.epoch, record.generation)
+        elif recovered:
+            if not self.escrow.recovered(session, record.epoch, stream.client.ip):
+                stream.drain()
+        elif known:
+            self.escrow.resumed(session)
 
     # ---- money
 
     def _relay(self, stream: HostStream, order: Relay) -> None:
         stream.session, stream.paid = order.session, True
-        request, terms = order.request, order.request.terms
-        assert terms is not None and request.authorisation is not None  # noqa: S101, PT018 - a paid open
-        call = OpenCall(terms, request.valid_before, request.authorisation)
-        others = sum(
-            self.disk.sessions[each].terms.deposit
-            for each in self._relaying
-            if self.disk.sessions[each].terms.payer == terms.payer
+        self.escrow.take(
+            order,
+            peer=stream.peer,
+            address=stream.client.ip,
+            origin=stream.origin.near,
+            epoch=self.epoch,
+            keep_s=min(order.request.keep_s, self.grants.keep_s),
+            then=lambda refusal: self.later(
+                stream.shell.command, Escrowed() if refusal is None else NotEscrowed(refusal)
+            ),
         )
-        refusal = None
-        if others + terms.deposit > self.market.chain.usdc(terms.payer):
-            detail = "the payer's wallet lacks the deposit"
-            refusal = Refuse(code="payment_required", detail=detail)
-        elif why := self.market.chain.why_refused(self.profile.wallet, call):
-            refusal = Refuse(code="payment_required", detail=f"the deposit can't be taken: {why}")
-        else:
-            owed = amount_due(terms, 0, order.window) - terms.session_fee
-            address = stream.client.ip
-            why = self.exposure.reserve(order.session, terms.payer, address, owed, self.wall())
-            if why:
-                refusal = Refuse(code="capacity", detail=why, retry_after_s=_RETRY_S)
-        if refusal is not None:
-            self.later(stream.shell.command, NotEscrowed(refusal))
-            return
-        self.disk.put(
-            HostedSession(
-                session=order.session,
-                terms=terms,
-                salt=request.salt,
-                authorisation=request.authorisation,
-                valid_before=request.valid_before,
-                epoch=self.epoch,
-                peer=stream.peer,
-                opened_at=int(self.wall()),
-                origin=stream.origin.near,
-            )
-        )
-        self._relaying[order.session] = stream
-        self.market.chain.send(
-            self.profile.wallet,
-            call,
-            lambda outcome: self._unless_over(self._landed, (order.session, outcome)),
-        )
-
-    def _landed(self, session: SessionId, outcome: list[LedgerEvent] | ChainError) -> None:
-        stream = self._relaying.pop(session)
-        escrow = self.market.chain.session(session)
-        if escrow.status == "open" and escrow.closing_at is None:
-            self.disk.change(session, state="open")
-            if stream is not None:
-                stream.shell.command(Escrowed())
-                return
-        elif stream is not None:
-            detail = f"the deposit can't be taken: {outcome}"
-            stream.shell.command(NotEscrowed(Refuse(code="payment_required", detail=detail)))
-        self._over(session, 0, linger_s=0.0)
 
     def _issued(self, stream: HostStream, receipt: Receipt) -> None:
-        if stream.session is not None and not self._is_free(stream):
-            kept = self.disk.receipts.setdefault(stream.session, [])
-            if not kept or kept[-1] != receipt:
-                kept.append(receipt)
-
-    def _is_free(self, stream: HostStream) -> bool:
-        return stream.session not in self.disk.sessions
+        if stream.session is not None and stream.session in self.disk.sessions:
+            self.disk.issue(stream.session, receipt)
 
     def _paid(self, stream: HostStream, voucher: Voucher) -> None:
         session = stream.session
@@ -687,6 +625,36 @@ class Host:
         if before is None or voucher.amount > before.amount:
             self.disk.change(session, voucher=voucher)
         self.market.note_paid(self, session, voucher)
+
+    def settled(self, session: SessionId) -> None:
+        """A session is settled: nobody goes on with it."""
+        self.held.settled(session)
+        if self.held.record_of(session) is not None and self.held.live_of(session) is None:
+            self.held.give_up(session)
+
+    def paid_gas(self, wei: int, most: int) -> None:
+        """A settlement cost so much gas, and could cost ``most``."""
+        self.market.note_gas(self, wei, most)
+
+    def gas_was_too_dear(self) -> None:
+        """A settlement waits for cheaper gas."""
+        self.market.note_gas_too_dear(self)
+
+    # ---- the end of a stream
+
+    def _leave(self, stream: HostStream, order: Leaving) -> None:
+        """Keep a session whose client leaves, as long as it wants and this host keeps it."""
+        record = stream.record
+        assert record is not None  # noqa: S101 - only an open session is left
+        until = self.held.until(record, 0 if self.admission.is_draining else order.until)
+        if not record.channel.free:
+            self.escrow.note_left(record.session, until)
+        if self.held.leave(record, stream):
+            self._settle_all(self.held.remember(record, stream.origin.near, until))
+        elif not record.channel.free:
+            self.escrow.resumed(record.session)
+        self.market.note_left(self, record)
+        self.later(stream.shell.command, Kept(until))
 
     def _finished(self, stream: HostStream, finished: Finished) -> None:
         stream.finished = finished
@@ -699,140 +667,44 @@ class Host:
         """A stream is over: what becomes of its session."""
         stream.shell.stop()
         self.admission.leave(stream)
-        session, finished = stream.session, stream.finished
-        if session is None or finished is None:
+        session, finished, record = stream.session, stream.finished, stream.record
+        if session is None or finished is None or finished.left:
             return
-        if session in self._relaying:
-            self._relaying[session] = None
-            return
-        if self.live.get(session) is not stream:
-            if session not in self.records and session in self.disk.sessions:
-                self._over(session, 0, linger_s=0.0)
-            return
-        del self.live[session]
-        record = self.records[session]
-        lingers = finished.lingers and not self.admission.is_draining and not record.channel.free
-        if lingers:
-            if stream.work is not None:
-                stream.work.stream = None
-            self._over(session, 0, linger_s=self.limits.linger_s)
-            self.after(self.limits.linger_s, self._lingered, session)
-            return
-        del self.records[session]
-        self._stop_work(session)
-        if not record.channel.free:
-            self.market.note_unpaid(self, record)
-            self._over(session, record.unpaid, linger_s=0.0)
-
-    def _lingered(self, session: SessionId) -> None:
-        """Nobody came back in time, or somebody did."""
-        if session in self.live:
-            return
-        journalled = self.disk.sessions.get(session)
-        if journalled is None or journalled.settle_at is None or journalled.settle_at > self.wall():
-            return
-        record = self.records.pop(session, None)
-        if record is not None:
-            record.abandon("given up")
-            self._stop_work(session)
-            self.market.note_unpaid(self, record)
-            self._lost(session, record.unpaid)
-
-    def _lost(self, session: SessionId, units: int) -> None:
-        self.exposure.lost(session, units, self.wall())
-        self.exposure.release(session)
-
-    def _over(self, session: SessionId, units: int, *, linger_s: float) -> None:
-        if not linger_s:
-            self._lost(session, units)
-        if self.disk.sessions[session].state in ("settled", "lost"):
-            return
-        self.disk.change(session, state="over", settle_at=int(self.wall() + linger_s))
-        self.look_at_settlements()
-
-    # ---- settling
-
-    def look_at_settlements(self) -> None:
-        """Plan when to settle what is due first."""
-        first = min(self._to_settle(), key=lambda each: each.settle_at or 0, default=None)
-        wait_s = policy.due_in_s(first, self.wall())
-        if wait_s == math.inf:
-            return
-        at = self.now + max(0.0, wait_s) + self.limits.settle_batch_s
-        if self._settles_at is None or at < self._settles_at:
-            self._settles_at = at
-            self.after(at - self.now, self._settle, at)
-
-    def _settle(self, planned: float) -> None:
-        if self._settles_at != planned:
-            return  # an earlier one was planned since
-        self._settles_at = None
-        chain, wallet = self.market.chain, self.profile.wallet
-        for group in policy.batches(
-            [each for each in self._to_settle() if (each.settle_at or 0) <= self.wall()]
-        ):
-            calls = [policy.call_of(record) for record in group]
-            held = [
-                (record, call)
-                for record, call in zip(group, calls, strict=True)
-                if not chain.why_refused(wallet, call)
-            ]
-            claims = [call for _, call in held if isinstance(call, Close)]
-            if len(claims) > 1:
-                self._send(CloseMany(tuple(claims)), [record for record, _ in held])
-            else:
-                for record, call in held:
-                    self._send(call, [record])
-            for record, call in zip(group, calls, strict=True):
-                if all(record is not each for each, _ in held):
-                    self._refused(record, chain.why_refused(wallet, call))
-        self.look_at_settlements()
-
-    def _to_settle(self) -> list[HostedSession]:
-        return [each for each in self.disk.in_state("over") if each.session not in self._settling]
-
-    def _send(self, call: Close | CloseMany | Release | Refund, records: list[HostedSession]) -> None:
-        self._settling.update(record.session for record in records)
-        self.market.chain.send(
-            self.profile.wallet, call, lambda outcome: self._unless_over(self._settled, (records, outcome))
-        )
-
-    def _settled(self, records: list[HostedSession], outcome: list[LedgerEvent] | ChainError) -> None:
-        amounts = {
-            event.session: event.amount
-            for event in (outcome if isinstance(outcome, list) else ())
-            if isinstance(event, SessionClosed)
-        }
-        for record in records:
-            session = record.session
-            self._settling.discard(session)
-            if session in amounts:
-                self.disk.change(session, state="settled", amount=amounts[session])
-                self.profile.owner.settled(amounts[session], record.terms.session_fee)
-                self.records.pop(session, None)
+        kept = record is not None and record.granted.keep_s > 0
+        if self.escrow.abandon(session) or not (stream.paid or kept):
+            if record is not None and self.held.live_of(session) is stream:
+                self.held.ended(session, stream, lingers=False)
                 self._stop_work(session)
-            else:
-                self._refused(record, str(outcome))
-        self.look_at_settlements()
+            return
+        lingers = finished.lingers and not self.admission.is_draining
+        if lingers and stream.work is not None:
+            stream.work.stream = None
+        elif not finished.replaced:
+            self._stop_work(session)
+        if not lingers and record is not None and self.held.live_of(session) is stream:
+            self.market.note_unpaid(self, record)
+        end = self.held.ended(session, stream, lingers=lingers)
+        if end is not None and end.left_until is not None:
+            self.escrow.note_left(session, end.left_until)
+        elif end is not None:
+            self.escrow.over(session, unpaid=end.unpaid, lingers=end.lingers)
+        if lingers:
+            self._linger_over[session] = at = self.now + self.limits.linger_s
+            self.after(self.limits.linger_s, self._lingered, session, at)
 
-    def _refused(self, record: HostedSession, reason: str) -> None:
-        state = self.market.chain.session(record.session)
-        session, wait_s = record.session, self.limits.settle_retry_s
-        match policy.after_refusal(record, state, reason, self.wall(), confirmed=True):
-            case policy.Settled(amount=amount):
-                self.disk.change(session, state="settled", amount=amount)
-                self.profile.owner.settled(amount, record.terms.session_fee)
-            case policy.Postpone(wait_s=wait):
-                wait_s = self.limits.settle_retry_max_s if wait is None else wait
-                self.disk.change(session, settle_at=int(self.wall() + max(1.0, wait_s)))
-            case policy.WaitUntil(at=at):
-                self.disk.change(session, settle_at=at)
-            case policy.BringRefund():
-                self._send(Refund(record.terms), [record])
-            case policy.BringAgain():
-                self.disk.change(session, settle_at=int(self.wall() + wait_s))
-            case policy.Lost(reason=why):
-                self.disk.change(session, state="lost", detail=why)
+    def _lingered(self, session: SessionId, planned: float) -> None:
+        """Nobody came back in time, or somebody did."""
+        if self._linger_over.get(session) != planned:
+            return  # it was resumed, and lost again
+        del self._linger_over[session]
+        record = self.held.record_of(session)
+        if record is not None and self.held.live_of(session) is None and not record.channel.free:
+            self.market.note_unpaid(self, record)
+        self._settle_all(self.held.lingered(session))
+
+    def _settle_all(self, sessions: list[SessionId]) -> None:
+        for session in sessions:
+            self.escrow.settle(session)
 
     # ---- work
 
@@ -883,7 +755,7 @@ class Host:
                     case Count() | Generate() | CancelGenerate() | TurnServed() as order:
                         self._perform(work, order)
                     case Issued(receipt=receipt):
-                        self.disk.receipts.setdefault(record.session, []).append(receipt)
+                        self.disk.issue(record.session, receipt)
                     case _:
                         pass
 

@@ -239,6 +239,7 @@ class MarketService:
             peers=tuple(each.peer for each in known),
         )
         self.chain.accounts.append(wallet)
+        self.chain.fund(wallet)
         self._numbers[wallet] = number
         self.host_nodes.append(node)
         self.world.loop.after(
@@ -410,6 +411,27 @@ class MarketService:
         paid = best.tokens_out if best is not None else 0
         self.watch.unpaid(record.session, record.meter.tokens_out - paid, record.granted.window)
 
+    def note_left_taken(self, session: Session) -> None:
+        """A session that was left goes on."""
+        self._event(session.client.node.number, "left taken", session.host.number)
+        self._count("sessions taken up")
+
+    def note_left(self, host: Host, record: OpenSession) -> None:
+        """A client left its session with a host."""
+        self._event(host.node.number, "left", self._number_of(record.channel.terms.payer))
+        self._count("sessions left")
+        host.profile.owner.left += 1
+
+    def note_gas(self, host: Host, wei: int, most: int) -> None:
+        """A settlement cost so much gas."""
+        self.watch.gas(host.node.number, wei, most)
+
+    def note_gas_too_dear(self, host: Host) -> None:
+        """A settlement waits for cheaper gas."""
+        self._event(host.node.number, "gas too dear")
+        self._count("settlements postponed")
+        host.profile.owner.postponed += 1
+
     def note_client_fault(self, host: Host, stream: HostStream, reason: str) -> None:
         """A host says that a client broke the protocol. All clients are honest."""
         if host.node.peer not in self.dishonest:
@@ -489,6 +511,8 @@ class MarketService:
         for node in (*self.host_nodes, *self.client_nodes):
             if (adverts := self.adverts.get(node.peer)) is not None:
                 self.watch.book(adverts, node.number)
+            if (host := self.hosts.get(node.peer)) is not None:
+                self.watch.left(node.number, host.held.left)
         self.world.loop.after(_BOOKS_LOOKED_AT_S, self._look_at_books)
 
     def _reprice(self, node: Node, random: Any) -> None:
@@ -544,6 +568,7 @@ class MarketService:
             for node in self.client_nodes:
                 client = self.clients[node.peer]
                 client.redeliver()
+                client.close_left()
                 for session in list(client.sessions):
                     if not session.is_busy:
                         session.close()
@@ -577,6 +602,7 @@ class MarketService:
                 "role": "host", "tokens": owner.tokens_out, "earned": owner.earned,
                 "starts": host.disk.starts, "costs": owner.costs(self.parameters.economy, self.world.now),
                 "served": sum(each.state == "settled" for each in host.disk.sessions.values()),
+                "gas": owner.gas, "left": owner.left, "postponed": owner.postponed,
             }  # fmt: skip
         elif (client := self.client_profiles.get(node.number)) is not None:
             spent = sum(each.cost for each in client.disk.bought.values())

@@ -98,10 +98,6 @@ class Asker(SessionOwner, Protocol):
         """How long it waits for the first token."""
         ...
 
-    def wall(self) -> float:
-        """Epoch seconds."""
-        ...
-
     def measure(self, peer: PeerId, change: Callable[[Measured], Measured]) -> None:
         """Note what was measured of a host."""
         ...
@@ -128,6 +124,10 @@ class Asker(SessionOwner, Protocol):
 
     def peers_with_session(self, model: ModelId) -> list[PeerId]:
         """Hosts with a session that can take a turn now, or is worth waiting for."""
+        ...
+
+    def has_left(self, peer: PeerId, model: ModelId) -> bool:
+        """Whether a session was left with this host."""
         ...
 
     def redeliver(self) -> None:
@@ -159,6 +159,7 @@ class Question:
             measured=client.measured,
             payable=client.why_unpayable,
             has_session=lambda peer: bool(client.sessions_of(peer, model)),
+            has_left=lambda peer: client.has_left(peer, model),
         )
         self.asked_at = client.now
         self.first_at: float | None = None

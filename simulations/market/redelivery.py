@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from p2pnode.protocols.inference.client_turn import held_from_journal
+from p2pnode.protocols.inference.client_turn import HeldSession, held_from_journal
 from p2pnode.protocols.inference.commands import Accepted, End, Ended, SessionFailed, Start
 from p2pnode.simulations.market.session import Bought, SessionOwner
 from p2pnode.simulations.world import Link, Shell
@@ -38,6 +38,10 @@ class Redeliverer:
         self._waiting = self._client.owed()[: self._client.market.limits.redeliveries_max]
         self._go_on()
 
+    def close(self, bought: Bought) -> None:
+        """Have the host of a session that was left settle it."""
+        Redelivery(self._client, bought, lambda: None, held=bought.held_left).begin()
+
     def _go_on(self) -> None:
         while self._waiting and self._running < self._client.market.limits.redeliveries_at_once:
             self._running += 1
@@ -49,10 +53,12 @@ class Redeliverer:
 
 
 class Redelivery:
-    """One attempt to hand over the last voucher of a session."""
+    """One attempt to hand over the last voucher of a session, and to end it. ``held``: it was left."""
 
-    def __init__(self, client: Payer, bought: Bought, then: Callable[[], None]) -> None:
-        self._client, self._bought, self._then = client, bought, then
+    def __init__(
+        self, client: Payer, bought: Bought, then: Callable[[], None], *, held: HeldSession | None = None
+    ) -> None:
+        self._client, self._bought, self._then, self._held = client, bought, then, held
         self._shell: Shell | None = None
         self._is_over = False
 
@@ -67,11 +73,12 @@ class Redelivery:
     def _dialled(self, link: Link | None) -> None:
         client, bought = self._client, self._bought
         host = client.market.hosts.get(bought.host)
-        voucher = bought.voucher
-        if self._is_over or link is None or host is None or voucher is None or not link.is_open:
+        held, voucher = self._held, bought.voucher
+        if held is None and voucher is not None:
+            held = held_from_journal(bought.payment, bought.receipts.get(voucher.root), voucher)
+        if self._is_over or link is None or host is None or held is None or not link.is_open:
             self._over()
             return
-        receipt = bought.receipts.get(voucher.root)
         machine = client.market.new_client_session(
             self,
             host=bought.host,
@@ -80,7 +87,7 @@ class Redelivery:
             salt=b"",
             holder=client.holder,
             times=client.market.client_times,
-            resume=held_from_journal(bought.payment, receipt, voucher),
+            resume=held,
             peer=client.node.peer,
         )
         self._shell = client.join(machine, self._emitted, host, link)

@@ -12,15 +12,16 @@ from p2pnode.client.failover import PartialAnswer, session_error
 from p2pnode.client.resumption import Resumption
 from p2pnode.errors import P2PNodeError, UnreachableError
 from p2pnode.ids import ModelId, PeerId
-from p2pnode.protocols.inference.channel import ClientPayment
+from p2pnode.protocols.inference.channel import ChannelSender, ClientPayment
 from p2pnode.protocols.inference.client import ClientSession
-from p2pnode.protocols.inference.client_turn import ClientTimes, HeldSession
+from p2pnode.protocols.inference.client_turn import ClientTimes, HeldSession, held_left
 from p2pnode.protocols.inference.commands import (
     Accepted,
     Ask,
     Delivered,
     End,
     Ended,
+    LeaveSession,
     Quoted,
     Receipted,
     SessionFailed,
@@ -34,6 +35,7 @@ from p2pnode.protocols.inference.messages import (
     CHECKPOINT_EVERY,
     READ_CREDIT,
     Accept,
+    Left,
     Receipt,
     Tokens,
     Voucher,
@@ -66,6 +68,41 @@ class Bought:
     """The amount of the voucher that its host is known to have."""
     is_used: bool = True
     """Whether a process of the client has it."""
+    left_until: int = 0
+    """Epoch seconds until which its host keeps it, where it was left."""
+    generation: int = 0
+    """How often it was resumed after it was left."""
+
+    @property
+    def held_left(self) -> HeldSession:
+        """What is known of it: enough to resume it."""
+        voucher = self.voucher
+        return held_left(
+            ChannelSender(replace(self.payment, authorisation=b"")),
+            self.payment.session,
+            model=self.payment.terms.model,
+            salt=self.salt,
+            receipt=self.receipts.get(voucher.root) if voucher is not None else None,
+            voucher=voucher,
+            generation=self.generation,
+        )
+
+    @property
+    def billed(self) -> tuple[int, int, int]:
+        """What stands on earlier bills: token units, and tokens in and out."""
+        if self.voucher is None:
+            return self.cost, 0, 0
+        return self.voucher.amount, self.voucher.tokens_in, self.voucher.tokens_out
+
+    def is_left(self, now: float) -> bool:
+        """Whether its host keeps it, and nobody uses it."""
+        return self.left_until > now and not self.is_used
+
+    def covers(self, tokens_in: int, tokens_out: int) -> bool:
+        """Whether its deposit is enough for a turn of these sizes."""
+        _, used_in, used_out = self.billed
+        terms = self.payment.terms
+        return amount_due(terms, used_in + tokens_in, used_out + tokens_out) <= terms.deposit
 
     @property
     def cost(self) -> int:
@@ -154,6 +191,10 @@ class SessionMarket(Surroundings, Protocol):
         """A client checked a receipt."""
         ...
 
+    def note_left_taken(self, session: Session) -> None:
+        """A session that was left goes on."""
+        ...
+
     def note_resumed(self, session: Session) -> None:
         """A session goes on on another stream."""
         ...
@@ -165,6 +206,8 @@ class SessionOwner(Protocol):
     node: Node
     world: World
     holder: bytes
+    keep_s: int
+    """How long sessions are to be kept that it leaves; 0: it closes them."""
 
     @property
     def market(self) -> SessionMarket:
@@ -174,6 +217,10 @@ class SessionOwner(Protocol):
     @property
     def now(self) -> float:
         """Seconds since the start of the run."""
+        ...
+
+    def wall(self) -> float:
+        """Epoch seconds."""
         ...
 
     def draw(self, count: int) -> bytes:
@@ -228,7 +275,9 @@ class Session:
     def __init__(self, client: SessionOwner, host: Node, model: ModelId, bought: Bought | None) -> None:
         self.client, self.host, self.model, self.bought = client, host, model, bought
         terms = bought.payment.terms if bought is not None else None
-        self.shares = CostShares(terms)
+        self._left = bought is not None and bought.left_until > 0
+        """Whether it was left, and is resumed when it begins."""
+        self.shares = CostShares(terms, bought.billed) if self._left and bought else CostShares(terms)
         self.resumption = Resumption()
         self.accept: Accept | None = None
         self.failure: SessionFailed | None = None
@@ -250,6 +299,9 @@ class Session:
     def begin(self, then: Then) -> None:
         """Open it; ``then`` gets the session, or why there is none."""
         self.on_open = then
+        if self._left and self.bought is not None:
+            self._drive(payment=None, salt=b"", resume=self.bought.held_left)
+            return
         salt = self.bought.salt if self.bought is not None else self.client.draw(32)
         self._drive(payment=self.bought.payment if self.bought is not None else None, salt=salt, resume=None)
 
@@ -259,7 +311,7 @@ class Session:
         link = client.node.links.get(self.host.peer)
         host = market.hosts.get(self.host.peer)
         if link is None or not link.is_open or host is None:
-            if resume is None:
+            if resume is None or self._left:
                 self._opened(UnreachableError(f"the connection to {self.host.peer} is gone"))
             return False
         self.machine = market.new_client_session(
@@ -272,6 +324,7 @@ class Session:
             times=market.client_times,
             verify=market.verify_peer,
             payment=payment,
+            keep_s=client.keep_s if self.paid else 0,
             resume=resume,
             peer=client.node.peer,
         )
@@ -371,6 +424,15 @@ class Session:
         else:
             self.command(End())
 
+    def leave(self) -> None:
+        """Leave it with its host, where that keeps it and no turn is under way; else close it."""
+        accept = self.accept
+        if accept is None or not accept.keep_s or self.is_busy or self.is_resuming or self.is_closing:
+            self.close()
+            return
+        self.is_closing = True
+        self.command(LeaveSession(int(self.client.wall()) + accept.keep_s))
+
     # ---- what its machine says
 
     def _emitted(self, value: Any) -> None:
@@ -395,8 +457,8 @@ class Session:
                 self._accepted(accept)
             case SessionFailed():
                 self.client.later(self._failed, value)
-            case Ended():
-                self.client.later(self._ended)
+            case Ended(left=left):
+                self.client.later(self._ended, left)
             case _:
                 return  # prefill, and receipts that are disputed
 
@@ -432,6 +494,10 @@ class Session:
         self.accept = accept
         if self.bought is not None:
             self.bought.accepted = True
+            self.bought.left_until, self.bought.generation = 0, accept.generation
+            if self._left:
+                self._left = False
+                self.client.market.note_left_taken(self)
         if self.is_resuming:
             self.is_resuming = False
             held = self.held
@@ -443,8 +509,14 @@ class Session:
             self.client.pool_changed()
         self._opened(self)
 
-    def _ended(self) -> None:
-        """It was closed as asked: its host has the last voucher unless the connection breaks now."""
+    def _ended(self, left: Left | None) -> None:
+        """It was closed or left as asked: its host has the last voucher unless the connection breaks now."""
+        if left is not None and (kept := self.bought) is not None:
+            kept.generation = left.generation
+            if left.until > self.client.wall():
+                kept.left_until = left.until
+            if kept.voucher is not None:
+                kept.delivered = max(kept.delivered, kept.voucher.amount)
         link = self.client.node.links.get(self.host.peer)
         self._over()
         bought = self.bought

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from p2pnode.chain.ledger import LedgerEvent, SessionClosed, SessionOpened
 from p2pnode.ids import SessionId
+from p2pnode.payments.settlement_policy import LEFT_MAX
 from p2pnode.protocols.adverts.messages import Advert
 from p2pnode.protocols.adverts.signatures import CLOCK_SKEW_S
 from p2pnode.protocols.inference.messages import Voucher
@@ -165,6 +166,16 @@ class MarketWatch:
             before is None or _rank(advert) >= _rank(before),
             lambda: f"node {node} believed an advert of {name[-8:]} that is older than the one it held",
         )
+
+    def left(self, node: int, count: int) -> None:
+        """So many sessions are left with a host."""
+        self._watch.require(
+            count <= LEFT_MAX, f"{count} sessions are left with node {node}; its bound is {LEFT_MAX}"
+        )
+
+    def gas(self, node: int, wei: int, most: int) -> None:
+        """A host's settlement cost so much gas, and could cost ``most``."""
+        self._watch.require(wei <= most, f"a settlement of node {node} cost {wei} wei; it may cost {most}")
 
     def book(self, adverts: NodeAdverts, node: int) -> None:
         """A node's book is within its bound."""

@@ -17,6 +17,7 @@ from p2pnode.simulations.faults import Fault
 from p2pnode.simulations.market.client import Clients
 from p2pnode.simulations.market.economy import Economy
 from p2pnode.simulations.market.host import Hosts
+from p2pnode.simulations.market.ledger import Chain
 from p2pnode.simulations.market.market import Market, MarketService
 from p2pnode.simulations.runs import run
 from p2pnode.simulations.scenario import load, with_size
@@ -81,6 +82,55 @@ def test_sessions_whose_connection_breaks_go_on_where_they_were() -> None:
     made = market(faults=[Fault(kind="disconnect", at_s=10, share=1.0, factor=7)], until_s=120.0)
     assert made.counts["resumes"] > 0
     assert _spent(made) == _earned(made)
+
+
+LEAVING = replace(BUSY, keep_hours=1.0, conversations_per_hour=120, turns_mean=1.0, think_s=1.0)
+
+
+def test_sessions_that_are_left_cost_one_fee_for_many_conversations() -> None:
+    kept = market(Market(hosts=Hosts(count=4, keep_hours=1.0), clients=LEAVING), until_s=60.0)
+    closed = market(Market(hosts=Hosts(count=4), clients=LEAVING), until_s=60.0)
+    assert kept.counts["sessions left"] > kept.counts["sessions taken up"] > 3
+    assert kept.counts["done"] == kept.counts["questions"]
+    assert kept.counts["SessionOpened"] < closed.counts["SessionOpened"]
+    assert "sessions left" not in closed.counts
+    assert kept.counts["SessionOpened"] == kept.counts["SessionClosed"]
+    assert _spent(kept) == _earned(kept)
+    assert sum(each.owner.left for each in kept.host_profiles.values()) == kept.counts["sessions left"]
+
+
+@pytest.mark.long
+def test_left_sessions_outlive_hosts_and_clients_that_crash() -> None:
+    churn = Churn(share=1.0, who="all", session_mean_s=60, downtime_mean_s=20)
+    made = market(Market(hosts=Hosts(count=4, keep_hours=1.0), clients=LEAVING), churn=churn, until_s=200.0)
+    assert made.counts["sessions taken up"] > 0
+    assert made.counts["SessionOpened"] == made.counts["SessionClosed"]
+    assert _spent(made) == _earned(made)
+
+
+def test_dear_gas_stops_opens_and_puts_settlements_off_until_it_is_cheap() -> None:
+    chain = Chain(
+        gas_gwei=0.001, gas_peak_gwei=0.05, gas_peak_at_s=60.0, gas_peak_s=400.0, ether_price=3_000_000_000
+    )  # fmt: skip
+    made = market(Market(hosts=Hosts(count=4), clients=BUSY, chain=chain), until_s=120.0)
+    counts = made.counts
+    assert counts["settlements postponed"] > 0
+    assert counts["refused"] + counts.get("no_host", 0) > 0
+    assert counts["SessionOpened"] == counts["SessionClosed"] > 0
+    assert _spent(made) == _earned(made)
+    assert made.world.now > chain.gas_peak_at_s + chain.gas_peak_s
+    assert sum(each.owner.gas for each in made.host_profiles.values()) > 0
+
+
+def test_hosts_of_several_models_find_the_peers_of_their_topics() -> None:
+    clients = replace(BUSY, conversations_per_hour=0.0)
+    made = market(Market(hosts=Hosts(count=12, models=4, dials=1), clients=clients), until_s=60.0)
+    for node in made.host_nodes:
+        model = made.host_profiles[node.number].model
+        live = made.adverts[node.peer].book.live(made.hosts[node.peer].wall(), model)
+        known = {entry.advert.peer for entry in live}
+        others = {each.peer for each in made.host_nodes if made.host_profiles[each.number].model == model}
+        assert known >= others - {node.peer}
 
 
 def test_a_host_that_bills_too_much_is_found_out_and_others_answer() -> None:
