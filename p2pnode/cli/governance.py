@@ -341,6 +341,8 @@ def _with_manifest(config: NodeConfig, text: str) -> tuple[str, ModelId, bytes]:
             return local.name, local.model_id, local.manifest.canonical()
     with blaming("MODEL"):
         entry = Catalogue.load().find(text)
+    if entry.manifest is not None and not entry.manifest.verified:
+        raise UsageError(f"MODEL: the manifest of {text} proves no weights: nobody can check what it names")
     if entry.model_id is None or entry.manifest is None:
         msg = f"MODEL: the id of {text} is not known yet: `p2pnode models pull {text}` hashes it first"
         raise UsageError(msg)

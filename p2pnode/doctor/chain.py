@@ -11,8 +11,9 @@ from p2pnode.chain.ledger import ChainMadeAnewError, UnavailableError
 from p2pnode.config import NodeConfig
 from p2pnode.doctor.finding import Finding, ok, problem, warning
 from p2pnode.errors import ChainError, ConfigError, StorageError
-from p2pnode.money import ether_text, usdc_text
+from p2pnode.money import ether_text, fab_text, usdc_text
 from p2pnode.node.datadir import DataDir
+from p2pnode.node.identity import known_host_keys
 from p2pnode.payments.books import books_of, profile_of_config, profile_path
 from p2pnode.payments.funds import of_market, why_unsettled
 from p2pnode.payments.gas_budget import GasBudget
@@ -62,6 +63,7 @@ class ChainChecks:
             return warning("chain", "no_wallet", "a chain is configured and there is no wallet", remedy)
         async with books_of(self._config) as books:
             account, head = await books.ledger.balances(books.wallet.address), await books.ledger.head()
+            record = await books.ledger.node(books.wallet.address)
         is_host = self._config.asks_money
         needed = _SETTLEMENTS * _SETTLE_GAS * head.gas_price_wei
         if is_host and account.ether < needed:
@@ -74,9 +76,17 @@ class ChainChecks:
         if is_host and (why := budget.why_not_open(fee=fee, gas_price_wei=price, spent_day_wei=0)):
             remedy = "raise session_fee, or wait: no paid session is opened meanwhile, open ones go on"
             return warning("chain", "gas_dear", why, remedy)
+        own = known_host_keys(self._data)
+        if record.stake and own is not None and own != (record.peer_key, record.receipt_key):
+            detail = f"{fab_text(record.stake)} are at stake for other keys than those of this data dir"
+            return warning(
+                "chain", "stake_elsewhere", detail, "name its keys with `p2pnode stake keys`: until then "
+                "nobody counts this host as staked"
+            )  # fmt: skip
+        staked = f"; {fab_text(record.stake)} at stake" if record.stake else ""
         unknown = "; ether_usd is not set in config.toml, so gas is not held against the session fee"
         missing = unknown if is_host and not budget.known else ""
-        return ok("chain", f"block {head.block}; {usdc_text(account.usdc)} in the wallet{missing}")
+        return ok("chain", f"block {head.block}; {usdc_text(account.usdc)} in the wallet{staked}{missing}")
 
     async def journal(self) -> Finding:
         """Whether the journal is whole, and no session waits longer than it should."""

@@ -34,6 +34,7 @@ Code = Literal[
     "no_wallet",
     "gas_low",
     "gas_dear",
+    "stake_elsewhere",
     "journal_damaged",
     "unsettled",
     "store_damaged",

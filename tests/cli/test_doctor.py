@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
+import trio
 
 from p2pnode.chain.profile import load_profile, write_profile
 from p2pnode.chain.wallet.wallet import open_or_make_wallet
@@ -33,7 +34,7 @@ from p2pnode.models.pull.pull import pull
 from p2pnode.models.scripted import ScriptedConfig, ScriptedEngine
 from p2pnode.node.datadir import DataDir, RunningNode
 from p2pnode.node.identity import wallet_files
-from p2pnode.node.keys import PeerKey
+from p2pnode.node.keys import PeerKey, load_or_create_seed
 from p2pnode.payments.books import open_journal
 from p2pnode.storage.conversations.replication_state import ReplicationState
 from p2pnode.storage.conversations.replicator import open_archive
@@ -186,6 +187,26 @@ async def test_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "scripted answered in" in _good(await _machine(tmp_path).engine()).detail
     monkeypatch.setattr(machine, "make_engine", lambda _spec, _model: _Broken())
     assert _bad(await _machine(tmp_path).engine(), "engine_failed").detail == "out of memory"
+
+
+@pytest.mark.long
+def test_a_stake_for_other_keys_is_told_and_moved_to_these(tmp_path: Path, profile: Path) -> None:
+    data = DataDir(tmp_path / "h")
+    given = ("--ether", 1, "--fab", 1_000, "--chain", profile)
+    assert run("chain", "faucet", wallet(data.root), "0", *given).code == 0
+    flags = ("--yes", "--json", "--chain", profile, "--data-dir", data.root)
+    assert run("stake", 1_000, *flags).events[-1]["here"]
+    checks = _money(data.root, chain=str(profile))
+    assert "1000 FAB at stake" in _good(trio.run(checks.chain)).detail
+    data.receipt_key.unlink()
+    load_or_create_seed(data.receipt_key)
+    found = _bad(trio.run(checks.chain), "stake_elsewhere", verdict="warning")
+    assert "1000 FAB are at stake for other keys" in found.detail
+    assert "p2pnode stake keys" in found.remedy
+    moved = run("stake", "keys", *flags).events[-1]
+    assert (moved["here"], moved["stake"]) == (True, 10**21)
+    _good(trio.run(checks.chain))
+    assert run("stake", "keys", *flags).events[-1]["code"] == "already_staked"
 
 
 @pytest.fixture
