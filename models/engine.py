@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Final, Literal, Protocol, TypeAlias
+from typing import Final, Literal, Protocol, TypeAlias, runtime_checkable
 
 from p2pnode.models.compiled_prompt import CompiledPrompt
 from p2pnode.models.grammar import AnyGrammar
@@ -155,6 +155,29 @@ class EngineStats:
     tokens_out: int = 0
     tokens_per_s: float = 0.0
     extra: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class HiddenStates:
+    """The last hidden state of each token of a text, before the last norm: ``rows`` x ``width`` numbers of 16
+    bits, little-endian (IEEE 754 binary16)."""
+
+    rows: int
+    width: int
+    data: bytes
+
+
+@runtime_checkable
+class InspectableEngine(Protocol):
+    """What some engines tell besides answers, for verification. Asked for by ``isinstance``, not assumed."""
+
+    async def likeliest(self, prompt_ids: tuple[int, ...]) -> list[tuple[int, float]]:
+        """The likeliest next tokens with their log-probabilities, computed anew. It takes a slot."""
+        ...
+
+    async def hidden_states(self, prompt_ids: Sequence[int]) -> HiddenStates:
+        """The hidden states of a text, computed by itself."""
+        ...
 
 
 class Engine(Protocol):

@@ -86,7 +86,7 @@ def available_engines() -> dict[EngineName, str]:
 
     return {
         "llamacpp": why_missing("the llama.cpp engine", "host"),
-        "exllama": missing("exllamav2") and missing("exllamav3"),
+        "exllama": missing("exllamav2") if missing("exllamav3") else "",
     }
 
 

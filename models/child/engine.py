@@ -153,11 +153,15 @@ class ChildEngine(ABC):
 
     async def arithmetic(self) -> bytes:
         """The hash for the fixed prompt, computed anew."""
-        prompt = fixed_prompt(len((await self._known_prompts()).vocabulary))
-        place = self._queue.enter(_ARITHMETIC_KEY, prompt, ANYBODY)
+        vocabulary = (await self._known_prompts()).vocabulary
+        return arithmetic_hash(await self.likeliest(fixed_prompt(len(vocabulary))))
+
+    async def likeliest(self, prompt_ids: tuple[int, ...]) -> list[tuple[int, float]]:
+        """The likeliest next tokens with their log-probabilities, computed anew. It takes a slot."""
+        place = self._queue.enter(_ARITHMETIC_KEY, prompt_ids, ANYBODY)
         try:
             assignment = await wait_assigned(place)
-            return arithmetic_hash(await self._likeliest(prompt, assignment.slot))
+            return await self._likeliest(prompt_ids, assignment.slot)
         finally:
             self._queue.leave(place, ())
 

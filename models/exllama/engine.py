@@ -24,8 +24,7 @@ from p2pnode.errors import ConfigError
 from p2pnode.models.arithmetic import LIKELIEST
 from p2pnode.models.child.engine import ChildEngine
 from p2pnode.models.child.process import ChildProcess
-from p2pnode.models.engine import EngineInfo, GenerateRequest
-from p2pnode.models.exllama.jobs import HiddenStates
+from p2pnode.models.engine import EngineInfo, GenerateRequest, HiddenStates
 from p2pnode.models.exllama.loading import LIBRARIES, PAGE, ChildConfig, Device, Library, tokenizer_of
 from p2pnode.models.exllama.memory import CACHE_TYPES, CacheType
 from p2pnode.models.exllama.requirements import missing
@@ -129,6 +128,16 @@ class ExllamaEngine(ChildEngine):
         """The last hidden state of each token of a text, computed by itself. It takes no slot."""
         answer = await self._call("/hidden_states", {"prompt": list(prompt_ids)})
         return HiddenStates(answer["rows"], answer["width"], base64.b64decode(answer["data"]))
+
+    async def bare(self, requests: Sequence[GenerateRequest]) -> list[tuple[int, float, float]]:
+        """Run requests by the library alone, all at once, for a comparison.
+
+        Of each: its tokens, and the seconds to the first and to the last one. Stop strings count for nothing,
+        and requests that are under way wait.
+        """
+        completions = [ExllamaRun.body_of(each, each.sampling.tokens_max) for each in requests]
+        answer = await self._call("/bare", {"completions": completions})
+        return [(int(made), float(first), float(last)) for made, first, last in answer["jobs"]]
 
     async def _read_model(self) -> tuple[ChatTemplate, Vocabulary]:
         if words := missing(self._config.library, self._config.device):

@@ -17,8 +17,9 @@ import torch
 from exllamav2.generator import ExLlamaV2DynamicGenerator, ExLlamaV2DynamicJob, ExLlamaV2Sampler, dynamic
 from exllamav2.generator.filters import ExLlamaV2Filter
 
+from p2pnode.models.engine import HiddenStates
 from p2pnode.models.exllama.chain import Draws, LogitsChain
-from p2pnode.models.exllama.jobs import BackendInfo, Begun, HiddenStates, Job, JobEvent, Made, Over, Read
+from p2pnode.models.exllama.jobs import BackendInfo, Begun, Job, JobEvent, Made, Over, Read
 from p2pnode.models.exllama.scopes import PageOwners, Scope, scoped
 from p2pnode.models.exllama.token_mask import TokenTable
 

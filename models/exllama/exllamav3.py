@@ -19,9 +19,10 @@ from exllamav3.generator import job as job_module
 from exllamav3.generator import pagetable as pagetable_module
 from exllamav3.generator.sampler.sampler import Sampler
 
+from p2pnode.models.engine import HiddenStates
 from p2pnode.models.exllama import jobs
 from p2pnode.models.exllama.chain import Draws, LogitsChain, sample
-from p2pnode.models.exllama.jobs import BackendInfo, Begun, HiddenStates, JobEvent, Over, Read
+from p2pnode.models.exllama.jobs import BackendInfo, Begun, JobEvent, Over, Read
 from p2pnode.models.exllama.loading import PAGE, ChildConfig, check_memory
 from p2pnode.models.exllama.scopes import PageOwners, Scope, scoped
 from p2pnode.models.exllama.token_mask import TokenTable

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, TypeAlias
 
+from p2pnode.models.engine import HiddenStates
 from p2pnode.models.exllama.token_mask import TokenMask
 
 
@@ -89,16 +90,6 @@ class BackendInfo:
     def plain(self) -> dict[str, Any]:
         """As JSON values."""
         return asdict(self)
-
-
-@dataclass(frozen=True, slots=True)
-class HiddenStates:
-    """The last hidden state of each token, before the last norm: ``rows`` x ``width`` numbers of 16 bits,
-    little-endian (IEEE 754 binary16)."""
-
-    rows: int
-    width: int
-    data: bytes
 
 
 class Backend(Protocol):

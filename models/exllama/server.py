@@ -8,6 +8,8 @@ private unix socket, with the names and frames of llama.cpp's own server where t
   ``sampling_of``, and perhaps ``n_probs``, and ``grammar``: rules as JSON, with ``begun``, the ids whose text
   is the beginning of what the grammar says
 - ``/hidden_states``: ``prompt`` (ids) -> ``rows``, ``width`` and ``data`` (base64)
+- ``/bare``: ``completions``, each as above -> ``jobs``: of each the tokens, and the seconds to the first and
+  to the last one, by the library alone
 
 One thread makes tokens (``worker.py``); this one serves.
 """
@@ -29,10 +31,11 @@ import trio
 
 from p2pnode.models.child.http import LOST
 from p2pnode.models.child.server import ChildServer, RequestError
-from p2pnode.models.exllama.jobs import BackendInfo, Begun, HiddenStates, Job, Made, Over, Read
+from p2pnode.models.engine import HiddenStates
+from p2pnode.models.exllama.jobs import BackendInfo, Begun, Job, Made, Over, Read
 from p2pnode.models.exllama.loading import ChildConfig, LoadError, load_backend, table_of
 from p2pnode.models.exllama.token_mask import TokenMask, TokenTable
-from p2pnode.models.exllama.worker import Told, Worker, words_of
+from p2pnode.models.exllama.worker import BareTimes, Told, Worker, words_of
 from p2pnode.models.grammar import Grammar, GrammarError
 
 _LAST_WORDS_S: Final = 1.0
@@ -61,7 +64,9 @@ class _Child:
         self._socket = socket
         self._answer_file = answer
         self._server = ChildServer(
-            key, calls={"/hidden_states": self._hidden_states}, streams={"/completion": self._completion}
+            key,
+            calls={"/hidden_states": self._hidden_states, "/bare": self._bare},
+            streams={"/completion": self._completion},
         )
         self._open: dict[int, trio.MemorySendChannel[Told]] = {}
         self._ready = trio.Event()
@@ -138,7 +143,7 @@ class _Child:
                             case Over(end_of_turn):
                                 over = True
                                 frames.append(_over(made, end_of_turn=end_of_turn))
-                            case HiddenStates():
+                            case HiddenStates() | BareTimes():
                                 pass
                     yield frames
                     if over:
@@ -152,15 +157,25 @@ class _Child:
     async def _hidden_states(self, body: Mapping[str, Any]) -> Any:
         if self._info is None or not self._info.inspects:
             raise RequestError("this library tells no hidden states")
+        states = await self._told(self._worker.hidden_states(_ids(body)))
+        assert isinstance(states, HiddenStates)  # noqa: S101 - what is told of this number
+        data = base64.b64encode(states.data).decode("ascii")
+        return {"rows": states.rows, "width": states.width, "data": data}
+
+    async def _bare(self, body: Mapping[str, Any]) -> Any:
+        jobs = [await trio.to_thread.run_sync(self._job, each) for each in body["completions"]]
+        times = await self._told(self._worker.bare(jobs))
+        assert isinstance(times, BareTimes)  # noqa: S101 - what is told of this number
+        return {"jobs": times.jobs}
+
+    async def _told(self, number: int) -> Told:
+        """The one thing that is told under this number."""
         send, receive = trio.open_memory_channel[Told](1)
-        number = self._worker.hidden_states(_ids(body))
         self._open[number] = send
         try:
             async with receive:
-                async for states in receive:
-                    if isinstance(states, HiddenStates):
-                        data = base64.b64encode(states.data).decode("ascii")
-                        return {"rows": states.rows, "width": states.width, "data": data}
+                async for told in receive:
+                    return told
             raise self._lost()
         finally:
             del self._open[number]

@@ -7,13 +7,16 @@ calls of ``tell`` and ``broken`` from this thread, one for each iteration.
 from __future__ import annotations
 
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from queue import SimpleQueue
 from typing import TypeAlias
 
-from p2pnode.models.exllama.jobs import Backend, BackendInfo, HiddenStates, Job, JobEvent
+from p2pnode.models.engine import HiddenStates
+from p2pnode.models.exllama.jobs import Backend, BackendInfo, Job, JobEvent, Made, Over
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +36,21 @@ class _States:
     ids: tuple[int, ...]
 
 
-_Command: TypeAlias = _Submit | _Cancel | _States
-Told: TypeAlias = JobEvent | HiddenStates
+@dataclass(frozen=True, slots=True)
+class _Bare:
+    number: int
+    jobs: tuple[Job, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BareTimes:
+    """For each of some jobs: its tokens, and the seconds to its first and to its last one."""
+
+    jobs: tuple[tuple[int, float, float], ...]
+
+
+_Command: TypeAlias = _Submit | _Cancel | _States | _Bare
+Told: TypeAlias = JobEvent | HiddenStates | BareTimes
 
 
 class Worker:
@@ -75,6 +91,15 @@ class Worker:
         self._commands.put(_States(number, tuple(ids)))
         return number
 
+    def bare(self, jobs: Sequence[Job]) -> int:
+        """Run ``jobs`` by themselves, and tell nothing but their times: what the library can do without us.
+
+        Whatever else is under way waits.
+        """
+        number = next(self._numbers)
+        self._commands.put(_Bare(number, tuple(jobs)))
+        return number
+
     def _run(self) -> None:
         try:
             backend = self._load()
@@ -96,6 +121,33 @@ class Worker:
                     backend.cancel(number)
                 case _States(number, ids):
                     self._tell([(number, backend.hidden_states(ids))])
+                case _Bare(number, jobs):
+                    self._tell([(number, self._timed(backend, jobs))])
+
+    def _timed(self, backend: Backend, jobs: Sequence[Job]) -> BareTimes:
+        began = time.perf_counter()
+        numbers = [next(self._numbers) for _ in jobs]
+        for number, job in zip(numbers, jobs, strict=True):
+            backend.submit(number, job)
+        made, first, last = Counter[int](), dict[int, float](), dict[int, float]()
+        left = set(numbers)
+        while left:
+            others: list[tuple[int, Told]] = []
+            for number, event in backend.iterate():
+                match event:
+                    case Made() if number in left:
+                        last[number] = time.perf_counter() - began
+                        first.setdefault(number, last[number])
+                        made[number] += 1
+                    case Over() if number in left:
+                        left.discard(number)
+                    case _ if number not in numbers:
+                        others.append((number, event))
+                    case _:
+                        pass
+            if others:
+                self._tell(others)
+        return BareTimes(tuple((made[each], first.get(each, 0.0), last.get(each, 0.0)) for each in numbers))
 
 
 def words_of(error: BaseException) -> str:

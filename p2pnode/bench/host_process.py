@@ -1,9 +1,9 @@
 """A host in a process of its own that can also run its engine without any network.
 
-Configured by one line: ``engine`` (``scripted`` or ``llamacpp``), ``data_dir`` (for the model), ``slots``,
-``n_ctx``, ``tokens_per_s`` (scripted, for each slot), ``by_prefix`` (loopback addresses count by their /24,
-as public ones do). Then it takes commands: ``generate`` runs ``questions`` at once on the engine alone, and
-answers with what each stream did; ``sessions`` says how many sessions it has now.
+Configured by one line: ``engine`` (by name; ``model``, and ``bare`` for exllama), ``data_dir`` (for the
+model), ``slots``, ``n_ctx``, ``tokens_per_s`` (scripted, for each slot), ``by_prefix`` (loopback addresses
+count by their /24, as public ones do). Then it takes commands: ``generate`` runs ``questions`` at once on
+the engine alone, and answers with what each stream did; ``sessions`` says how many sessions it has now.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from p2pnode.ids import PeerId
 from p2pnode.models.catalogue import Catalogue
 from p2pnode.models.engine import Engine, GenerateRequest, Tokens
 from p2pnode.models.engines import EngineSpec, make_engine, parse_engine_name
+from p2pnode.models.exllama.engine import ExllamaEngine
 from p2pnode.models.manifest import SCRIPTED, scripted_model_id
 from p2pnode.models.pull.pull import pull
 from p2pnode.node.identity import HostIdentity
@@ -59,7 +60,9 @@ async def main(commands: AsyncIterator[Command]) -> None:
             if command["do"] == "sessions":
                 answer({"sessions": host.sessions})
             else:
-                answer({"streams": await _generate(hosted.new_engine(), command)})
+                engine = hosted.new_engine()
+                bare = isinstance(engine, ExllamaEngine) and config.get("bare")
+                answer({"streams": await (_bare if bare else _generate)(engine, command)})
         await node.aclose()
         nursery.cancel_scope.cancel()
 
@@ -86,14 +89,7 @@ async def _generate(engine: Engine, command: dict[str, Any]) -> list[dict[str, f
     async def stream(text: str) -> None:
         clock = TokenClock(trio.current_time())
         clocks.append(clock)
-        body = PromptBody(messages=(ChatMessage.of("user", text),), seed=bytes(16))
-        prompt = await engine.prompt(body)
-        request = GenerateRequest(
-            prompt_ids=prompt.ids,
-            seed=0,
-            sampling=SamplingParams(tokens_max=command["tokens"], temperature=0.0),
-            cache_key=secrets.token_bytes(32),
-        )
+        request = await _request(engine, text, command["tokens"])
         came = 0
         async with engine.generate(request) as events:
             async for event in events:
@@ -109,6 +105,31 @@ async def _generate(engine: Engine, command: dict[str, Any]) -> list[dict[str, f
     ]
 
 
+async def _bare(engine: Engine, command: dict[str, Any]) -> list[dict[str, float]]:
+    """The library's own loop, without an engine around it."""
+    assert isinstance(engine, ExllamaEngine)  # noqa: S101 - see main
+    requests = [await _request(engine, text, command["tokens"]) for text in command["questions"]]
+    return [
+        {
+            "tokens": made,
+            "tokens_per_s": (made - 1) / (last - first) if last > first else 0.0,
+            "first_token_s": first,
+        }
+        for made, first, last in await engine.bare(requests)
+    ]
+
+
+async def _request(engine: Engine, text: str, tokens: int) -> GenerateRequest:
+    """A greedy answer under a cache key of its own."""
+    body = PromptBody(messages=(ChatMessage.of("user", text),), seed=bytes(16))
+    return GenerateRequest(
+        prompt_ids=(await engine.prompt(body)).ids,
+        seed=0,
+        sampling=SamplingParams(tokens_max=tokens, temperature=0.0),
+        cache_key=secrets.token_bytes(32),
+    )
+
+
 async def _hosted(config: dict[str, Any]) -> HostedModel:
     spec = EngineSpec(
         name=parse_engine_name(config["engine"]),
@@ -116,11 +137,14 @@ async def _hosted(config: dict[str, Any]) -> HostedModel:
         slots=config["slots"],
         threads=1,
         tokens_per_s=config.get("tokens_per_s"),
+        device=config.get("device"),
     )
     if spec.name == SCRIPTED:
         engine = make_engine(spec)
         return HostedModel(model=scripted_model_id(), name=SCRIPTED, new_engine=lambda: engine)
-    local = await pull(Catalogue.load().find(DEFAULT_MODEL), Path(config["data_dir"]) / "models")
+    local = await pull(
+        Catalogue.load().find(config.get("model") or DEFAULT_MODEL), Path(config["data_dir"]) / "models"
+    )
     engine = make_engine(spec, local)  # one, which is measured with the host and without
     return HostedModel(model=local.model_id, name=local.name, new_engine=lambda: engine)
 

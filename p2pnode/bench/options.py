@@ -36,6 +36,10 @@ class BenchOptions:
     pairs: int = PAIRS_DEFAULT
     quick: bool = False
     gas: GasOptions = GAS_DEFAULTS
+    model: str = ""
+    """Of the exllama suite: the folder that it measures."""
+    device: str = "cuda"
+    """Of the exllama suite: ``cpu`` for its CPU form, to try the suite itself."""
 
 
 Take: TypeAlias = Callable[[str, Measurement], None]

@@ -53,7 +53,7 @@ async def measure_stream(options: BenchOptions, take: Take) -> None:
     quick = options.quick
     real = {"engine": "scripted" if quick else "llamacpp", "slots": 4, "n_ctx": 2048}
     tokens_per_s = 80.0 if quick else None
-    async with _hosting(options, {**real, "tokens_per_s": tokens_per_s}) as bench:
+    async with hosting(options, {**real, "tokens_per_s": tokens_per_s}) as bench:
         tokens = 33 if quick else _TOKENS
         for streams in (1, 4):
             await bench.run(-1, streams, tokens)  # caches of the processor, lazy imports
@@ -63,19 +63,19 @@ async def measure_stream(options: BenchOptions, take: Take) -> None:
             if streams == 1:
                 take("stream.leaf", _leaf_share(found.details["ours_p50"], model=bench.model))
     fast = {"engine": "scripted", "slots": 4, "n_ctx": 8192, "tokens_per_s": _FAST_TOKENS_PER_S}
-    async with _hosting(options, fast) as bench:
+    async with hosting(options, fast) as bench:
         tokens = 501 if quick else _FAST_TOKENS
         await bench.run(-1, 4, tokens)
         pairs = await bench.pairs(options.pairs, 4, tokens)
         take("stream.fast", paired(pairs, tokens=tokens - 1))
     eight = {"engine": "scripted", "slots": _TURNS, "n_ctx": 2048, "tokens_per_s": _TURN_TOKENS_PER_S}
     for name, round_trip_s in (("stream.parallel_8", 0.0), ("stream.parallel_8_far", _FAR_S)):
-        async with _hosting(options, eight, round_trip_s) as bench:
+        async with hosting(options, eight, round_trip_s) as bench:
             tokens = 101 if options.quick else _TURN_TOKENS
             await bench.turns(-1, tokens)
             pairs = [await bench.turns(number, tokens) for number in range(options.pairs)]
             take(name, paired(pairs, turns=_TURNS, tokens=tokens - 1, round_trip_s=round_trip_s))
-    async with _hosting(options, {"engine": "scripted", "slots": 4, "n_ctx": 2048}) as bench:
+    async with hosting(options, {"engine": "scripted", "slots": 4, "n_ctx": 2048}) as bench:
         ours, engine, echo = await bench.first_tokens(5 if quick else _FIRST_TOKENS)
         parts = {"engine_ms": round(median(engine) * 1e3, 3), "echo_ms": round(median(echo) * 1e3, 3)}
         found = compared(median(ours) * 1e3, (median(engine) + median(echo)) * 1e3, **parts)
@@ -83,9 +83,10 @@ async def measure_stream(options: BenchOptions, take: Take) -> None:
 
 
 @asynccontextmanager
-async def _hosting(
+async def hosting(
     options: BenchOptions, config: dict[str, Any], round_trip_s: float = 0.0
 ) -> AsyncIterator[_Bench]:
+    """A host in a process of its own with the engine that ``config`` says, and a node that is connected."""
     config = {**config, "data_dir": str(options.scratch)}
     async with (
         child("host_process", config) as (host, told),

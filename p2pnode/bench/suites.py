@@ -12,6 +12,7 @@ import psutil
 import structlog
 import trio
 
+from p2pnode.bench.exllama import EXLLAMA, EXLLAMA_GOALS
 from p2pnode.bench.figure import GOALS, SUITES, Figure, Goal, Measurement
 from p2pnode.bench.options import GAS_DEFAULTS, PAIRS_DEFAULT, BenchOptions, GasOptions, Take
 from p2pnode.errors import P2PNodeError, UsageError, first_error
@@ -20,7 +21,7 @@ ALL: Final = "all"
 PAIRS_MAX: Final = 1000
 _SUITE_S: Final[Mapping[str, int]] = {
     "stream": 370, "dial": 5, "gossip": 130, "attacks": 120, "cli": 30, "idle": 180, "gas": 10, "paid": 150,
-    "economy": 30, "failover": 330, "storage": 60, "simulate": 90, "engine": 400,
+    "economy": 30, "failover": 330, "storage": 60, "simulate": 90, "engine": 400, "exllama": 300,
 }  # fmt: skip
 """About how long each suite takes with the default number of pairs on two free cores."""
 _BUSY: Final = 0.15
@@ -72,12 +73,14 @@ async def run_suites(
     quick: bool = False,
     gas: GasOptions = GAS_DEFAULTS,
     measure: Mapping[str, Suite] | None = None,
+    model: str = "",
+    device: str = "cuda",
 ) -> bool:
     """Report a figure for each goal of these suites as it is found; true when all hold.
 
-    ``on_suite`` gets the name of each suite as it begins. ``measure`` replaces the suites' own functions. A
-    suite that fails costs its own figures only: each is reported, with the reason. Raises ``UsageError`` when
-    ``pairs`` makes no sense.
+    ``model`` and ``device`` are the exllama suite's. ``on_suite`` gets the name of each suite as it
+    begins. ``measure`` replaces the suites' own functions. A suite that fails costs its own figures only:
+    each is reported, with the reason. Raises ``UsageError`` when ``pairs`` makes no sense.
     """
     if not 1 <= pairs <= PAIRS_MAX:
         msg = f"--pairs is {pairs}; it must be from 1 to {PAIRS_MAX}"
@@ -86,8 +89,11 @@ async def run_suites(
     for name in names:
         on_suite(name)
         with tempfile.TemporaryDirectory(prefix="p2pnode-bench-") as scratch:
-            options = BenchOptions(scratch=Path(scratch), pairs=pairs, quick=quick, gas=gas)
-            run = _Run([goal for goal in GOALS if goal.suite == name], report, quick=quick)
+            options = BenchOptions(
+                scratch=Path(scratch), pairs=pairs, quick=quick, gas=gas, model=model, device=device
+            )
+            goals = EXLLAMA_GOALS if name == EXLLAMA else GOALS
+            run = _Run([goal for goal in goals if goal.suite == name], report, quick=quick)
             problem = "the suite did not measure it"
             try:
                 await (measure[name] if measure is not None else suite(name))(options, run.take)

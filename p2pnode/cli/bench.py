@@ -43,6 +43,14 @@ def bench(
     price_out: Annotated[
         str, typer.Option(help="gas: price of output for the break-even, in USDC per million tokens.")
     ] = "2",
+    engine: Annotated[
+        str,
+        typer.Option(help="stream: exllama measures that engine on this machine's GPU, and nothing else."),
+    ] = "llamacpp",
+    model: Annotated[
+        str, typer.Option(help="stream --engine exllama: an EXL2, EXL3, GPTQ or safetensors folder.")
+    ] = "",
+    device: Annotated[str, typer.Option(hidden=True)] = "cuda",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per figure on stdout.")] = False,
     log_level: LogOption = "error",
 ) -> None:
@@ -75,6 +83,8 @@ def bench(
             price_out=units_of(price_out, "--price-out"),
         )
         names = suites_named(suite)
+        if engine != "llamacpp":
+            names = _on_a_gpu(names, engine, model, device)
         _announce(output, names, await others_share(), quick=quick)
         begun: list[str] = []
 
@@ -82,13 +92,41 @@ def bench(
             begun.append(name)
             output.note(f"{len(begun)} of {len(names)}: {name} {_about([name], quick=quick)}")
 
-        held.append(await run_suites(names, report, on_suite=on_suite, pairs=pairs, quick=quick, gas=gas))
+        held.append(
+            await run_suites(
+                names,
+                report,
+                on_suite=on_suite,
+                pairs=pairs,
+                quick=quick,
+                gas=gas,
+                model=model,
+                device=device,
+            )
+        )
 
     run_async(run, on_error=output.failed)
     if not as_json:
         _print_table(output, figures)
     if not all(held):
         raise typer.Exit(EXIT_FAILED)
+
+
+def _on_a_gpu(names: Sequence[str], engine: str, model: str, device: str) -> tuple[str, ...]:
+    """The suite that measures ``engine``. Raises ``UsageError``, and ``ConfigError`` without a GPU."""
+    from p2pnode.bench.exllama import EXLLAMA
+    from p2pnode.errors import ConfigError, UsageError
+    from p2pnode.models.engines import available_engines
+
+    if engine != EXLLAMA or tuple(names) != ("stream",):
+        msg = f"--engine {engine}: it is for `bench stream`, and exllama or llamacpp"
+        raise UsageError(msg)
+    if device == "cuda":
+        if why := available_engines()[EXLLAMA]:
+            raise ConfigError(why)
+        if not model:
+            raise UsageError("--engine exllama needs --model FOLDER")
+    return (EXLLAMA,)
 
 
 def _announce(output: Output, names: Sequence[str], busy: float | None, *, quick: bool) -> None:

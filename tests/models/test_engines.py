@@ -70,8 +70,8 @@ def test_a_model_is_loaded_by_the_engine_of_its_format(smollm: LocalModel, tmp_p
 def test_an_engine_that_cannot_be_used_here_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     assert available_engines()["llamacpp"] == ""
     monkeypatch.setattr(requirements, "missing", lambda library: f"no {library}")
-    assert available_engines()["exllama"] == "no exllamav3"
-    with pytest.raises(ConfigError, match="no exllamav3"):
+    assert available_engines()["exllama"] == "no exllamav2"
+    with pytest.raises(ConfigError, match="no exllamav2"):
         require_engine("exllama")
     require_engine("llamacpp")
 

@@ -15,20 +15,23 @@ import pytest
 import trio
 
 from p2pnode.errors import ConfigError, EngineError, EngineLostError
-from p2pnode.models.engine import GenerateRequest, Prefill, Started, Tokens
+from p2pnode.models.engine import GenerateRequest, InspectableEngine, Prefill, Started, Tokens
+from p2pnode.models.exllama import engine as engine_module
 from p2pnode.models.exllama.engine import ExllamaEngine
 from p2pnode.models.exllama.run import ExllamaRun
 from p2pnode.models.llamacpp.engine import LlamaCppConfig, LlamaCppEngine
-from p2pnode.models.local_models import LocalModel
+from p2pnode.models.local_models import LocalModel, describe_at
 from p2pnode.protocols.inference.messages import SamplingParams
 from tests.models.engine_conformance import (
     GREEDY,
+    Answer,
     EngineConformance,
     ask,
     fresh_key,
     question,
 )
 from tests.models.exllama.support import CONFIG, FOLDER, model_under_test, needs_exllama
+from tests.models.model_folders import FILES, write
 
 pytestmark = needs_exllama
 PAGE = 256
@@ -188,6 +191,7 @@ async def test_draws_are_llama_cpps_so_that_a_seed_leads_to_the_same_first_token
 
 
 async def test_hidden_states_are_told_of_each_token(engine: ExllamaEngine) -> None:
+    assert isinstance(engine, InspectableEngine)
     ids = await engine.tokenize("The sea is wide.")
     states = await engine.hidden_states(ids)
     rows = np.frombuffer(states.data, dtype="<f2").reshape(states.rows, states.width).astype(np.float32)
@@ -197,6 +201,24 @@ async def test_hidden_states_are_told_of_each_token(engine: ExllamaEngine) -> No
     begin = np.frombuffer(shorter.data, dtype="<f2").reshape(shorter.rows, shorter.width).astype(np.float32)
     # A token's state depends on those before it only.
     assert np.allclose(begin, rows[:-1], atol=0.02 * np.abs(rows).max())
+
+
+async def test_the_generator_alone_makes_as_many_tokens_and_leaves_others_their_turn(
+    engine: ExllamaEngine,
+) -> None:
+    prompt = await question(engine)
+    request = GenerateRequest(prompt_ids=prompt, sampling=GREEDY, seed=0, cache_key=fresh_key())
+    answers: list[Answer] = []
+
+    async def beside() -> None:
+        answers.append(await ask(engine, prompt))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(beside)
+        times = await engine.bare([request, replace(request, cache_key=fresh_key())])
+    assert [made for made, _, _ in times] == [12, 12]
+    assert all(0 < first < last for _, first, last in times)
+    assert answers[0].done.tokens_out == 12
 
 
 # ---- when it breaks
@@ -268,6 +290,20 @@ async def test_closing_ends_requests_and_leaves_no_process_and_no_directory(
     assert closed.value.code == "shutting_down"
     assert not psutil.pid_exists(child)
     assert os.listdir(run_dir) == []  # noqa: PTH208 - asynchronous code lists no paths
+
+
+@pytest.mark.skipif(bool(FOLDER), reason="there is a GPU")
+async def test_a_torch_without_cuda_is_told_by_the_child_with_what_to_install(
+    tmp_path: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "missing", lambda *_: "")
+    folder = describe_at("small", write(tmp_path / "m", FILES))
+    engine = ExllamaEngine(folder, replace(CONFIG, device="cuda", runtime_dir=run_dir))
+    words = r"can't load small: torch .* was built without CUDA.*\. Install a torch built for this machine's"
+    with pytest.raises(EngineError, match=words):
+        await engine.load()
+    assert os.listdir(run_dir) == []  # noqa: PTH208
+    await engine.aclose()
 
 
 @pytest.mark.skipif(bool(FOLDER), reason="there is a GPU")
