@@ -89,7 +89,7 @@ test-upstream: $(STAMP) $(UPSTREAM)/.installed
 	PYTHONHASHSEED=0 $(BIN)/pytest -m "long or not long" tests/models/upstream
 
 # The same suite on a GPU, and what it does in a second. Without a device it says so, and is no failure.
-# GPU_MODEL: an EXL2, EXL3, GPTQ or safetensors folder.
+# GPU_MODEL: an EXL2, EXL3, GPTQ or safetensors folder; without it the default model, as 16-bit weights.
 GPU_MODEL ?=
 test-gpu: $(STAMP)
 	@tests/models/exllama/on_gpu.sh "$(GPU_MODEL)"

