@@ -171,12 +171,14 @@ class TorchLlama:
         **_: Any,
     ) -> dict[str, Any]:
         """Logits of shape (batch, tokens, vocabulary); none where only the cache is to be filled."""
-        rows = []
-        for row, known in enumerate(attn_params.cache_seqlens.tolist()):
-            at = torch.arange(known + input_ids.shape[1])
-            pages = attn_params.block_index[row].long()
-            slots = pages[at // attn_params.page_size] * attn_params.page_size + at % attn_params.page_size
-            rows.append((known, slots))
+        length = input_ids.shape[1]
+        if attn_params.paged:
+            rows = [
+                (known, _places(attn_params.block_index[row].long(), known + length, attn_params.page_size))
+                for row, known in enumerate(attn_params.cache_seqlens.tolist())
+            ]
+        else:
+            rows = [(attn_params.past_len, torch.arange(attn_params.past_len + length))]
         with torch.inference_mode():
             states = self._states(input_ids, rows, cache, layers_only=preprocess_only)
             if preprocess_only:
@@ -241,6 +243,12 @@ class TorchLlama:
 
     def _normed(self, x: Any, weight: str) -> Any:
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self._shape.epsilon) * self._weights[weight]
+
+
+def _places(pages: Any, tokens: int, size: int) -> Any:
+    """Where the tokens of a sequence are in the cache."""
+    at = torch.arange(tokens)
+    return pages[at // size] * size + at % size
 
 
 # ---- the file

@@ -61,6 +61,8 @@ class ExllamaConfig:
     """Whether each layer is split over all GPUs, and not the layers among them."""
     chunk: int = 1024
     """Tokens of a prompt that are read at once: a cancel waits for so many."""
+    paged: bool = True
+    """Whether slots are decoded together, where flash-attn is there."""
     threads: int = 1
     """Of the CPU form."""
     cache_dir: Path | None = None
@@ -163,6 +165,7 @@ class ExllamaEngine(ChildEngine):
             cache=config.cache,
             threads=config.threads,
             tensor_parallel=config.tensor_parallel,
+            paged=config.paged,
             cache_dir="" if config.cache_dir is None else str(config.cache_dir),
         )
         child = await ChildProcess.start(

@@ -37,6 +37,7 @@ _NO_CUDA: Final = (
 _UNPAGED: Final = (
     "one request at a time: flash-attn 2.5.7 or later is not installed, or the GPU is older than Ampere"
 )
+_CPU_NOTE: Final = "this is the CPU form of exllama: it is for checks, and slow"
 
 
 class LoadError(Exception):
@@ -63,6 +64,8 @@ class ChildConfig:
     cache: CacheType
     threads: int
     tensor_parallel: bool = False
+    paged: bool = True
+    """False: one slot, as without flash-attn."""
     cache_dir: str = ""
     """Where dequantised weights are kept; "" for nowhere."""
 
@@ -142,6 +145,7 @@ def _load_cpu(config: ChildConfig, table: TokenTable) -> Backend:
         )
     except ValueError as error:
         raise LoadError(str(error), "Serve it with --engine llamacpp") from error
+    config = config if config.paged else replace(config, slots=1)
     tokens = config.pages * PAGE
     model = cpu.TorchLlama(shape, weights, n_ctx=tokens, chunk=config.chunk, slots=config.slots)
     cache = exllamav2.ExLlamaV2Cache(model, max_seq_len=tokens, fixed_device="cpu")
@@ -150,9 +154,9 @@ def _load_cpu(config: ChildConfig, table: TokenTable) -> Backend:
         slots=config.slots,
         batch=config.chunk,
         kv_types="f16/f16",
-        note="this is the CPU form of exllama: it is for checks, and slow",
+        note=_CPU_NOTE if config.paged else f"{_CPU_NOTE}; {_UNPAGED}",
     )
-    return ExLlamaV2Backend(model, cache, table, info, chunk=config.chunk, paged=True)
+    return ExLlamaV2Backend(model, cache, table, info, chunk=config.chunk, paged=config.paged)
 
 
 def _load_cuda(config: ChildConfig, table: TokenTable) -> Backend:
@@ -162,7 +166,7 @@ def _load_cuda(config: ChildConfig, table: TokenTable) -> Backend:
 
     from p2pnode.models.exllama.exllamav2 import ExLlamaV2Backend
 
-    paged = bool(attn.has_flash_attn_with_paged)
+    paged = config.paged and bool(attn.has_flash_attn_with_paged)
     if not paged:
         config = replace(config, slots=1)
     tokens = config.pages * PAGE

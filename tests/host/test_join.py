@@ -250,3 +250,17 @@ async def test_the_owner_of_a_running_node_offers_and_withdraws_models(
                     await ask(**command)
             join.stop()
     assert data.running_node() is None
+
+
+async def test_an_engine_that_cannot_run_here_is_told_before_anything_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(name: str) -> None:
+        raise ConfigError(f"{name}: there is no CUDA device here")
+
+    monkeypatch.setattr(join_module, "require_engine", refuse)
+    monkeypatch.setattr(join_module, "pull", lambda *_, **__: pytest.fail("a model was fetched"))
+    config = NodeConfig(data_dir=tmp_path, listen=LISTEN, mdns=False, engine="exllama")
+    join = Join(config, JoinOptions(), lambda _name, _fields: None)
+    with pytest.raises(ConfigError, match="exllama: there is no CUDA device here"), trio.fail_after(60):
+        await join.run()

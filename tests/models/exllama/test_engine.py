@@ -168,6 +168,47 @@ async def test_cancel_during_prefill_stops_within_one_iteration(roomy: ExllamaEn
     assert again.started.reused <= read + 2 * PAGE < len(prompt)
 
 
+@pytest.fixture(scope="module")
+def unpaged(model: LocalModel) -> Iterator[ExllamaEngine]:
+    """As without flash-attn."""
+    engine = ExllamaEngine(model, replace(CONFIG, paged=False, slots=2, n_ctx=2 * PAGE))
+    yield engine
+    trio.run(engine.aclose)
+
+
+async def test_without_flash_attn_there_is_one_slot_and_it_is_said(unpaged: ExllamaEngine) -> None:
+    info = await unpaged.load()
+    assert info.slots == 1
+    assert "one request at a time: flash-attn" in info.note
+    prompt = await question(unpaged)
+    answers = []
+
+    async def one() -> None:
+        answers.append(await ask(unpaged, prompt))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            nursery.start_soon(one)
+    assert answers[0].ids == answers[1].ids
+    assert answers[0].done.tokens_out == 12
+
+
+async def test_without_pages_too_a_cache_is_for_its_own_key_only(
+    unpaged: ExllamaEngine, engine: ExllamaEngine
+) -> None:
+    prompt, key = await question(unpaged), fresh_key()
+    first = await ask(unpaged, prompt, replace(GREEDY, tokens_max=20), key)
+    assert first.ids == (await ask(engine, prompt, replace(GREEDY, tokens_max=20))).ids
+    rest = await ask(unpaged, prompt + first.ids[:15], replace(GREEDY, tokens_max=5), key)
+    assert rest.started.reused >= len(prompt) + 13
+    assert rest.ids == first.ids[15:20]
+    stranger = await ask(unpaged, prompt, key=fresh_key())
+    assert stranger.started.reused == 0
+    assert stranger.ids == first.ids[:12]
+    # The one cache is the stranger's now, and what the first key left is gone.
+    assert (await ask(unpaged, prompt, key=key)).started.reused == 0
+
+
 # ---- numbers
 
 
