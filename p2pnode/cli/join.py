@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 
 import typer
 
@@ -32,7 +33,9 @@ from p2pnode.words import count_of
 
 if TYPE_CHECKING:
     from p2pnode.config import ModelSettings, NodeConfig
+    from p2pnode.protocols.adverts.messages import Advert
 
+_LOOK_S: Final = 15.0
 ListenOption: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
@@ -83,6 +86,16 @@ UnloadOption: TypeAlias = Annotated[
         "--unload-after",
         help="Minutes without work after which a model is unloaded; 0: only when its memory is wanted.",
     ),
+]
+AutoOption: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--auto",
+        help="Choose what to serve, without a question: what fits this machine and is asked for.",
+    ),
+]
+DryRunOption: TypeAlias = Annotated[
+    bool, typer.Option("--dry-run", help="With --auto: print what would be served, and leave.")
 ]
 PinOption: TypeAlias = Annotated[
     list[str] | None, typer.Option("--pin", help="A model that stays in memory. May be repeated.")
@@ -205,6 +218,8 @@ def join(
     memory: MemoryOption = None,
     unload_after: UnloadOption = None,
     pin: PinOption = None,
+    auto: AutoOption = False,
+    dry_run: DryRunOption = False,
     threads: ThreadsOption = None,
     engine: EngineOption = None,
     kv_cache: KvCacheOption = None,
@@ -296,10 +311,19 @@ def join(
             return
         config = configured()
         check(config)
-        if background:
+        _check_auto(config, auto=auto, dry_run=dry_run)
+        if background and not dry_run:
             await _in_background(output, data_dir, ready_file)
-        else:
-            await serve(config)
+            return
+        if auto:
+            from p2pnode.host.auto_join import choose_models, deploy
+
+            adverts = await _adverts_seen(config)
+            plan = choose_models(config, adverts, report)
+            if dry_run:
+                return
+            config = await deploy(config, plan, adverts, report)
+        await serve(config)
 
     def interrupt() -> bool:
         output.end_echo()
@@ -319,6 +343,31 @@ async def _tell_of_servers(config: NodeConfig, report: JoinReporter) -> None:
 
     for server in await servers_here():
         report("upstream.found", {"url": server.url, "model": server.model, "models": list(server.models)})
+
+
+async def _adverts_seen(config: NodeConfig) -> list[Advert]:
+    """Live adverts of all models; none where nobody is reached in time."""
+    import trio
+
+    from p2pnode.client.client import Client
+    from p2pnode.errors import RemoteError
+
+    with trio.move_on_after(_LOOK_S), contextlib.suppress(RemoteError):
+        async with Client(config, remember=False) as client:
+            return await client.known_adverts()
+    return []
+
+
+def _check_auto(config: NodeConfig, *, auto: bool, dry_run: bool) -> None:
+    """Raise ``UsageError`` for flags that contradict ``--auto``."""
+    from p2pnode.errors import UsageError
+
+    if dry_run and not auto:
+        msg = "--dry-run shows what --auto would serve: give both"
+        raise UsageError(msg)
+    if auto and (config.models or config.upstream or config.client_only):
+        msg = "--auto chooses the models itself: name none, here and in config.toml, and no --upstream"
+        raise UsageError(msg)
 
 
 def _settings(
@@ -506,7 +555,27 @@ def _context(fields: dict[str, Any]) -> str:
     return f"context    {each}, {gigabytes(fields['memory'])} with the model: {why}{demand}"
 
 
-def _leaving() -> str:
+def _auto(event: str, fields: dict[str, Any]) -> str:
+    """What ``--auto`` found, and what it does, as lines."""
+    from p2pnode.models.context import gigabytes
+
+    match event:
+        case "auto.serves":
+            speed = f"{fields['tokens_per_s']} tokens/s"
+            return f"chosen     {fields['name']}: {speed}, {price_of(fields)}: {fields['why']}"
+        case "auto.left_out":
+            return f"left out   {fields['name']}: {fields['why']}"
+        case _:
+            here = f"{gigabytes(fields['memory'])} of memory, {count_of(fields['cores'], 'core')}"
+            seen = f"{count_of(fields['hosts_seen'], 'host')} seen"
+            words = {True: "chosen  ", False: "left out"}
+            models = (f"{words[each['serve']]}   {each['name']}: {each['why']}" for each in fields["models"])
+            return "\n".join([f"auto       {here}, {seen}", *models])
+
+
+def _leaving(event: str) -> str:
+    if event != "stopping":
+        return ""
     return f"leaving: letting answers end{' (Ctrl-C again leaves at once)' if sys.stderr.isatty() else ''}"
 
 
@@ -644,4 +713,4 @@ class JoinReporter:
             case "stopped":
                 return "left the network"
             case _:
-                return _leaving() if name == "stopping" else ""
+                return _auto(name, fields) if name.startswith("auto.") else _leaving(name)

@@ -42,6 +42,8 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
                 model.progress{name, done, total} model{name, id} listening{multiaddrs}
                 context{name, n_ctx, slots, memory, at_hand, why, on_demand}: of one request; memory in bytes
                 model.warm{name, seconds} model.cold{name} model.withdrawn{name, reason}: while it runs
+                with --auto auto.plan{memory, cores, hosts_seen, models} auto.left_out{name, why}
+                auto.serves{name, tokens_per_s, price_in, price_out, why}
                 ready{peer_id, multiaddrs, invite, reach, store_for, models}
                 addresses{multiaddrs, invite, reach}: they changed; reach is {code, detail, remedy}
                 s5{url} stopping{} stopped{} background{pid, log}

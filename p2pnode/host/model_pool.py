@@ -365,7 +365,7 @@ class ModelPool:
     async def aclose(self) -> None:
         """Close all engines; requests under way end with ``EngineError``."""
         self._closed = True
-        for entry in self._entries.values():
+        for entry in list(self._entries.values()):  # a model that is being unloaded leaves it meanwhile
             self._refuse(entry, EngineError("this host is going away", code="shutting_down"))
             if entry.engine is not None:
                 await entry.engine.aclose()

@@ -50,10 +50,11 @@ def suggest_price(
     """From the offers seen for a model (price in, price out) and what a session's gas costs. Free offers are
     left out: they say nothing of a price."""
     paid = [offer for offer in offers if offer != (0, 0)]
+    price_in, price_out = median_price(paid) or (None, None)
     cost = session_fee_for(gas, gas_price_wei, ether_price_usdc_units)
     return Suggestion(
-        price_in=_median([price_in for price_in, _ in paid]),
-        price_out=_median([price_out for _, price_out in paid]),
+        price_in=price_in,
+        price_out=price_out,
         asked=len(paid),
         session_fee=min(cost, SESSION_FEE_MAX),
         gas_cost=cost,
@@ -99,9 +100,13 @@ async def _offers(config: NodeConfig) -> list[tuple[int, int]]:
     return [(offer.price_in, offer.price_out) for offer in offers if offer is not None]
 
 
-def _median(values: list[int]) -> int | None:
+def median_price(offers: Iterable[tuple[int, int]]) -> tuple[int, int] | None:
+    """The medians of what is asked for input and output; None where nobody asks for money."""
+    paid = [offer for offer in offers if offer != (0, 0)]
+    return (_median([each[0] for each in paid]), _median([each[1] for each in paid])) if paid else None
+
+
+def _median(values: list[int]) -> int:
     """Of an even number, the mean of the two in the middle, rounded down."""
-    if not values:
-        return None
     ordered, half = sorted(values), len(values) // 2
     return ordered[half] if len(values) % 2 else (ordered[half - 1] + ordered[half]) // 2

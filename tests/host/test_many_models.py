@@ -6,20 +6,27 @@ import contextlib
 import random
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import trio
 from trio.testing import MockClock
 
 from p2pnode.client.client import Client
+from p2pnode.config import DEFAULT_MODEL
 from p2pnode.errors import ConfigError, EngineError, P2PNodeError
 from p2pnode.host.host import Host
 from p2pnode.host.model_pool import HostedModel, PoolLimits
 from p2pnode.host.residency import FAILURES_MAX
 from p2pnode.ids import ModelId
+from p2pnode.models.catalogue import Catalogue
 from p2pnode.models.engine import EngineInfo
+from p2pnode.models.llamacpp.engine import LlamaCppConfig, LlamaCppEngine
 from p2pnode.models.manifest import model_id_text
+from p2pnode.models.pull.pull import pull
 from p2pnode.models.scripted import Faults, ScriptedConfig, ScriptedEngine
 from p2pnode.net.virtual_time import wall_clock
 from p2pnode.protocols.adverts.messages import Advert
@@ -365,3 +372,53 @@ async def test_whatever_happens_no_offer_is_left_that_can_not_serve(
 async def _offered(host: Host, model: HostedModel) -> None:
     with contextlib.suppress(ConfigError, EngineError):
         await host.offer(model)
+
+
+@pytest.mark.long
+async def test_three_models_of_llama_cpp_share_memory_for_two(tmp_path: Path) -> None:
+    """In real time: the one that is not used goes, and its process with it."""
+    file = await pull(Catalogue.load().find(DEFAULT_MODEL), tmp_path / "models")
+    data = file.weights_path.read_bytes()
+    at = data.index(b"general.name") + len(b"general.name") + 12
+    models: list[HostedModel] = []
+    for letter in (b"X", b"Y", b"Z"):
+        path = tmp_path / f"model-{letter.decode()}.gguf"
+        path.write_bytes(data[:at] + letter + data[at + 1 :])
+        local = await pull(Catalogue.load().find(str(path)), tmp_path / "models")
+        config = LlamaCppConfig(n_ctx=512, slots=1, threads=1)
+        models.append(
+            HostedModel(
+                model=local.model_id,
+                name=local.name,
+                new_engine=partial(LlamaCppEngine, local, config),
+                n_ctx=512,
+                memory=1,
+            )
+        )
+    first, second, third = (each.model for each in models)
+    with trio.fail_after(240):
+        async with world() as w, w.client() as client:
+            member, host = await host_of(w, models, Machine(2), wait_s=60.0)
+            await host.start()
+            assert states(await advert_of(client, member), first, second, third) == ["warm", "warm", "cold"]
+            assert await ask(client, member, first)
+            assert await ask(client, member, third)
+            advert = await advert_of(client, member)
+            assert states(advert, first, second, third) == ["warm", "cold", "warm"]
+            cold = advert.offer(second)
+            assert cold is not None
+            assert 0 < cold.warm_in_s < 60
+            assert len(_llama_processes()) == 2
+            assert await ask(client, member, second)
+            assert len(_llama_processes()) == 2
+            host.withdraw(third)
+            await eventually(lambda: len(_llama_processes()) == 1, 30)
+    assert _llama_processes() == []
+
+
+def _llama_processes() -> list[int]:
+    found = []
+    for each in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            found += [each.pid] if "p2pnode.models.llamacpp.server" in each.cmdline() else []
+    return found

@@ -1,0 +1,141 @@
+"""What ``join --auto`` serves: the models of the catalogue that fit this machine, and that are asked for.
+
+Demand is what a node can see: for each model the hosts that offer it, and how many of their slots are in use.
+A larger model is worth more than a small one, because clients that can choose take it.
+
+Pure: what the machine has and what the network says are arguments.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from p2pnode.ids import ModelId
+from p2pnode.models.context import gigabytes
+from p2pnode.protocols.adverts.messages import Advert
+from p2pnode.words import count_of
+
+MODELS_MOST: Final = 4
+"""An advert always holds so many."""
+TOKENS_PER_S_LEAST: Final = 3.0
+"""Nobody waits for an answer that is made more slowly."""
+_BYTES_PER_CORE_S: Final = 4e9
+_CORES_MOST: Final = 8
+"""To make a token, a processor reads all weights once: about so many bytes a second for each core, until
+memory can't follow."""
+_BESIDE: Final = 256 << 20
+_CONTEXT_SHARE: Final = 0.2
+"""What a model takes besides its weights, before its file is here and says it: so much, and this share."""
+_UNOFFERED: Final = 0.5
+_BASE: Final = 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A model that could be served. ``unusable`` says why no engine here can load it."""
+
+    name: str
+    model: ModelId
+    size_bytes: int
+    on_gpu: bool = False
+    unusable: str = ""
+
+    @property
+    def memory(self) -> int:
+        """About what it takes when it is loaded, in bytes."""
+        return int(self.size_bytes * (1 + _CONTEXT_SHARE)) + _BESIDE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """What is seen of a model: its hosts, their slots, and the requests that they serve or hold."""
+
+    hosts: int = 0
+    slots: int = 0
+    requests: int = 0
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        if not self.hosts:
+            return "no other host is seen that offers it"
+        hosts = count_of(self.hosts, "host offers", "hosts offer")
+        return f"{hosts} it, {self.requests} requests for {count_of(self.slots, 'slot')}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """A model and what became of it; ``serve`` is whether it is chosen."""
+
+    candidate: Candidate
+    serve: bool
+    why: str
+
+
+def demand_seen(adverts: Iterable[Advert]) -> dict[ModelId, Demand]:
+    """By model. A host tells one load for all of its models: each has an equal part of it."""
+    found: dict[ModelId, Demand] = {}
+    for advert in adverts:
+        offers = [offer for offer in advert.offers if offer.n_ctx]
+        for offer in offers:
+            known = found.get(offer.model, Demand())
+            found[offer.model] = Demand(
+                hosts=known.hosts + 1,
+                slots=known.slots + -(-advert.load.slots // len(offers)),
+                requests=known.requests + -(-(advert.load.active + advert.load.queued) // len(offers)),
+            )
+    return found
+
+
+def expected_tokens_per_s(candidate: Candidate, cores: int) -> float:
+    """About how fast this machine makes tokens with it; infinite where a GPU does."""
+    if candidate.on_gpu:
+        return math.inf
+    return _BYTES_PER_CORE_S * min(cores, _CORES_MOST) / max(1, candidate.size_bytes)
+
+
+def worth(candidate: Candidate, demand: Demand) -> float:
+    """How much serving it is worth: for how much is asked of each host, and for its size."""
+    pressure = demand.requests / demand.slots if demand.slots else _UNOFFERED
+    shared = math.sqrt(1 + demand.hosts)
+    return (_BASE + pressure) / shared * math.log2(2 + candidate.size_bytes / (64 << 20))
+
+
+def choose(
+    candidates: Sequence[Candidate],
+    demand: Mapping[ModelId, Demand],
+    *,
+    memory: int,
+    cores: int,
+    most: int = MODELS_MOST,
+) -> tuple[Choice, ...]:
+    """What to serve within ``memory`` bytes, the worthiest first, then what is left out and why."""
+
+    def order(candidate: Candidate) -> tuple[float, str]:
+        return -worth(candidate, demand.get(candidate.model, Demand())), candidate.name
+
+    chosen: list[Choice] = []
+    others: list[Choice] = []
+    left = memory
+    for each in sorted(candidates, key=order):
+        speed = expected_tokens_per_s(each, cores)
+        why = each.unusable
+        if not why and each.memory > memory:
+            why = f"takes about {gigabytes(each.memory)} of memory, and {gigabytes(memory)} can be had"
+        elif not why and speed < TOKENS_PER_S_LEAST:
+            why = f"about {speed:.1f} tokens/s on {count_of(cores, 'core')}: too slow for anybody"
+        elif not why and len(chosen) >= most:
+            why = f"an advert holds {most} models, and these are worth more"
+        elif not why and each.memory > left:
+            why = f"takes about {gigabytes(each.memory)}, and {gigabytes(left)} are left beside those chosen"
+        if why:
+            others.append(Choice(candidate=each, serve=False, why=why))
+            continue
+        left -= each.memory
+        seen = demand.get(each.model, Demand())
+        about = f"about {gigabytes(each.memory)} of memory, {seen.words}"
+        chosen.append(Choice(candidate=each, serve=True, why=about))
+    return (*chosen, *others)
