@@ -12,13 +12,12 @@ from typing import Final
 
 from p2pnode.errors import ConfigError
 from p2pnode.files import write_atomic
+from p2pnode.ids import ModelId
 from p2pnode.models.folder import folder_tokenizer_blob, read_folder
 from p2pnode.models.gguf import read_header, tokenizer_blob
 from p2pnode.models.local_models import LocalModel
 from p2pnode.models.manifest import Manifest
 
-FETCHED_MAX: Final = 33 << 20
-"""Bytes of a tokenizer's blob or a template that is fetched, at most."""
 NOTHING: Final = hashlib.sha256(b"").hexdigest()
 
 
@@ -56,6 +55,14 @@ class KeptPromptFiles:
         """The hashes of what is to be fetched. Blocks on the disk."""
         wanted = (manifest.tokenizer, manifest.chat_template)
         return [sha256 for sha256 in wanted if self.blob(sha256) is None]
+
+    def manifest(self, model: ModelId) -> Manifest | None:
+        """That of a model, which is named by its id. Blocks on the disk."""
+        blob = self.blob(model.hex())
+        try:
+            return None if blob is None else Manifest.of_blob(blob)
+        except ConfigError:
+            return None
 
     def blob(self, sha256: str) -> bytes | None:
         """What has this hash. Blocks on the disk."""

@@ -135,6 +135,17 @@ def load_tokenizer(blob: bytes) -> Tokenizer:
     raise bad_blob("it is of an unknown kind")
 
 
+def vocabulary_in(blob: bytes) -> Vocabulary:
+    """The vocabulary of a blob, also where its ids can't be counted. Raises ``ConfigError``."""
+    if blob.startswith(GGUF_TOKENIZER):
+        return vocabulary_of(header_of_blob(blob))
+    entries = blob_entries(blob, FOLDER_TOKENIZER)
+    try:
+        return vocabulary_of_json(json.loads(entries["tokenizer.json"]), [entries["eos"].decode()])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise bad_blob(f"it is no tokenizer.json ({str(error)[:100]})") from error
+
+
 # ---- of a GGUF
 
 

@@ -13,12 +13,12 @@ from typing import Final, NoReturn
 import structlog
 import trio
 
-from p2pnode.errors import ConfigError, StoreRefusedError
+from p2pnode.errors import ConfigError, RemoteError, StoreRefusedError
 from p2pnode.files import off_the_loop
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.models.local_models import LocalModel, chunk_list_of
 from p2pnode.models.manifest import Manifest, model_id
-from p2pnode.models.prompt_files import read_prompt_files
+from p2pnode.models.prompt_files import KeptPromptFiles, PromptFiles, read_prompt_files
 from p2pnode.node.node import Node
 from p2pnode.protocols.blob.messages import files_key
 from p2pnode.storage.peer_store import PeerStore
@@ -100,6 +100,30 @@ async def fetch_manifest(peer: ModelPeer, model: ModelId) -> Manifest:
     manifest = Manifest.of_blob(await peer.fetch(model))
     assert model_id(manifest) == model  # noqa: S101 - the bytes have that hash
     return manifest
+
+
+async def fetch_prompt_files(
+    node: Node, peer: PeerId, model: ModelId, manifest: Manifest | None, kept: KeptPromptFiles
+) -> PromptFiles | None:
+    """What prompts of a model are made of, from a host of it, which is connected; kept for later.
+
+    ``manifest`` where it is known. None where the host gives it not; what it gives that has another hash
+    counts against it.
+    """
+    store = PeerStore(node, peer, sign=_signs_nothing)
+    asked = ModelPeer(store)
+    try:
+        if manifest is None:
+            manifest = await fetch_manifest(asked, model)
+            await trio.to_thread.run_sync(kept.put, manifest.blob())
+        for sha256 in await trio.to_thread.run_sync(kept.missing, manifest):
+            await trio.to_thread.run_sync(kept.put, await asked.fetch(bytes.fromhex(sha256)))
+    except (RemoteError, ConfigError) as error:
+        log.info("model.prompt_files_missing", peer=peer, reason=str(error))
+        return None
+    finally:
+        store.close()
+    return await trio.to_thread.run_sync(kept.get, manifest)
 
 
 def _signs_nothing(_owner: bytes, _digest: bytes) -> NoReturn:

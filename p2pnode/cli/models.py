@@ -103,7 +103,8 @@ def pull_model(
                 return await _pull_from_peers(output, name, data_dir, bootstrap, mdns=mdns, licences=licences)
             entry = _entry(name)
             if entry.licence:
-                output.event("licence", {"name": entry.name, "licence": entry.licence})
+                fields = {"name": entry.name, "licence": entry.licence}
+                output.report("licence", fields, text=f"{entry.name}: its licence is {entry.licence}")
             with PullProgress(output, name) as progress:
                 return await pull(entry, models_dir, progress=progress, licences=licences)
 

@@ -49,8 +49,8 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
                 s5{url} stopping{} stopped{} background{pid, log}
                 with --suggest-price suggestion{asked, price_in, price_out, gas_cost, session_fee}
                 answered{peer, tokens_in, tokens_out, reason, cost} settled{session, amount}
-    models      model{name, id, size_bytes, quantisation, n_ctx, licence, path}; pull: model.progress{…}
-                and model{name, id, path}; verify: verified{name, path, sha256}
+    models      model{name, id, size_bytes, quantisation, n_ctx, licence, path}; pull: licence{name, licence}
+                model.progress{…} and model{name, id, path}; verify: verified{name, path, files}
                 offer: as join, model.offered{name, id, price_in, price_out, session_fee, memory, pinned,
                 state}; withdraw: model.withdrawn{name, reason}
                 propose, vote, unlock, bond, attest: plan{calls, gas, gas_price_wei, cost_wei, cost, untried,

@@ -491,7 +491,7 @@ class Answer:
                 self._runtime.tell("session.left", {"peer": peer})
         self._keep_trust(self._search, candidate)
         if is_priced(candidate.offer):
-            ask = await self._renderers.with_own_count(candidate.offer.model, ask)
+            ask = await self._renderers.with_own_count(candidate.offer.model, ask, peer)
         failover.begin()
         self._session = session = await self._pool.open(candidate, ask)
         failover.opened(

@@ -23,7 +23,7 @@ from p2pnode.client.history import without_oldest
 from p2pnode.client.host_rules import HostRules
 from p2pnode.client.hosts import HostSearch, Searches
 from p2pnode.client.pool import SessionPool
-from p2pnode.client.prompt_check import PromptRenderers
+from p2pnode.client.prompt_check import KEPT, PromptRenderers
 from p2pnode.client.ranking import Candidate, CostBound, Filters, TurnBound, cost_bound, needs_of
 from p2pnode.client.runtime import Runtime
 from p2pnode.config import DEFAULT_MODEL
@@ -36,6 +36,8 @@ from p2pnode.models.gguf import read_header
 from p2pnode.models.grammar import GrammarError
 from p2pnode.models.local_models import installed
 from p2pnode.models.manifest import SCRIPTED, Manifest, parse_model_id, scripted_model_id
+from p2pnode.models.prompt_files import KeptPromptFiles, PromptFiles
+from p2pnode.models.tokenizer import vocabulary_in
 from p2pnode.models.vocabulary import Vocabulary, load_vocabulary
 from p2pnode.net.multiaddrs import split_peer
 from p2pnode.protocols.inference.commands import Ask
@@ -54,6 +56,7 @@ from p2pnode.protocols.inference.messages import (
 )
 from p2pnode.protocols.inference.prompt_rules import JSON_DEPTH_MAX, check_prompt
 from p2pnode.protocols.wire import decode_record, encode
+from p2pnode.storage.model_peers import fetch_prompt_files
 
 ContextChoice: TypeAlias = Literal["refuse", "drop-oldest"]
 Messages: TypeAlias = str | Sequence[Mapping[str, Any]]
@@ -256,8 +259,8 @@ class Questions:
     def __init__(self, runtime: Runtime, pool: SessionPool, searches: Searches) -> None:
         self._runtime, self._pool, self._searches = runtime, pool, searches
         self.answers = Answers(runtime)
-        self.renderers = PromptRenderers(runtime.data.models)
-        self._vocabularies: dict[ModelId, Vocabulary | None] = {}
+        self.renderers = PromptRenderers(runtime.data.models, self._fetch)
+        self._vocabularies: dict[ModelId, Vocabulary] = {}
         self._ids_ends: dict[ModelId, int | None] = {}
 
     def answer(
@@ -338,6 +341,11 @@ class Questions:
         trying = "" if known.model == scripted_model_id() else _NO_EMBEDDINGS
         return Embedding(texts, make, nobody=trying)
 
+    async def _fetch(
+        self, peer: PeerId, model: ModelId, manifest: Manifest | None, kept: KeptPromptFiles
+    ) -> PromptFiles | None:
+        return await fetch_prompt_files(self._runtime.node, peer, model, manifest, kept)
+
     async def _vocabulary(self, known: KnownModel) -> Vocabulary | None:
         """The model's, where its file is on this machine: calls of tools are then checked against the ids."""
         if known.model == scripted_model_id():
@@ -345,8 +353,11 @@ class Questions:
 
             return VOCABULARY
         if known.model not in self._vocabularies:
-            load = partial(_installed_vocabulary, self._runtime.data.models, known.model)
-            self._vocabularies[known.model] = await trio.to_thread.run_sync(load)
+            load = partial(_known_vocabulary, self._runtime.data.models, known)
+            found = await trio.to_thread.run_sync(load)
+            if found is None:
+                return None  # a host may give it before the next turn
+            self._vocabularies[known.model] = found
         return self._vocabularies[known.model]
 
     async def _ids_end(self, known: KnownModel) -> int | None:
@@ -429,10 +440,18 @@ def _installed_path(models_dir: Path, model: ModelId) -> Path | None:
     return next((each.path for each in gguf if each.model_id == model), None)
 
 
-def _installed_vocabulary(models_dir: Path, model: ModelId) -> Vocabulary | None:
-    """Blocks on the disk."""
-    path = _installed_path(models_dir, model)
-    return None if path is None else load_vocabulary(path)
+def _known_vocabulary(models_dir: Path, known: KnownModel) -> Vocabulary | None:
+    """Of the model's file, or of its tokenizer that was fetched. Blocks on the disk."""
+    path = _installed_path(models_dir, known.model)
+    if path is not None:
+        return load_vocabulary(path)
+    kept = KeptPromptFiles(models_dir / KEPT)
+    manifest = known.manifest or kept.manifest(known.model)
+    blob = None if manifest is None else kept.blob(manifest.tokenizer)
+    try:
+        return vocabulary_in(blob) if blob else None
+    except ConfigError:
+        return None
 
 
 def _installed_ids_end(models_dir: Path, model: ModelId) -> int | None:

@@ -12,8 +12,12 @@ from trio.testing import MockClock
 from p2pnode.client.prompt_check import PromptRenderers
 from p2pnode.client.question import KnownModel
 from p2pnode.errors import ConfigError, HostFault
-from p2pnode.ids import ModelId
-from p2pnode.models.manifest import model_id_text, scripted_model_id
+from p2pnode.ids import ModelId, PeerId
+from p2pnode.models.catalogue import DEFAULT_MODEL, Catalogue
+from p2pnode.models.manifest import Manifest, model_id_text, scripted_model_id
+from p2pnode.models.prompt_files import KeptPromptFiles, PromptFiles, read_prompt_files
+from p2pnode.models.prompt_maker import prompt_maker
+from p2pnode.models.pull.pull import pull
 from p2pnode.models.scripted import ScriptedConfig, ScriptedEngine
 from p2pnode.net.stream import Stream
 from p2pnode.node.driver import MessageChannel
@@ -160,3 +164,29 @@ async def test_tools_are_not_sent_where_what_they_may_cost_is_unknown(
                 client.chat(
                     [{"role": "user", "content": "hi"}, called, answered], model=model_id_text(UNKNOWN)
                 )
+
+
+async def test_a_client_without_the_model_counts_with_what_its_host_gives(tmp_path: Path) -> None:
+    entry = Catalogue.load().find(DEFAULT_MODEL)
+    model = await pull(entry, tmp_path / "host")
+    files = await trio.to_thread.run_sync(read_prompt_files, model)
+    asked: list[str] = []
+
+    async def fetch(
+        host: PeerId, _model: ModelId, _manifest: Manifest | None, _kept: KeptPromptFiles
+    ) -> PromptFiles | None:
+        asked.append(host)
+        return files if host == "honest" else None
+
+    renderers = PromptRenderers(tmp_path / "client", fetch)
+    assert await renderers.rendered(model.model_id, BODY) is None
+    for _ in range(2):  # who has not what it should have is asked once
+        assert await renderers.rendered(model.model_id, BODY, PeerId("broken")) is None
+    made = await renderers.rendered(model.model_id, BODY, PeerId("honest"))
+    assert made == await renderers.rendered(model.model_id, BODY)
+    assert asked == ["broken", "honest"]
+    await renderers.aclose()
+    maker = await prompt_maker(files, 2048)
+    ids = (await maker.prompt(BODY)).ids
+    await maker.aclose()
+    assert made == (len(ids), ids_hash(ids))

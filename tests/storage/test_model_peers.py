@@ -7,6 +7,7 @@ import os
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from p2pnode.limits import DEFAULT_LIMITS
 from p2pnode.models.catalogue import CatalogueEntry
 from p2pnode.models.local_models import LocalModel, describe_at, installed
 from p2pnode.models.manifest import CHUNK_BYTES
+from p2pnode.models.prompt_files import KeptPromptFiles, read_prompt_files
 from p2pnode.models.pull.peers import pull_from_peers
 from p2pnode.models.pull.pull import PullConfig, pull
 from p2pnode.models.pull.target import Target
@@ -26,7 +28,14 @@ from p2pnode.node.node import Node, NodeSetup
 from p2pnode.protocols.s5.ids import BlobHash
 from p2pnode.storage.blob_service import BlobService
 from p2pnode.storage.memory import MemoryStore
-from p2pnode.storage.model_peers import ModelPeer, fetch_manifest, make_public, peers_that_share, share_files
+from p2pnode.storage.model_peers import (
+    ModelPeer,
+    fetch_manifest,
+    fetch_prompt_files,
+    make_public,
+    peers_that_share,
+    share_files,
+)
 from p2pnode.storage.node_store import StoreFor
 from p2pnode.storage.peer_store import PeerStore
 from p2pnode.storage.public_files import PublicFiles, StoreWithPublicFiles
@@ -179,6 +188,34 @@ async def test_a_file_that_changed_is_not_shared_and_its_host_called_no_liar(
             await pull_from_peers([ModelPeer(store)], targets_of(model, tmp_path), config)
         assert asker.node.faults.count(holder.node.peer_id, trio.current_time()) == 0
         await share_files(holder.node, PublicFiles(RATE), model, in_thread=False)  # logged, and it returns
+
+
+async def test_a_client_keeps_what_prompts_are_made_of_and_finds_a_host_that_bends_it(
+    tmp_path: Path, autojump_clock: object
+) -> None:
+    model = model_at(tmp_path / "model.gguf", 100)
+    async with world(net=MemoryNet(latency=0.0)) as w:
+        liar, honest, asker = [await w.add() for _ in range(3)]
+        for member in (liar, honest):
+            public = PublicFiles(RATE, in_thread=False)
+            await make_public(public, model, in_thread=False)
+            shared = Shared(public, bend=another if member is liar else lambda data: data)
+            shared.pieces = 6
+            serve(member.node, shared)
+            await asker.node.network.connect(member.node.multiaddrs[0])
+        kept = KeptPromptFiles(tmp_path / "prompts")
+        ask = partial(fetch_prompt_files, asker.node)
+        now = trio.current_time()
+        for manifest in (None, model.manifest):
+            assert await ask(liar.node.peer_id, model.model_id, manifest, kept) is None
+        assert asker.node.faults.count(liar.node.peer_id, now) == 2
+        assert kept.missing(model.manifest) == [model.manifest.tokenizer, model.manifest.chat_template]
+        files = await ask(honest.node.peer_id, model.model_id, None, kept)
+        assert files == read_prompt_files(model) == kept.get(model.manifest)
+        assert kept.manifest(model.model_id) == model.manifest
+        assert asker.node.faults.count(honest.node.peer_id, now) == 0
+        (tmp_path / "prompts" / model.manifest.tokenizer).write_bytes(b"bent on the disk")
+        assert kept.get(model.manifest) is None
 
 
 # ---- for real

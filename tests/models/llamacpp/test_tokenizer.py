@@ -17,10 +17,13 @@ import trio
 
 from p2pnode.models.child.process import ChildProcess
 from p2pnode.models.gguf import read_header, tokenizer_blob
-from p2pnode.models.llamacpp.engine import start_llamacpp
+from p2pnode.models.llamacpp.engine import LlamaCppConfig, LlamaCppEngine, start_llamacpp
 from p2pnode.models.local_models import LocalModel
+from p2pnode.models.prompt_files import read_prompt_files
+from p2pnode.models.prompt_maker import prompt_maker
 from p2pnode.models.tokenizer import CUTS, Tokenizer, load_tokenizer
 from p2pnode.models.vocabulary import vocabulary_of
+from p2pnode.protocols.inference.messages import ChatMessage, PromptBody, Tool
 from tests.models.gguf_files import gguf, integers, string, strings
 
 CORPUS: Final = (
@@ -177,3 +180,24 @@ async def test_ids_of_sentence_pieces_are_those_of_llama_cpp(
     texts = [*CORPUS, "a<|tool|> b<|tool|><|tool|>c", *mixtures(2, 400)]
     async with llama_cpp(path) as child:
         await require_equal(child, tokenizer_at(path), texts)
+
+
+async def test_prompts_made_of_tokenizer_and_template_alone_are_those_of_the_engine(
+    smollm: LocalModel,
+) -> None:
+    files = await trio.to_thread.run_sync(read_prompt_files, smollm)
+    maker = await prompt_maker(files, smollm.manifest.n_ctx)
+    engine = LlamaCppEngine(smollm, LlamaCppConfig(slots=1, threads=1, renders_only=True))
+    tool = Tool(name="add", description="adds <|im_end|>", parameters='{"type": "object"}')
+    bodies = [
+        PromptBody(messages=tuple(ChatMessage.of("user", text) for text in CORPUS), seed=bytes(16)),
+        PromptBody(messages=(ChatMessage.of("system", " "), ChatMessage.of("user", "hi")), seed=bytes(16)),
+        PromptBody(messages=(ChatMessage.of("user", "2+2?"),), tools=(tool,), seed=bytes(16)),
+        PromptBody(messages=(ChatMessage.of("user", "go on"),), prefix=(19556, 28, 665), seed=bytes(16)),
+    ]
+    try:
+        for body in bodies:
+            assert await maker.prompt(body) == await engine.prompt(body)
+    finally:
+        await maker.aclose()
+        await engine.aclose()
