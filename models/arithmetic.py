@@ -12,7 +12,7 @@ from typing import Final
 
 from p2pnode.protocols.crypto import keccak256
 
-LENGTH: Final = 64
+LENGTH: Final = 32
 """Tokens of the prompt: no more than are computed together."""
 LIKELIEST: Final = 1024
 """So many of the likeliest next tokens are hashed."""

@@ -42,7 +42,11 @@ class EngineSpec:
     tokens_per_s: float | None = None
     """Of a scripted engine, for each slot."""
     cache: str | None = None
-    """Of exllama: how keys and values are kept, see ``models/exllama/memory.py``."""
+    """How keys and values are kept, see ``models/exllama/memory.py`` and ``models/llamacpp/server.py``."""
+    batch: int | None = None
+    """Of llama.cpp: rows that are computed together."""
+    speculation: bool | None = None
+    """Of llama.cpp: whether repetitions are guessed."""
     tensor_parallel: bool | None = None
     """Of exllama: each layer on all GPUs."""
     device: str | None = None

@@ -152,6 +152,7 @@ class NodeConfig:
     threads: int = 0
     engine: str = "auto"
     kv_cache: str = "FP16"
+    speculation: bool = False
     tensor_parallel: bool = False
 
     def __post_init__(self) -> None:

@@ -27,7 +27,7 @@ from p2pnode.models.context import allocated
 from p2pnode.models.engine import EngineInfo, GenerateRequest
 from p2pnode.models.gguf import unusable
 from p2pnode.models.llamacpp.run import SAMPLERS, LlamaCppRun
-from p2pnode.models.llamacpp.server import BATCH
+from p2pnode.models.llamacpp.server import BATCH, BATCH_MAX, CACHE_TYPES
 from p2pnode.models.local_models import LocalModel
 from p2pnode.models.prompt import Piece
 from p2pnode.models.renderer import ChatTemplate, load_template
@@ -49,6 +49,13 @@ class LlamaCppConfig:
     n_ctx: int = 2048
     slots: int = 4
     threads: int = field(default_factory=_threads_default)
+    batch: int = BATCH
+    """Rows that are computed together, ``BATCH_MAX`` at most."""
+    cache: str = "FP16"
+    """How keys and values are kept: one of ``CACHE_TYPES``. All but FP16 change what is answered."""
+    speculation: bool = False
+    """Whether repetitions of the text are guessed and checked together: the same answers, some of them
+    sooner."""
     queue_max: int = 32
     runtime_dir: Path | None = None
     """Where the private directory of the socket is made; by default the system's temporary directory."""
@@ -61,11 +68,17 @@ class LlamaCppConfig:
     def __post_init__(self) -> None:
         for name, least, most in (
             ("n_ctx", 64, 1 << 20), ("slots", 1, 64), ("threads", 1, 512), ("queue_max", 0, 4096),
+            ("batch", 1, BATCH_MAX),
         ):  # fmt: skip
             if not least <= getattr(self, name) <= most:
                 raise ConfigError(
                     f"engine {name} is {getattr(self, name)}; it must be from {least} to {most}"
                 )
+        if self.cache not in CACHE_TYPES:
+            kinds = ", ".join(CACHE_TYPES)
+            raise ConfigError(
+                f"llama.cpp keeps keys and values as {kinds}, not as {self.cache}: see --kv-cache"
+            )
 
 
 class LlamaCppEngine(ChildEngine):
@@ -90,9 +103,9 @@ class LlamaCppEngine(ChildEngine):
             quantisation=self._model.manifest.quantisation,
             n_ctx=self._n_ctx,
             slots=self._config.slots,
-            build=version("xllamacpp"),
-            batch=BATCH,
-            kv_types="f16/f16",
+            build=version("xllamacpp") + (" ngram" if self._config.speculation else ""),
+            batch=self._config.batch,
+            kv_types="/".join([CACHE_TYPES[self._config.cache].lower()] * 2),
             samplers=SAMPLERS,
             features=self._features(),
         )
@@ -109,6 +122,9 @@ class LlamaCppEngine(ChildEngine):
             renders_only=config.renders_only,
             slots=config.slots,
             threads=config.threads,
+            batch=config.batch,
+            cache=config.cache,
+            speculation=config.speculation,
             runtime_dir=config.runtime_dir,
             deadline_s=config.load_deadline_s,
         )
@@ -144,6 +160,9 @@ async def start_llamacpp(
     runtime_dir: Path | None,
     deadline_s: float,
     renders_only: bool = False,
+    batch: int = BATCH,
+    cache: str = "FP16",
+    speculation: bool = False,
 ) -> ChildProcess:
     """Start a child that serves llama.cpp's HTTP API. Raises ``EngineError`` that says why it doesn't.
 
@@ -155,6 +174,9 @@ async def start_llamacpp(
         "slots": slots,
         "threads": threads,
         "renders_only": renders_only,
+        "batch": batch,
+        "cache": cache,
+        "speculation": speculation,
     }
     return await ChildProcess.start(
         _MODULE, config, loads=model.name, runtime_dir=runtime_dir, deadline_s=deadline_s

@@ -19,8 +19,13 @@ import sys
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-BATCH: Final = 64
-"""Small, so that a cancel during prefill takes effect within one batch of this many tokens."""
+BATCH: Final = 32
+"""Rows of one sequence that are computed together. Up to ``BATCH_MAX`` their logits are those of decoding, to
+the last bit, whatever other slots do; from 64 rows on flash attention takes another way. Small besides, so
+that a cancel during prefill takes effect within one batch."""
+BATCH_MAX: Final = 63
+CACHE_TYPES: Final = {"FP16": "F16", "Q8": "Q8_0", "Q4": "Q4_0"}
+"""How keys and values are kept: what users call it, and what llama.cpp does."""
 _HTTP_THREADS_SPARE: Final = 4
 
 
@@ -54,7 +59,11 @@ def _serve(config: dict[str, Any]) -> object:
     params.model.path = config["model"]
     params.n_ctx = config["n_ctx"] * config["slots"]
     params.n_parallel = config["slots"]
-    params.n_batch = params.n_ubatch = BATCH
+    params.n_batch = params.n_ubatch = config["batch"]
+    kept = getattr(xllamacpp.ggml_type, f"GGML_TYPE_{CACHE_TYPES[config['cache']]}")
+    params.cache_type_k = params.cache_type_v = kept
+    if config["speculation"]:
+        params.speculative.types = [xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_NGRAM_SIMPLE]
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = config["threads"]
     params.n_threads_http = config["slots"] + _HTTP_THREADS_SPARE
     params.hostnames = [config["socket"]]

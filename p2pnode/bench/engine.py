@@ -22,10 +22,12 @@ from p2pnode.bench.options import BenchOptions, Take
 from p2pnode.bench.token_clock import question
 from p2pnode.config import DEFAULT_MODEL
 from p2pnode.errors import LocalError
+from p2pnode.models.calibration import chosen, table
 from p2pnode.models.catalogue import Catalogue
 from p2pnode.models.child.process import ChildProcess
 from p2pnode.models.context import allocated
 from p2pnode.models.engine import Engine, GenerateRequest, Tokens
+from p2pnode.models.llamacpp.calibrate import timings_of
 from p2pnode.models.llamacpp.engine import LlamaCppConfig, LlamaCppEngine, start_llamacpp
 from p2pnode.models.llamacpp.run import SAMPLERS
 from p2pnode.models.local_models import LocalModel
@@ -36,6 +38,7 @@ _SLOTS: Final = 8
 _N_CTX: Final = 512
 _TOKENS: Final = {1: 129, 4: 65, 8: 49}
 """Output tokens of each stream, by their number: the first one, and those that are counted."""
+_CALIBRATION_S: Final = 60.0
 _PREFILLS: Final = 3
 _LOAD_S: Final = 120.0
 _RUN_S: Final = 180.0
@@ -76,6 +79,10 @@ async def measure_engine(options: BenchOptions, take: Take) -> None:
         tokens = _fewer(_TOKENS[4], options)
         take("engine.defaults_decode", paired(await bench.decode(pairs, config.slots, tokens), **bench.said))
         take("engine.defaults_prefill", paired(await bench.prefill(pairs), **bench.said))
+    timings = await timings_of(local, seconds=0.0 if options.quick else _CALIBRATION_S)
+    best, choice = min(each.total_s for each in timings), chosen(timings)
+    details = {"threads": choice.threads, "batch": choice.batch, "grid": table(timings)}
+    take("engine.calibrated", paired([(1 / choice.total_s, 1 / best)], **details))
 
 
 def _fewer(tokens: int, options: BenchOptions) -> int:

@@ -142,7 +142,13 @@ EngineOption: TypeAlias = Annotated[
 ]
 KvCacheOption: TypeAlias = Annotated[
     str | None,
-    typer.Option(help="How exllama keeps keys and values: FP16, or Q8, Q6 or Q4, which take less memory."),
+    typer.Option(
+        help="How keys and values are kept: FP16, or Q8, Q6 (exllama only) or Q4, which take less memory."
+    ),
+]
+SpeculationOption: TypeAlias = Annotated[
+    bool | None,
+    typer.Option("--speculation", help="Let llama.cpp guess how a text that repeats itself goes on."),
 ]
 TensorParallelOption: TypeAlias = Annotated[
     bool | None,
@@ -223,6 +229,7 @@ def join(
     threads: ThreadsOption = None,
     engine: EngineOption = None,
     kv_cache: KvCacheOption = None,
+    speculation: SpeculationOption = None,
     tensor_parallel: TensorParallelOption = None,
     upstream: UpstreamOption = None,
     upstream_model: UpstreamModelOption = None,
@@ -279,6 +286,7 @@ def join(
             threads=threads,
             engine=engine,
             kv_cache=kv_cache,
+            speculation=speculation,
             tensor_parallel=tensor_parallel,
             upstream=upstream,
             upstream_model=upstream_model,

@@ -1,4 +1,4 @@
-"""``p2pnode models list|pull|verify``: what can be served, and what is on this machine."""
+"""``p2pnode models list|pull|verify|calibrate``: what can be served, and what is on this machine."""
 
 from __future__ import annotations
 
@@ -145,6 +145,45 @@ def verify_model(
         fields = {"name": local.name, "path": str(local.path), "files": files}
         hashes = "\n".join(f"  {each['sha256']}  {each['path']}" for each in files)
         output.event("verified", fields, text=f"{local.name}: the weights are right\n{hashes}")
+
+    run_async(run, on_error=output.failed)
+
+
+@models_app.command("calibrate")
+def calibrate_model(
+    name: NameArgument,
+    seconds: Annotated[float, typer.Option(help="About how long this may take.")] = 60.0,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+    log_level: LogOption = "error",
+) -> None:
+    """Find the threads and the batch with which llama.cpp is fast here; `join` uses them from then on."""
+    from p2pnode.cli.runner import run_async
+
+    configure(log_level)
+    output = Output(as_json=as_json, data_dir=data_dir)
+
+    async def run() -> None:
+        from dataclasses import asdict
+
+        from p2pnode.extras import need
+        from p2pnode.models.calibration import table
+        from p2pnode.models.engines import engine_name_for
+        from p2pnode.models.pull.pull import pull
+
+        need("`p2pnode models calibrate`", "host")
+        from p2pnode.models.llamacpp.calibrate import keep_choice, timings_of
+
+        local = await pull(_entry(name), _models_dir(data_dir, make=True))
+        engine_name_for(local, "llamacpp")
+        output.note(f"timing {local.name} with several settings: end what else runs here")
+        timings = await timings_of(local, seconds=seconds)
+        choice = keep_choice(data_of(data_dir).root, local, timings)
+        if as_json:
+            output.event("calibrated", {"name": local.name, **asdict(choice)})
+            return
+        for line in table(timings):
+            output.result(line)
 
     run_async(run, on_error=output.failed)
 

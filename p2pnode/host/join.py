@@ -411,6 +411,7 @@ class Join:
             queue_max=self._options.limits.engine_queue,
             tokens_per_s=self._options.scripted_tokens_per_s,
             cache=config.kv_cache,
+            speculation=config.speculation,
             tensor_parallel=config.tensor_parallel,
         )
         if name == SCRIPTED:
@@ -441,6 +442,7 @@ class Join:
         if chosen == "llamacpp":
             choice = await self._context(local, settings, report)
             n_ctx, memory = choice.n_ctx, choice.memory
+            spec = await off_the_loop(partial(self._calibrated, spec, local))
         else:
             n_ctx = settings.n_ctx or min(local.manifest.n_ctx, N_CTX_GPU_DEFAULT)
         return HostedModel(
@@ -455,6 +457,15 @@ class Join:
             price_out=settings.price_out or 0,
             session_fee=settings.session_fee or 0,
         )
+
+    def _calibrated(self, spec: EngineSpec, local: LocalModel) -> EngineSpec:
+        """With what `p2pnode models calibrate` found for this model here, where no threads are named."""
+        from p2pnode.models.llamacpp.calibrate import read_choice
+        from p2pnode.models.llamacpp.engine import LlamaCppConfig
+
+        LlamaCppConfig(cache=self._config.kv_cache)  # raises for what only other engines have
+        found = None if self._config.threads else read_choice(self._data.root, local)
+        return spec if found is None else replace(spec, threads=found.threads, batch=found.batch)
 
     async def _upstream(self) -> HostedModel:
         """The model of somebody else's server. Raises ``ConfigError`` and ``EngineError``."""

@@ -57,6 +57,7 @@ PROMISED = {
     "engine.throughput_8",
     "engine.defaults_decode",
     "engine.defaults_prefill",
+    "engine.calibrated",
 }
 
 

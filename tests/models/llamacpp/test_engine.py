@@ -24,6 +24,7 @@ from p2pnode.errors import ConfigError, EngineError
 from p2pnode.models.child.process import ChildProcess
 from p2pnode.models.engine import Done, GenerateRequest, Prefill, Started, Tokens
 from p2pnode.models.llamacpp.engine import LlamaCppConfig, LlamaCppEngine, start_llamacpp
+from p2pnode.models.llamacpp.server import BATCH
 from p2pnode.models.local_models import LocalModel, describe_at
 from p2pnode.models.vocabulary import Vocabulary, load_vocabulary
 from p2pnode.protocols.inference.messages import ChatMessage, LogitBias, PromptBody, Role
@@ -237,7 +238,7 @@ async def test_cancel_during_prefill_stops_the_engine_within_one_batch(engine: L
     # What the slot holds when the same key comes again is how far the engine went on without us: the
     # batch that was under way, and at most one that had begun before it noticed.
     again = await ask(engine, prompt, replace(GREEDY, tokens_max=1), key)
-    assert again.started.reused <= read + 2 * 64 < len(prompt)
+    assert again.started.reused <= read + 2 * BATCH < len(prompt)
 
 
 async def test_nothing_listens_but_a_socket_only_we_can_reach(own: LlamaCppEngine, run_dir: Path) -> None:
@@ -417,3 +418,38 @@ async def test_an_engine_that_renders_only_makes_the_ids_of_any_prompt_in_a_smal
     finally:
         await renders.aclose()
     assert leftovers(run_dir) == []
+
+
+@pytest.mark.parametrize(("field", "value"), [("batch", 64), ("batch", 0), ("cache", "Q6")])
+def test_settings_whose_numbers_nobody_could_replay_are_refused(field: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=r"from 1 to 63|FP16, Q8, Q4"):
+        LlamaCppConfig(**{field: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("more", "same"),
+    [({"batch": 63}, True), ({"batch": 7}, True), ({"speculation": True}, True), ({"cache": "Q8"}, False)],
+    ids=["batch 63", "batch 7", "speculation", "Q8"],
+)
+async def test_settings_say_what_they_are_and_change_no_number_but_a_smaller_cache(
+    smollm: LocalModel, engine: LlamaCppEngine, more: dict[str, Any], same: bool
+) -> None:
+    other = LlamaCppEngine(smollm, replace(CONFIG, slots=1, **more))
+    try:
+        plain, info = await engine.load(), await other.load()
+        told = (info.batch, info.kv_types, info.build)
+        assert told == (
+            more.get("batch", plain.batch),
+            "q8_0/q8_0" if "cache" in more else plain.kv_types,
+            plain.build + (" ngram" if "speculation" in more else ""),
+        )
+        assert (await other.arithmetic() == await engine.arithmetic()) == same
+        if same:
+            # Words that repeat, so that there is something to guess.
+            prompt = await engine.tokenize("one two three four five six seven eight nine ten, " * 5)
+            for sampling in (replace(GREEDY, tokens_max=60), replace(GREEDY, tokens_max=60, temperature=0.9)):
+                expected = await ask(engine, prompt, sampling)
+                assert (await ask(other, prompt, sampling)).ids == expected.ids
+    finally:
+        await other.aclose()

@@ -178,6 +178,12 @@ class TestLlamaCppServer(_Upstream):
 
 
 class TestLiteLlm(_Upstream):
+    async def test_logprobs_come_with_each_id_and_name_the_likeliest(self, engine: Engine) -> None:
+        """It drops them from streams: they are not offered, and whoever asks for them is told."""
+        assert "logprobs" not in (await engine.load()).features
+        with pytest.raises(EngineError, match="takes no logprobs: leave them out"):
+            await ask(engine, await question(engine), logprobs=3)
+
     @pytest.fixture
     def engine(self, proxied: UpstreamEngine) -> Engine:
         return proxied
