@@ -393,10 +393,12 @@ def _settings(
         flag = f"--{key.replace('_', '-')}"
         for text in texts or ():
             name, _, value = text.rpartition("=")
-            read: Any = units_of(value, flag) if key in MONEY else _whole(value, flag)
             place = per_model.setdefault(name, {}) if name else of_all
-            if not name and key in MONEY:
-                read = value  # as it was typed: the configuration reads it
+            read: Any = value  # an amount for all models is read by the configuration
+            if key not in MONEY:
+                read = _whole(value, flag)
+            elif name:
+                read = units_of(value, flag)
             if key in place and place[key] != read:
                 whom, one = name or "all models", f"{flag} {name or 'MODEL'}={value}"
                 msg = f"{flag} is given twice for {whom}, and differs: give it once, or for one model ({one})"
