@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from p2pnode.chain.addresses import shown_address
 from p2pnode.errors import ConfigError
 from p2pnode.ids import PeerId, host_name
 from p2pnode.protocols.adverts.messages import Advert
@@ -72,5 +71,5 @@ def names_of(advert: Advert) -> frozenset[str]:
 
 def _names(peer: PeerId | None, wallet: bytes | None) -> frozenset[str]:
     named = [str(peer)] if peer is not None else []
-    named += [host_name(shown_address(wallet))] if wallet is not None else []
+    named += [f"0x{wallet.hex()}"] if wallet is not None else []  # as ``host_name`` gives it
     return frozenset(named)
