@@ -118,6 +118,8 @@ class ClientDisk:
     bought: dict[SessionId, Bought] = field(default_factory=dict)
     open: dict[SessionId, None] = field(default_factory=dict)
     """Those that are not settled."""
+    finished: set[bytes] = field(default_factory=set)
+    """Wallets of hosts that finished a turn."""
     measured: dict[PeerId, Measured] = field(default_factory=dict)
     met: BoundedMap[PeerId, None] = field(default_factory=lambda: BoundedMap(_SAVED_MAX))
     """Peers that answered before."""
@@ -298,6 +300,10 @@ class Client:
             and (each.places > 0 or each.paid)
         )
         return list(dict.fromkeys(found))
+
+    def turn_finished(self, wallet: bytes) -> None:
+        """A host finished a turn for this client's wallet: the next prompt may be paid with the question."""
+        self.disk.finished.add(wallet)
 
     def session_over(self, session: Session) -> None:
         """It can take no more turns."""
@@ -487,6 +493,7 @@ class Client:
             authorisation=b"",
             sign=keys.signer(voucher_key),
             recover=keys.recover,
+            has_finished=terms.host in self.disk.finished,
         )
         session = payment.session
         digest = authorisation_digest(

@@ -21,6 +21,7 @@ from p2pnode.protocols.inference.commands import (
     Delivered,
     End,
     Ended,
+    FirstTurnFinished,
     LeaveSession,
     Quoted,
     Receipted,
@@ -249,6 +250,10 @@ class SessionOwner(Protocol):
         """A stream is not needed any more."""
         ...
 
+    def turn_finished(self, wallet: bytes) -> None:
+        """A host finished a turn for this client's wallet: the next prompt may be paid with the question."""
+        ...
+
     def session_over(self, session: Session) -> None:
         """It can take no more turns."""
         ...
@@ -455,6 +460,10 @@ class Session:
                     self._turn_over(turn, value)
             case Accepted(accept=accept):
                 self._accepted(accept)
+            case FirstTurnFinished():
+                assert self.bought is not None  # noqa: S101 - only paid sessions are told of it
+                self.bought.payment = replace(self.bought.payment, has_finished=True)
+                self.client.turn_finished(self.bought.payment.terms.host)
             case SessionFailed():
                 self.client.later(self._failed, value)
             case Ended(left=left):
