@@ -41,6 +41,8 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
                 chain{chain_id, name, account, ether_wei, session_wei} model.pulling{name}
                 model.progress{name, done, total} model{name, id} listening{multiaddrs}
                 context{name, n_ctx, slots, memory, at_hand, why, on_demand}: of one request; memory in bytes
+                upstream{name, url, build, n_ctx}: of --upstream; on a terminal upstream.found{url, model,
+                models}: a server that could be
                 model.warm{name, seconds} model.cold{name} model.withdrawn{name, reason}: while it runs
                 with --auto auto.plan{memory, cores, hosts_seen, models} auto.left_out{name, why}
                 auto.serves{name, tokens_per_s, price_in, price_out, why}
@@ -51,6 +53,7 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
                 answered{peer, tokens_in, tokens_out, reason, cost} settled{session, amount}
     models      model{name, id, size_bytes, quantisation, n_ctx, licence, path}; pull: licence{name, licence}
                 model.progress{…} and model{name, id, path}; verify: verified{name, path, files}
+                calibrate: calibrated{name, threads, batch, prefill_s, decode_s}
                 offer: as join, model.offered{name, id, price_in, price_out, session_fee, memory, pinned,
                 state}; withdraw: model.withdrawn{name, reason}
                 propose, vote, unlock, bond, attest: plan{calls, gas, gas_price_wei, cost_wei, cost, untried,
