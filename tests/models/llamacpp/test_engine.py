@@ -324,7 +324,8 @@ async def test_a_child_whose_parent_dies_ends_by_itself(smollm: LocalModel, run_
     program = """if True:
         import sys, trio
         from pathlib import Path
-                async def main():
+        from p2pnode.models.llamacpp.engine import start_llamacpp
+        async def main():
             child = await start_llamacpp(
                 model=Path(sys.argv[1]), runtime_dir=Path(sys.argv[2]),
                 n_ctx=256, slots=1, threads=1, deadline_s=20,
