@@ -113,7 +113,7 @@ def make_engine(spec: EngineSpec, model: LocalModel | None = None) -> Engine:
             return LlamaCppEngine(model, LlamaCppConfig(**_given(LlamaCppConfig, spec)))
         case "exllama":
             from p2pnode.models.exllama.engine import ExllamaConfig, ExllamaEngine
-            from p2pnode.models.exllama.loading import Library
+            from p2pnode.models.exllama.settings import Library
 
             assert model is not None  # noqa: S101 - see above
             library: Library = "exllamav3" if model.manifest.format == "exl3" else "exllamav2"

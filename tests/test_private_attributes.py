@@ -15,6 +15,7 @@ TESTS = Path(__file__).parent
 ALLOWED: Final[Mapping[str, frozenset[str]]] = {
     # ``os._exit`` is public, for all its name: it ends a process at once, as a crash does.
     "crash/mortal.py": frozenset({"_exit"}),
+    "models/upstream/llamacpp_server.py": frozenset({"_exit"}),
     # What mDNS found. There is no multicast in a network in memory, and nothing else finds a neighbour.
     "client/test_client.py": frozenset({"_found"}),
     # Public: IPython calls it on what a notebook shows (its "rich display" protocol).

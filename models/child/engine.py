@@ -171,6 +171,11 @@ class ChildEngine(ABC):
         return self._queue.stats(restarts=max(0, self._starts - 1), extra={"up": float(up)})
 
     @property
+    def child(self) -> ChildProcess | None:
+        """The child while it runs, for diagnosis."""
+        return self._child
+
+    @property
     def child_pid(self) -> int | None:
         """The child's process id while it runs, for diagnosis."""
         return None if self._child is None else self._child.pid

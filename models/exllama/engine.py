@@ -25,10 +25,11 @@ from p2pnode.models.arithmetic import LIKELIEST
 from p2pnode.models.child.engine import ChildEngine
 from p2pnode.models.child.process import ChildProcess
 from p2pnode.models.engine import EngineInfo, GenerateRequest, HiddenStates
-from p2pnode.models.exllama.loading import LIBRARIES, PAGE, ChildConfig, Device, Library, tokenizer_of
+from p2pnode.models.exllama.loading import tokenizer_of
 from p2pnode.models.exllama.memory import CACHE_TYPES, CacheType
 from p2pnode.models.exllama.requirements import missing
 from p2pnode.models.exllama.run import ExllamaRun
+from p2pnode.models.exllama.settings import LIBRARIES, PAGE, ChildConfig, Device, Library
 from p2pnode.models.folder import read_folder
 from p2pnode.models.local_models import LocalModel
 from p2pnode.models.prompt import Piece

@@ -21,10 +21,9 @@ from p2pnode.models.engine import HiddenStates
 from p2pnode.models.exllama.chain import Draws, LogitsChain
 from p2pnode.models.exllama.jobs import BackendInfo, Begun, Job, JobEvent, Made, Over, Read
 from p2pnode.models.exllama.scopes import PageOwners, Scope, scoped
+from p2pnode.models.exllama.settings import PAGE
 from p2pnode.models.exllama.token_mask import TokenTable
 
-PAGE: Final = 256
-"""Tokens of a page."""
 _GREEDY: Final = 1
 _COLDEST: Final = 0.01
 """Below it the library takes the likeliest token, too."""

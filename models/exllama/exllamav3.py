@@ -23,8 +23,8 @@ from p2pnode.models.engine import HiddenStates
 from p2pnode.models.exllama import jobs
 from p2pnode.models.exllama.chain import Draws, LogitsChain, sample
 from p2pnode.models.exllama.jobs import BackendInfo, Begun, JobEvent, Over, Read
-from p2pnode.models.exllama.loading import PAGE, ChildConfig, check_memory
 from p2pnode.models.exllama.scopes import PageOwners, Scope, scoped
+from p2pnode.models.exllama.settings import PAGE, ChildConfig
 from p2pnode.models.exllama.token_mask import TokenTable
 
 _BITS: Final = {"Q8": (8, 8), "Q6": (6, 6), "Q4": (4, 4)}
@@ -182,7 +182,6 @@ class ExLlamaV3Backend:
 def load_v3(config: ChildConfig, table: TokenTable) -> ExLlamaV3Backend:
     """Load an EXL3 or safetensors folder."""
     tokens = config.pages * PAGE
-    check_memory(config, tokens)
     model = Model.from_config(Config.from_directory(config.model))
     if config.cache == "FP16":
         cache = Cache(model, max_num_tokens=tokens, layer_type=CacheLayer_fp16, max_batch_size=config.slots)

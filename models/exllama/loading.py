@@ -1,4 +1,4 @@
-"""What a child loads: its settings, whether they can work on this machine, and the backend that they make.
+"""What a child loads: whether its settings can work on this machine, and the backend that they make.
 
 Everything that can't work is a ``LoadError``, in words that say what to do. torch and the libraries are
 imported in the functions that need them, so that the node's own process can read the settings.
@@ -9,25 +9,19 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from importlib.metadata import distribution, version
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias, get_args
+from typing import Final
 
 from p2pnode.models.exllama.jobs import Backend, BackendInfo
-from p2pnode.models.exllama.memory import CACHE_BITS, CacheType, ModelSizes, too_large
+from p2pnode.models.exllama.memory import CACHE_BITS, ModelSizes, too_large
+from p2pnode.models.exllama.settings import PAGE, ChildConfig, Library, LoadError
 from p2pnode.models.exllama.token_mask import TokenTable
 from p2pnode.models.folder import folder_tokenizer_blob, read_folder
 from p2pnode.models.gguf import read_header, tokenizer_blob
 from p2pnode.models.tokenizer import Tokenizer, load_tokenizer
 
-Library: TypeAlias = Literal["exllamav2", "exllamav3"]
-Device: TypeAlias = Literal["cuda", "cpu"]
-LIBRARIES: Final[tuple[Library, ...]] = get_args(Library)
-PAGE: Final = 256
-"""Tokens of a page of the cache."""
-_PAGES_SPARE: Final = 1
-"""Pages for each slot beyond its context: what an earlier turn left is copied into a new one."""
 _NO_CUDA: Final = (
     "Install a torch built for this machine's CUDA (https://pytorch.org/get-started), and check that "
     "`nvidia-smi` shows the GPU; or serve a GGUF with --engine llamacpp"
@@ -38,50 +32,6 @@ _UNPAGED: Final = (
     "one request at a time: flash-attn 2.5.7 or later is not installed, or the GPU is older than Ampere"
 )
 _CPU_NOTE: Final = "this is the CPU form of exllama: it is for checks, and slow"
-
-
-class LoadError(Exception):
-    """The model can't be loaded. ``advice``: what to do, a sentence that follows the message."""
-
-    def __init__(self, message: str, advice: str) -> None:
-        super().__init__(message)
-        self.advice = advice
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChildConfig:
-    """The settings of a child. ``model`` is a folder, or with the device ``cpu`` a GGUF file.
-
-    ``n_ctx`` is the context of one request, in tokens; ``chunk`` how many of a prompt are read at once.
-    """
-
-    library: Library
-    device: Device
-    model: str
-    n_ctx: int
-    slots: int
-    chunk: int
-    cache: CacheType
-    threads: int
-    tensor_parallel: bool = False
-    paged: bool = True
-    """False: one slot, as without flash-attn."""
-    cache_dir: str = ""
-    """Where dequantised weights are kept; "" for nowhere."""
-
-    def plain(self) -> dict[str, Any]:
-        """The settings as JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def of_plain(cls, values: Mapping[str, Any]) -> ChildConfig:
-        """The settings of :meth:`plain`."""
-        return cls(**values)
-
-    @property
-    def pages(self) -> int:
-        """Pages of the whole cache."""
-        return self.slots * (-(-self.n_ctx // PAGE) + _PAGES_SPARE)
 
 
 def tokenizer_of(path: Path) -> tuple[Tokenizer, frozenset[int]]:
@@ -120,6 +70,7 @@ def load_backend(config: ChildConfig, table: TokenTable) -> Backend:
     if config.library == "exllamav3":
         from p2pnode.models.exllama.exllamav3 import load_v3
 
+        _check_memory(config)
         return load_v3(config, table)
     return _load_cuda(config, table)
 
@@ -170,7 +121,7 @@ def _load_cuda(config: ChildConfig, table: TokenTable) -> Backend:
     if not paged:
         config = replace(config, slots=1)
     tokens = config.pages * PAGE
-    check_memory(config, tokens)
+    _check_memory(config)
     settings = exllamav2.ExLlamaV2Config(config.model)
     settings.max_seq_len = tokens
     settings.max_input_len = config.chunk
@@ -294,14 +245,13 @@ def _architectures_in(tree: ast.AST) -> set[str]:
     return found
 
 
-def check_memory(config: ChildConfig, tokens: int) -> None:
+def _check_memory(config: ChildConfig) -> None:
     """Raise ``LoadError`` where the weights and the cache don't fit into the GPUs' free memory."""
     import torch
 
     free = [torch.cuda.mem_get_info(device)[0] for device in range(torch.cuda.device_count())]
-    words = too_large(
-        ModelSizes.of_folder(Path(config.model)), tokens=tokens, cache=config.cache, free=sum(free)
-    )
+    sizes, tokens = ModelSizes.of_folder(Path(config.model)), config.pages * PAGE
+    words = too_large(sizes, tokens=tokens, cache=config.cache, free=sum(free))
     if words:
         raise LoadError(*words)
 

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-from p2pnode.models.exllama.loading import Device, Library
+from p2pnode.models.exllama.settings import Device, Library
 
 _DEVICES: Final = (Path("/dev/nvidia0"), Path("/dev/nvidiactl"), Path("/dev/dxg"), Path("/dev/kfd"))
 """NVIDIA's driver, that of WSL, and AMD's."""

@@ -33,7 +33,8 @@ from p2pnode.models.child.http import LOST
 from p2pnode.models.child.server import ChildServer, RequestError
 from p2pnode.models.engine import HiddenStates
 from p2pnode.models.exllama.jobs import BackendInfo, Begun, Job, Made, Over, Read
-from p2pnode.models.exllama.loading import ChildConfig, LoadError, load_backend, table_of
+from p2pnode.models.exllama.loading import load_backend, table_of
+from p2pnode.models.exllama.settings import ChildConfig, LoadError
 from p2pnode.models.exllama.token_mask import TokenMask, TokenTable
 from p2pnode.models.exllama.worker import BareTimes, Told, Worker, words_of
 from p2pnode.models.grammar import Grammar, GrammarError

@@ -17,6 +17,7 @@ BEHIND_A_DOOR = (
     "p2pnode.storage.s5.server.",
     "p2pnode.chain.dev.",
     "p2pnode.bench.",
+    "p2pnode.models.exllama.",
 )
 """What imports packages of an extra at once: nobody imports it before the door is open."""
 
@@ -107,4 +108,5 @@ def test_a_paid_offer_is_left_out_by_who_has_not_installed_what_paying_needs(
 def test_every_module_that_is_behind_no_door_can_be_imported_without_an_extra() -> None:
     failed = _without([], modules=True)["failed"]
     assert {name for name in failed if not name.startswith(BEHIND_A_DOOR)} == set()
-    assert set(failed.values()) <= {module for modules in MODULES.values() for module in modules}
+    known = {module for modules in MODULES.values() for module in modules}
+    assert set(failed.values()) <= known | {"torch"}  # no extra of MODULES: each machine has its own build

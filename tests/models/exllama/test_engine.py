@@ -298,7 +298,7 @@ async def test_a_library_that_breaks_costs_all_its_requests_an_error_that_says_w
     )
     async with own.generate(bystander) as stream:
         assert isinstance(await anext(stream), Started)
-        child = own._child
+        child = own.child
         assert child is not None
         too_much = ExllamaRun.body_of(bystander, 1_000_000)
         with trio.fail_after(20), pytest.raises(Exception, match="cannot"):

@@ -11,9 +11,10 @@ from p2pnode.config import KV_CACHES
 from p2pnode.errors import ConfigError
 from p2pnode.models.exllama import requirements
 from p2pnode.models.exllama.engine import ExllamaConfig
-from p2pnode.models.exllama.loading import ChildConfig, capability_words
+from p2pnode.models.exllama.loading import capability_words
 from p2pnode.models.exllama.memory import CACHE_TYPES, SPARE_BYTES, ModelSizes, too_large
 from p2pnode.models.exllama.requirements import missing
+from p2pnode.models.exllama.settings import ChildConfig
 
 GB = 1_000_000_000
 LLAMA_8B = {
