@@ -1,54 +1,101 @@
-"""``PromptMaker``: a model's prompts as ids, from its tokenizer's blob and its chat template alone.
+"""``PromptMaker``: a model's prompts, of a chat template, a vocabulary, and what turns text into ids.
 
-It makes what an engine with the whole model makes (``Engine.prompt``). The template runs in the process with
-limits of ``models/prompt_compiler.py``.
+Rendering and grammars are ours (``models/prompt_compiler.py``), whatever turns text into ids: an engine, or
+the model's tokenizer alone, with which a client makes the prompts that a host makes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
-from typing import Final
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import Final, TypeAlias
 
 import trio
 
 from p2pnode.models.compiled_prompt import CompiledPrompt
+from p2pnode.models.engine import EngineFeature
+from p2pnode.models.prompt import Piece, pieces_of
 from p2pnode.models.prompt_compiler import PromptCompiler, text_of_prefix
 from p2pnode.models.prompt_files import PromptFiles
-from p2pnode.models.renderer import CHATML, ChatTemplate
-from p2pnode.models.tokenizer import Tokenizer, load_tokenizer
-from p2pnode.models.validation import BYTES_PER_TOKEN_MAX, no_embeddings, validate_sampling
+from p2pnode.models.renderer import CHATML, ChatTemplate, reasons_of
+from p2pnode.models.tokenizer import load_tokenizer
+from p2pnode.models.validation import BYTES_PER_TOKEN_MAX, check_text, no_embeddings, validate_sampling
+from p2pnode.models.vocabulary import Vocabulary
 from p2pnode.protocols.inference.messages import PromptBody
+
+Encode: TypeAlias = Callable[[Sequence[Piece], bool], Awaitable[tuple[int, ...]]]
+"""The ids of pieces in a row; where the second is true, with the token that begins every prompt, if any."""
+_LETTERS_ON_THE_LOOP: Final = 20_000
+"""Longer texts are tokenised in a thread."""
 
 
 class PromptMaker:
-    """Of one model. ``n_ctx`` bounds its prompts, in tokens. Made by :func:`prompt_maker`."""
+    """Makes prompts of at most ``n_ctx`` tokens, or refuses them."""
 
-    def __init__(self, tokenizer: Tokenizer, template: str, n_ctx: int) -> None:
-        self._tokenizer: Final = tokenizer
-        self._compiler = PromptCompiler(ChatTemplate(template or CHATML, tokenizer.bos, tokenizer.eos))
-        self._letters_max = n_ctx * BYTES_PER_TOKEN_MAX
+    def __init__(self, template: ChatTemplate, vocabulary: Vocabulary, encode: Encode, n_ctx: int) -> None:
+        self.vocabulary: Final = vocabulary
+        self._compiler = PromptCompiler(template)
+        self._encode = encode
+        self._n_ctx = n_ctx
+
+    def features(self) -> frozenset[EngineFeature]:
+        """What any engine with this template can do that samples by our grammars."""
+        features: tuple[EngineFeature, ...] = ("tools", "schema", "logprobs")
+        return frozenset((*features, "reasoning") if reasons_of(self._compiler.template) else features)
+
+    async def aclose(self) -> None:
+        """End the process that compiles."""
+        await self._compiler.aclose()
 
     async def prompt(self, body: PromptBody) -> CompiledPrompt:
-        """The prompt of ``body``, with its prefix. Raises ``EngineError``, as an engine does."""
-        vocabulary = self._tokenizer.vocabulary
-        validate_sampling(body.sampling, len(vocabulary))
-        text, pending = await text_of_prefix(vocabulary, body)
-        parts = await self._compiler.compile(body, text=text, letters_max=self._letters_max)
-        ids = await trio.to_thread.run_sync(self._tokenizer.prompt_ids, parts.segments)
+        """The prompt by the model's chat template, which runs in a process with limits."""
+        validate_sampling(body.sampling, len(self.vocabulary))
+        text, pending = await text_of_prefix(self.vocabulary, body)
+        parts = await self._compiler.compile(body, text=text, letters_max=self._n_ctx * BYTES_PER_TOKEN_MAX)
+        pieces = pieces_of(parts.segments, self.vocabulary)
+        # With the empty text first, a begin token that the model needs comes before everything.
+        ids = await self._encode(["", *pieces], True)
+        if len(ids) > 1 and ids[0] == ids[1] == self.vocabulary.special.get(self._compiler.template.bos):
+            ids = ids[1:]  # the template wrote it, too
         return CompiledPrompt.of(parts, ids, body, text=text, text_pending=pending)
+
+    async def extend(self, prompt: CompiledPrompt, ids: tuple[int, ...]) -> CompiledPrompt:
+        """As ``followed_by`` says; the process that compiles prompts follows the grammar."""
+        grown, text = prompt.followed_by(ids, self.vocabulary)
+        if grown.grammar is None or not text:
+            return grown
+        return replace(grown, grammar=await self._compiler.follow(grown.grammar, text))
+
+    async def tokenize(self, text: str) -> tuple[int, ...]:
+        """Token ids of plain text. What looks like a special token in it stays text."""
+        check_text(text, n_ctx=self._n_ctx)
+        return await self._encode([text], False)
 
     async def embed_ids(self, texts: Sequence[str]) -> tuple[tuple[int, ...], ...]:  # noqa: ARG002
         """It makes no embeddings."""
         await trio.lowlevel.checkpoint()
         raise no_embeddings()
 
-    async def aclose(self) -> None:
-        """End the process of the template."""
-        await self._compiler.aclose()
+
+def encodes(encode: Callable[[str], Sequence[int]], begins: Sequence[int]) -> Encode:
+    """An ``Encode`` of what turns a text into ids. ``begins``: the ids that stand before every prompt."""
+
+    async def encoded(pieces: Sequence[Piece], with_begins: bool) -> tuple[int, ...]:
+        ids = list(begins) if with_begins else []
+        for piece in pieces:
+            if isinstance(piece, int):
+                ids.append(piece)
+            elif len(piece) > _LETTERS_ON_THE_LOOP:
+                ids += await trio.to_thread.run_sync(encode, piece)
+            elif piece:
+                ids += encode(piece)
+        return tuple(ids)
+
+    return encoded
 
 
 async def prompt_maker(files: PromptFiles, n_ctx: int) -> PromptMaker:
-    """Raises what ``load_tokenizer`` raises."""
-    tokenizer = await trio.to_thread.run_sync(partial(load_tokenizer, files.tokenizer))
-    return PromptMaker(tokenizer, files.chat_template, n_ctx)
+    """Makes prompts from a tokenizer's blob and a template alone. Raises what ``load_tokenizer`` raises."""
+    tokenizer = await trio.to_thread.run_sync(load_tokenizer, files.tokenizer)
+    template = ChatTemplate(files.chat_template or CHATML, tokenizer.bos, tokenizer.eos)
+    return PromptMaker(template, tokenizer.vocabulary, encodes(tokenizer.encode, tokenizer.begins), n_ctx)

@@ -102,13 +102,6 @@ class Tokenizer:
             ids += [piece] if isinstance(piece, int) else self.encode(piece)
         return tuple(ids)
 
-    def prompt_ids(self, segments: Sequence[Segment]) -> tuple[int, ...]:
-        """The ids of a prompt that was rendered. A begin token that the template wrote, too, stands once."""
-        ids = self.begins + self.encode_pieces(pieces_of(segments, self.vocabulary))
-        if len(ids) > 1 and ids[0] == ids[1] == self.vocabulary.special.get(self.bos):
-            return ids[1:]
-        return ids
-
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ``ids``, without special tokens. What is no UTF-8 is U+FFFD."""
         return b"".join(map(self.vocabulary.piece, ids)).decode("utf-8", "replace")

@@ -20,7 +20,6 @@ from p2pnode.errors import EngineError, EngineLostError
 from p2pnode.models.arithmetic import arithmetic_hash, fixed_prompt
 from p2pnode.models.child.http import LOST, ChildGoneError, ChildHttp, ChildHungError, ChildRefusedError
 from p2pnode.models.child.process import ChildProcess
-from p2pnode.models.child.prompts import PromptMaker
 from p2pnode.models.compiled_prompt import CompiledPrompt
 from p2pnode.models.engine import (
     ANYBODY,
@@ -32,6 +31,7 @@ from p2pnode.models.engine import (
     GenerateRequest,
 )
 from p2pnode.models.prompt import Piece
+from p2pnode.models.prompt_maker import PromptMaker
 from p2pnode.models.renderer import ChatTemplate
 from p2pnode.models.slot_wait import wait_assigned
 from p2pnode.models.slots import Assignment, SlotQueue

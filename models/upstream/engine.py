@@ -23,7 +23,6 @@ import trio
 
 from p2pnode.bounded import BoundedMap
 from p2pnode.errors import ConfigError, EngineError, EngineLostError
-from p2pnode.models.child.prompts import PromptMaker
 from p2pnode.models.compiled_prompt import CompiledPrompt
 from p2pnode.models.engine import (
     EmbedEvent,
@@ -34,6 +33,7 @@ from p2pnode.models.engine import (
     EngineStats,
     GenerateRequest,
 )
+from p2pnode.models.prompt_maker import PromptMaker
 from p2pnode.models.slot_wait import wait_assigned
 from p2pnode.models.slots import SlotQueue
 from p2pnode.models.upstream.completion import (

@@ -13,22 +13,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-import trio
-
 from p2pnode.errors import EngineError
-from p2pnode.models.child.prompts import PromptMaker
 from p2pnode.models.folder import folder_tokenizer_blob, read_folder
 from p2pnode.models.gguf import read_header, tokenizer_blob
 from p2pnode.models.local_models import LocalModel, describe_at
 from p2pnode.models.manifest import FileHashes, Manifest
-from p2pnode.models.prompt import Piece
+from p2pnode.models.prompt_maker import PromptMaker, encodes
 from p2pnode.models.renderer import CHATML, ChatTemplate, load_template
 from p2pnode.models.tokenizer import load_tokenizer
 from p2pnode.models.upstream.text_ids import Speller
 from p2pnode.models.vocabulary import Vocabulary
 
-_LETTERS_ON_THE_LOOP: Final = 20_000
-"""Longer texts are tokenised in a thread."""
 _NAME_MAX: Final = 128
 _HOSTED_MAX: Final = 64
 _UNREAD: Final = "0" * 64
@@ -57,18 +52,8 @@ class TextModel:
 
     def prompts(self, n_ctx: int) -> PromptMaker:
         """What makes its prompts, of at most so many tokens."""
-        return PromptMaker(self.template, self.vocabulary, self._encoded, n_ctx)
-
-    async def _encoded(self, pieces: Sequence[Piece], begins: bool) -> tuple[int, ...]:
-        ids = list(self.begins) if begins else []
-        for piece in pieces:
-            if isinstance(piece, int):
-                ids.append(piece)
-            elif len(piece) > _LETTERS_ON_THE_LOOP:
-                ids += await trio.to_thread.run_sync(self.encode, piece)
-            elif piece:
-                ids += self.encode(piece)
-        return tuple(ids)
+        encode = encodes(self.encode, self.begins)
+        return PromptMaker(self.template, self.vocabulary, encode, n_ctx)
 
     def text_of(self, ids: Sequence[int], *, adds_begin: bool) -> str:
         """The text that makes these ids at a server that reads special tokens in it.

@@ -15,8 +15,10 @@ from tokenizers import Tokenizer as HuggingFace
 from p2pnode.errors import ConfigError
 from p2pnode.models.folder import FOLDER_TOKENIZER, folder_tokenizer_blob, read_folder
 from p2pnode.models.gguf import GGUF_TOKENIZER, blob_entry, read_header, tokenizer_blob
-from p2pnode.models.prompt import Segment
+from p2pnode.models.prompt_files import PromptFiles
+from p2pnode.models.prompt_maker import prompt_maker
 from p2pnode.models.tokenizer import Tokenizer, load_tokenizer
+from p2pnode.protocols.inference.messages import ChatMessage, PromptBody
 from tests.models import model_folders
 from tests.models.gguf_files import PAIRS, gguf, integers, string, strings, u32
 
@@ -51,13 +53,18 @@ def test_special_tokens_are_found_where_they_are_asked_for_and_those_of_its_make
     assert (ours.begins, ours.bos, ours.eos) == ((), "", "<end>")
 
 
-def test_a_begin_token_stands_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("template", ["<end>{{ messages[0].content }}", "{{ messages[0].content }}"])
+async def test_a_begin_token_stands_once(tmp_path: Path, template: str) -> None:
     begins = {"tokenizer.ggml.bos_token_id": u32(0), "tokenizer.ggml.add_bos_token": b"\x07\0\0\0\x01"}
-    ours = load_tokenizer(blob_of(tmp_path, SMALL | begins))
-    written, asked = Segment("<end>a", of_user=False), Segment("a<end>", of_user=True)
-    assert ours.prompt_ids([written]) == (0, 1)
-    assert ours.prompt_ids([asked])[:2] == (0, 1)
-    assert ours.prompt_ids([asked]).count(0) == 1
+    blob = blob_of(tmp_path, SMALL | begins)
+    maker = await prompt_maker(PromptFiles(tokenizer=blob, chat_template=template), 64)
+    try:
+        body = PromptBody(messages=(ChatMessage.of("user", "a"),), seed=bytes(16))
+        assert (await maker.prompt(body)).ids == (0, 1)
+        said = PromptBody(messages=(ChatMessage.of("user", "a<end>"),), seed=bytes(16))
+        assert (await maker.prompt(said)).ids.count(0) == 1
+    finally:
+        await maker.aclose()
 
 
 def test_a_folder_is_counted_as_hugging_face_counts_it(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from typing import Any
 import h11
 import trio
 
-from p2pnode.models.child.prompts import PromptMaker
 from p2pnode.models.prompt import Piece
+from p2pnode.models.prompt_maker import PromptMaker
 from p2pnode.models.scripted import TEMPLATE, VOCABULARY
 from p2pnode.models.upstream.text_model import TextModel
 

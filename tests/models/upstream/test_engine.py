@@ -12,8 +12,8 @@ import pytest
 import trio
 
 from p2pnode.errors import ConfigError, EngineError, EngineLostError
-from p2pnode.models.child.prompts import PromptMaker
 from p2pnode.models.engine import Done, GenerateRequest, Started, Tokens
+from p2pnode.models.prompt_maker import PromptMaker
 from p2pnode.models.upstream.engine import UpstreamConfig, UpstreamEngine
 from p2pnode.models.upstream.server import servers_here
 from p2pnode.protocols.inference.messages import (
