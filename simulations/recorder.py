@@ -167,9 +167,15 @@ class Checkpoint:
 
 
 class Recorder:
-    """What one run tells. Nodes are numbers from 0; times are simulated seconds."""
+    """What one run tells. Nodes are numbers from 0; times are simulated seconds.
 
-    def __init__(self) -> None:
+    ``heard`` is called with each event as it happens: its time, node, kind and values.
+    """
+
+    def __init__(
+        self, heard: Callable[[float, int, str, tuple[Value | bytes, ...]], None] | None = None
+    ) -> None:
+        self._heard = heard
         self.tables: dict[str, Table] = {name: Table(name, columns) for name, columns in TABLES.items()}
         self.edges: list[tuple[int, int, str]] = []
         """Of the graph at the end: two nodes, and what joins them."""
@@ -214,6 +220,8 @@ class Recorder:
         for value in values:
             _pack(waiting, value)
         self.counts[kind] = self.counts.get(kind, 0) + 1
+        if self._heard is not None:
+            self._heard(at_s, node, kind, values)
         self._events += 1
         if self._events % CHECKPOINT_EVENTS == 0:
             self._flush()

@@ -17,8 +17,8 @@ def test_a_hundred_nodes_deliver_everything_and_are_slower_than_a_loop_that_does
 
 
 def test_a_small_market_pays_for_answers_and_is_measured_without_its_beginning() -> None:
-    found = market(40, 60.0)
+    found = market(40, 120.0)
     details = found.details
-    assert (details["nodes"], details["hosts"], details["seconds_simulated"]) == (40, 4, 60.0)
+    assert (details["nodes"], details["hosts"], details["seconds_simulated"]) == (40, 4, 120.0)
     assert min(details[name] for name in ("advert", "lookup", "asked", "SessionOpened", "paid", "answer")) > 0
-    assert found.ratio == found.value == pytest.approx(60.0 / details["cpu_s"], rel=0.05)
+    assert found.ratio == found.value == pytest.approx(120.0 / details["cpu_s"], rel=0.05)

@@ -144,7 +144,7 @@ def test_ready_and_node_files_have_the_promised_fields(host: Program) -> None:
     data_dir = host.out_path.parent / "h"
     told = json.loads((data_dir / "node.json").read_text())
     assert {key: told[key] for key in host.ready} == host.ready
-    assert set(told) - set(host.ready) == {"announced", "networks", "reach"}
+    assert set(told) - set(host.ready) == {"announced", "control", "networks", "reach"}
     keys = {path.name: oct(path.stat().st_mode & 0o777) for path in data_dir.glob("*.key")}
     assert keys == dict.fromkeys(("peer.key", "receipt.key", "storage.key"), "0o600")
 
@@ -215,7 +215,14 @@ def test_a_node_says_how_its_models_are_asked(
     names: list[str], asks: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     models = [
-        {"name": name, "id": model_id_text(resolve_model(name).model), "price_in": 0, "price_out": 0}
+        {
+            "name": name,
+            "id": model_id_text(resolve_model(name).model),
+            "price_in": 0,
+            "price_out": 0,
+            "state": "warm",
+            "pinned": False,
+        }
         for name in names
     ]
     reach = {"code": "global", "detail": "", "remedy": ""}

@@ -37,18 +37,18 @@ def test_nodes_that_crash_come_back_when_the_fault_is_over() -> None:
 
 def test_a_partition_cuts_its_nodes_off_until_it_heals() -> None:
     world, nodes = _world(4)
-    fault = Fault(kind="partition", at_s=5, duration_s=10, share=0.25, who="clients")
+    fault = Fault(kind="partition", at_s=5, duration_s=15, share=0.25, who="clients")
     schedule_faults(world, [fault], hosts=(), clients=nodes[1:2])
     world.run_until(6)
     assert nodes[1].peer not in nodes[0].links
     assert nodes[2].peer in nodes[0].links
     found: list[object] = []
     world.dial(nodes[0], nodes[1], found.append)
-    world.run_until(14)
+    world.run_until(17)
     assert found == [None]
-    world.run_until(16)
+    world.run_until(21)
     world.dial(nodes[0], nodes[1], found.append)
-    world.run_until(20)
+    world.run_until(25)
     assert found[1] is not None
 
 

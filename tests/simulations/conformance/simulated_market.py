@@ -68,7 +68,7 @@ class SimulatedMarket:
             ),
             chain=Chain(block_s=BLOCK_S, request_s=REQUEST_S),
         )
-        self._recorder = _Listener(self)
+        self._recorder = Recorder(self.heard)
         self._market = MarketService(self._world, parameters, recorder=self._recorder)
         self._market.limits = LIMITS
         self._keys = [public_key_of(key.peer_id) for key in script.keys]
@@ -183,12 +183,3 @@ class SimulatedMarket:
         if fact not in self._believed:
             self._believed.add(fact)
             self._outcome.note(now, node, "advert", *fact[1:])
-
-
-class _Listener(Recorder):
-    def __init__(self, shell: SimulatedMarket) -> None:
-        super().__init__()
-        self._shell = shell
-
-    def event(self, at_s: float, node: int, kind: str, *values: Any) -> None:
-        self._shell.heard(at_s, node, kind, values)
