@@ -62,9 +62,13 @@ class Capability(enum.IntFlag):
     """It has the answers of somebody else's server: nobody can hold the weights against a hash."""
 
 
+# Made once: a client asks for the names with each host that it looks at.
+_CAPABILITIES: Final = tuple((each.value, str(each.name).lower().replace("_", "-")) for each in Capability)
+
+
 def capability_names(caps: int) -> tuple[str, ...]:
     """The names of these bits, as people write them; bits that mean nothing yet have none."""
-    return tuple(str(each.name).lower().replace("_", "-") for each in Capability if each & caps)
+    return tuple(name for bit, name in _CAPABILITIES if bit & caps)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
