@@ -42,7 +42,7 @@ export function makeAdvert (key, wallet, address, now = Math.floor(Date.now() / 
     x: now + 90,
     b: binding,
     a: [{ a: address, d: true }],
-    o: [{ m: offered.model, c: N_CTX, i: 0, o: 0, f: 0, w: true, k: CAPS, h: profileHash(PROFILE) }],
+    o: [{ m: offered.model, c: N_CTX, i: 0, o: 0, f: 0, w: 0, k: CAPS, h: profileHash(PROFILE) }],
     l: { s: TURNS_MAX, a: 0, q: 0 },
     d: false,
     h: sheetHash(sheet),
