@@ -34,7 +34,8 @@ log = structlog.get_logger()
 
 
 class PublicFiles:
-    """``bytes_per_s``: how fast files are given to all peers together; small blobs don't count."""
+    """``bytes_per_s``: how fast files are given to all peers together, and how fast they are read and hashed
+    for that; small blobs don't count."""
 
     def __init__(self, bytes_per_s: float, *, in_thread: bool = True) -> None:
         self._in_thread = in_thread
@@ -42,7 +43,10 @@ class PublicFiles:
         self._chunks: dict[bytes, tuple[Path, int, int]] = {}
         """By hash: the file, from where, and how many bytes."""
         self._read: BoundedMap[bytes, bytes] = BoundedMap(_READ_MAX)
-        self._rate = TokenBucket(bytes_per_s, max(bytes_per_s * _BURST_S, float(CHUNK_BYTES)))
+        burst = max(bytes_per_s * _BURST_S, float(CHUNK_BYTES))
+        self._given = TokenBucket(bytes_per_s, burst)
+        self._hashed = TokenBucket(bytes_per_s, burst)
+        """A peer that asks for a byte of each chunk is given little, and has all of them read."""
 
     def add_blob(self, data: bytes) -> None:
         """Give ``data`` by its hash."""
@@ -71,15 +75,16 @@ class PublicFiles:
         if whole is None:
             whole = await self._chunk(digest)
             part = whole[offset : None if length is None else offset + length]
-            await self._wait_turn(len(part))
+            await self._wait_turn(self._given, len(part))
             return part
         return whole[offset : None if length is None else offset + length]
 
-    async def _wait_turn(self, count: int) -> None:
-        wait_s = self._rate.wait_s(trio.current_time())
+    @staticmethod
+    async def _wait_turn(rate: TokenBucket, count: int) -> None:
+        wait_s = rate.wait_s(trio.current_time())
         if wait_s > _PATIENCE_S:
             raise StoreRefusedError("rate_limited", _WHY_BUSY, retry_after_s=round(wait_s, 1))
-        self._rate.spend(count)
+        rate.spend(count)
         await trio.sleep(wait_s)
 
     async def _chunk(self, digest: bytes) -> bytes:
@@ -88,6 +93,7 @@ class PublicFiles:
         place = self._chunks.get(digest)
         if place is None:
             raise NoBlobError("nothing public has this hash")
+        await self._wait_turn(self._hashed, place[2])  # before any work is done for it
         data = await off_the_loop(partial(_read_at, *place), in_thread=self._in_thread)
         if hashlib.sha256(data).digest() != digest:
             log.warning("model.chunk_changed", path=str(place[0]), remedy="p2pnode models verify")

@@ -12,6 +12,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -28,6 +29,8 @@ LINE_MAX: Final = 65_536
 _WAIT_S: Final = 10.0
 """For a command to come whole, and for one line of the answer to be taken."""
 _BACKLOG: Final = 8
+_LEFT: Final = (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError)
+"""Whoever asked has gone, or takes nothing any more."""
 
 
 class ControlSocket:
@@ -53,17 +56,18 @@ class ControlSocket:
     async def _serve(self, stream: trio.SocketStream) -> None:
         async with stream:
             try:
-                command = await _command(stream)
-                handler = self._handlers.get(str(command.get("do")))
-                if handler is None:
-                    raise ConfigError(
-                        "the running node doesn't know this command: restart it with this version"
-                    )
-                await self._carry_out(stream, handler, command)
-            except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+                try:
+                    command = await _command(stream)
+                    handler = self._handlers.get(str(command.get("do")))
+                    if handler is None:
+                        raise ConfigError(
+                            "the running node doesn't know this command: restart it with this version"
+                        )
+                    await self._carry_out(stream, handler, command)
+                except P2PNodeError as error:
+                    await _say(stream, {"error": str(error)})
+            except _LEFT:
                 log.debug("control.left")
-            except P2PNodeError as error:
-                await _say(stream, {"error": str(error)})
 
     async def _carry_out(
         self, stream: trio.SocketStream, handler: Handler, command: Mapping[str, Any]
@@ -77,8 +81,10 @@ class ControlSocket:
                 log.debug("control.not_told", name=name)  # whoever asked reads too slowly for all progress
 
         async def tell() -> None:
-            async for line in told:
-                await _say(stream, line)
+            # Whoever asked may leave: the command goes on, and its node with it.
+            with suppress(*_LEFT):
+                async for line in told:
+                    await _say(stream, line)
 
         failure: str | None = None
         async with trio.open_nursery() as nursery:
@@ -102,7 +108,7 @@ async def _command(stream: trio.SocketStream) -> dict[str, Any]:
             data += piece
     try:
         command = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError("that is no command") from error
     if not isinstance(command, dict):
         raise ConfigError("that is no command")

@@ -16,7 +16,7 @@ import trio
 from p2pnode.errors import ConfigError, StoreRefusedError
 from p2pnode.limits import DEFAULT_LIMITS
 from p2pnode.models.catalogue import CatalogueEntry
-from p2pnode.models.local_models import LocalModel, describe_at, installed
+from p2pnode.models.local_models import LocalModel, chunk_list_of, describe_at, installed
 from p2pnode.models.manifest import CHUNK_BYTES
 from p2pnode.models.prompt_files import KeptPromptFiles, read_prompt_files
 from p2pnode.models.pull.peers import pull_from_peers
@@ -38,7 +38,7 @@ from p2pnode.storage.model_peers import (
 )
 from p2pnode.storage.node_store import StoreFor
 from p2pnode.storage.peer_store import PeerStore
-from p2pnode.storage.public_files import PublicFiles, StoreWithPublicFiles
+from p2pnode.storage.public_files import PublicFiles, StoreWithPublicFiles, hashes_in
 from tests.models.gguf_files import TINY
 from tests.node.world import world
 from tests.storage.stores import Wall
@@ -167,6 +167,19 @@ async def test_a_host_gives_no_faster_than_its_owner_allows(tmp_path: Path, auto
         # 12 MiB at half a MiB a second, one of which was there at once.
         assert 20 <= trio.current_time() - began <= 60
         assert (tmp_path / "got.gguf").read_bytes() == model.path.read_bytes()
+
+
+async def test_who_asks_for_a_byte_of_each_chunk_has_no_more_read_than_the_owner_allows(
+    tmp_path: Path, autojump_clock: object
+) -> None:
+    model = model_at(tmp_path / "model.gguf", 12 * CHUNK_BYTES)
+    chunks = chunk_list_of(model.path, model.manifest.files[0].chunks)
+    public = PublicFiles(float(CHUNK_BYTES) / 2, in_thread=False)
+    public.add_file(model.path, model.manifest.files[0].size_bytes, chunks)
+    began = trio.current_time()
+    for digest in hashes_in(chunks):
+        assert len(await public.read(digest, 0, 1)) == 1
+    assert trio.current_time() - began >= 20
 
 
 async def test_a_file_that_changed_is_not_shared_and_its_host_called_no_liar(
