@@ -95,7 +95,7 @@ class PeerSelection:
         The user's are always among them. ``dialable`` gives those of a stranger's addresses that a stranger's
         word is enough for.
         """
-        wanted = self._limits.peers_wanted - len(connected)
+        wanted = self._wanted(connected)
         if wanted <= 0:
             return []
         named = {peer: DialCandidate(peer, "named", told=(address,)) for peer, address in self._first}
@@ -115,6 +115,16 @@ class PeerSelection:
                 self.failed(advert.peer)
         others = [each for each in found.values() if each.peer not in {self._self_peer, *connected}]
         return others[: max(2 * wanted, len(self._first))]
+
+    def _wanted(self, connected: Collection[PeerId]) -> int:
+        """How many more peers are wanted.
+
+        Half of them this node has to have dialled itself: a host has clients, and an attacker comes as often
+        as it likes. Whoever counts these dials nobody any more, and knows of the network what they tell.
+        """
+        own = sum(peer in self.reached for peer in connected)
+        wanted = self._limits.peers_wanted
+        return max(wanted - len(connected), wanted // 2 - own)
 
     def dialled(self, peer: PeerId) -> None:
         """Note that a peer was reached."""

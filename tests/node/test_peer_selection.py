@@ -50,6 +50,15 @@ def test_those_saved_come_first_then_those_the_user_named_then_hosts_of_adverts(
     assert found[2].heard == ("/ip4/8.8.8.1/tcp/4001",)
 
 
+def test_however_many_come_by_themselves_half_of_the_peers_are_dialled() -> None:
+    subject, live = selection(), adverts(3)
+    crowd = [PeerId(f"came by itself {number}") for number in range(100)]
+    assert chosen(subject, *crowd, live=live) == [FRIEND, live[0].peer]
+    subject.dialled(live[0].peer)
+    assert len(chosen(subject, *crowd, live=live)) == 2, "it is not connected any more"
+    assert not chosen(subject, *crowd, live[0].peer, live=live)
+
+
 def test_many_saved_ones_never_keep_those_the_user_named_from_being_dialled() -> None:
     saved: list[tuple[PeerId, tuple[str, ...], Kind]] = [
         (PeerId(f"saved {number}"), ("/s",), "saved") for number in range(50)
@@ -83,6 +92,7 @@ def test_nobody_is_dialled_who_is_connected_or_is_this_node_and_nobody_when_ther
     subject, live = selection(), adverts(1)
     assert chosen(subject, FRIEND, saved=[(OWN, ("/s",), "saved")], live=live) == [live[0].peer]
     assert chosen(subject, live[0].peer, live=live) == [FRIEND]
+    subject.dialled(FRIEND)
     assert chosen(subject, FRIEND, SAVED, live=live) == []
 
 
