@@ -23,7 +23,7 @@ def figures_of(name: str, *flags: str) -> tuple[int, list[dict[str, object]]]:
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("name", ["cli", "dial", "storage"])
+@pytest.mark.parametrize("name", ["dial"])
 def test_a_suite_prints_an_object_for_each_of_its_figures(name: str) -> None:
     code, figures = figures_of(name)
     assert [figure["name"] for figure in figures] == [goal.name for goal in GOALS if goal.suite == name]
@@ -32,7 +32,7 @@ def test_a_suite_prints_an_object_for_each_of_its_figures(name: str) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["stream", "gossip", "idle", "failover", "engine"])
+@pytest.mark.parametrize("name", ["cli", "storage", "stream", "gossip", "idle", "failover", "engine"])
 def test_the_longer_suites_do_too(name: str) -> None:
     code, figures = figures_of(name, "--pairs=1")
     assert [figure["name"] for figure in figures] == [goal.name for goal in GOALS if goal.suite == name]

@@ -10,6 +10,7 @@ import pytest
 from tests.chain.contracts import build_artifacts
 
 
+@pytest.mark.long  # the short suite has this by `make check`, in the folder where they lie
 def test_the_artifacts_are_what_the_sources_compile_to_from_any_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
