@@ -73,6 +73,16 @@ NeverOption = Annotated[
     list[str] | None,
     typer.Option("--never", help="Never ask this host: a peer id or a wallet (0x…). May be repeated."),
 ]
+MinReputationOption = Annotated[
+    float,
+    typer.Option(
+        "--min-reputation",
+        min=0,
+        max=1,
+        help="Ask only hosts that ended at least this share of their turns here as promised, from 0 to 1: "
+        "the lower end of a 95% interval, which is 0 for a host that you never asked.",
+    ),
+]
 VerifiedOption = Annotated[
     bool | None,
     typer.Option(
@@ -161,6 +171,7 @@ def ask(
     only: OnlyOption = None,
     never: NeverOption = None,
     verified: VerifiedOption = None,
+    min_reputation: MinReputationOption = 0.0,
     store: StoreOption = None,
     s5_url: S5UrlOption = None,
     no_save: NoSaveOption = False,
@@ -194,7 +205,9 @@ def ask(
             s5_url=s5_url,
         )
         said = await _conversation_of(output, messages, question)
-        filters = make_filters(max_cost, only, never, accept_equivalent, verified=verified)
+        filters = make_filters(
+            max_cost, only, never, accept_equivalent, verified=verified, min_reputation=min_reputation
+        )
         options = ChatOptions(
             model=model,
             peer=peer,
@@ -300,6 +313,7 @@ def make_filters(
     equivalent: list[str] | None = None,
     *,
     verified: bool | None = None,
+    min_reputation: float = 0.0,
 ) -> Any:
     """Which hosts may be asked. Raises ``UsageError`` that names the flag."""
     from p2pnode.client.host_rules import HostRules
@@ -316,6 +330,7 @@ def make_filters(
         cost_max=None if max_cost is None else units_of(max_cost, "--max-cost"),
         rules=rules,
         equivalents=equivalents,
+        reputation_min=min_reputation,
         verified=verified_of(verified),
     )
 

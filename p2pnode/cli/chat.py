@@ -18,6 +18,7 @@ from p2pnode.cli.ask import (
     MaxCostOption,
     MaxSpendOption,
     MaxTokensOption,
+    MinReputationOption,
     NeverOption,
     OnlyOption,
     PeerOption,
@@ -127,6 +128,7 @@ def chat(
     only: OnlyOption = None,
     never: NeverOption = None,
     verified: VerifiedOption = None,
+    min_reputation: MinReputationOption = 0.0,
     context: ContextOption = "refuse",
     store: StoreOption = None,
     s5_url: S5UrlOption = None,
@@ -172,7 +174,9 @@ def chat(
             system=system,
             sampling=sampling,
             seed=seed_given(seed),
-            filters=make_filters(max_cost, only, never, accept_equivalent, verified=verified),
+            filters=make_filters(
+                max_cost, only, never, accept_equivalent, verified=verified, min_reputation=min_reputation
+            ),
             context=checked_context(context),
             **asked,
         )

@@ -18,6 +18,7 @@ from p2pnode.cli.ask import (
     MaxCostOption,
     MaxSpendOption,
     MaxTokensOption,
+    MinReputationOption,
     NeverOption,
     OnlyOption,
     SeedOption,
@@ -89,6 +90,7 @@ def resume(
     only: OnlyOption = None,
     never: NeverOption = None,
     verified: VerifiedOption = None,
+    min_reputation: MinReputationOption = 0.0,
     context: ContextOption = "refuse",
     mdns: MdnsOption = None,
     data_dir: DataDirOption = None,
@@ -113,7 +115,7 @@ def resume(
             model=model,
             sampling=sampling,
             seed=seed_given(seed),
-            filters=make_filters(max_cost, only, never, verified=verified),
+            filters=make_filters(max_cost, only, never, verified=verified, min_reputation=min_reputation),
             context=checked_context(context),
         )
         client: Client = make_client(

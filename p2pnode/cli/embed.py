@@ -15,6 +15,7 @@ from p2pnode.cli.ask import (
     DiscoveryOption,
     MaxCostOption,
     MaxSpendOption,
+    MinReputationOption,
     NeverOption,
     OnlyOption,
     PeerOption,
@@ -54,6 +55,7 @@ def embed(
     only: OnlyOption = None,
     never: NeverOption = None,
     verified: VerifiedOption = None,
+    min_reputation: MinReputationOption = 0.0,
     close: CloseOption = False,
     wait: WaitOption = 0.0,
     mdns: MdnsOption = None,
@@ -81,7 +83,7 @@ def embed(
             wait_s=wait,
         )
         given = await _given(output, texts)
-        filters = make_filters(max_cost, only, never, verified=verified)
+        filters = make_filters(max_cost, only, never, verified=verified, min_reputation=min_reputation)
         async with client:
             with blaming(""):
                 embedding = client.embed(given, model=model, peer=peer, filters=filters)

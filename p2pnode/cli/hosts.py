@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any
 
 import typer
 
-from p2pnode.cli.ask import VerifiedOption, verified_of
+from p2pnode.cli.ask import MinReputationOption, VerifiedOption, verified_of
 from p2pnode.cli.client import make_client
 from p2pnode.cli.options import (
     BootstrapOption,
@@ -23,7 +24,7 @@ from p2pnode.cli.options import (
     units_of,
 )
 from p2pnode.cli.output import Output, shorten
-from p2pnode.words import one_line, span
+from p2pnode.words import count_of, one_line, span
 
 
 def hosts(
@@ -32,6 +33,7 @@ def hosts(
     max_price_in: Annotated[str | None, typer.Option(help="USDC per million input tokens.")] = None,
     max_price_out: Annotated[str | None, typer.Option(help="USDC per million output tokens.")] = None,
     min_context: Annotated[int, typer.Option(help="Tokens of context a host must offer.")] = 0,
+    min_reputation: MinReputationOption = 0.0,
     verified: VerifiedOption = None,
     needs: Annotated[
         list[str] | None,
@@ -63,6 +65,7 @@ def hosts(
             price_out_max=None if max_price_out is None else units_of(max_price_out, "--max-price-out"),
             n_ctx_min=min_context,
             caps=_capabilities(needs or ()),
+            reputation_min=min_reputation,
             verified=verified_of(verified),
         )
         async with make_client(output, data_dir, bootstrap, mdns=mdns, discovery=True, chain=chain) as client:
@@ -76,6 +79,7 @@ def hosts(
                 "--max-price-in": max_price_in,
                 "--max-price-out": max_price_out,
                 "--min-context": min_context,
+                "--min-reputation": min_reputation,
                 **{f"--needs {name}": name for name in needs or ()},
                 "--verified": verified,
             }
@@ -185,12 +189,33 @@ def _abilities(fields: dict[str, Any]) -> str:
     return f"can: {can}{engine}{kept}{first}{loads}{staked}"
 
 
+def _standing(known: dict[str, Any]) -> str:
+    """How turns with a host ended, in words."""
+    turns = known["kept"] + known["broken"]
+    if not turns:
+        return "reputation: no turn of it ended here yet"
+    said = (
+        f"reputation {known['low']:.2f} to {known['high']:.2f}: {known['kept']} of {count_of(turns, 'turn')} "
+        f"ended as promised, receipts over {count_of(known['receipted'], 'token')}"
+    )
+    bad = (
+        ("faults", "breach of the protocol", "breaches of the protocol"),
+        ("unanswered", "paid question without an answer", "paid questions without an answer"),
+        ("left_closed", "session closed before its time", "sessions closed before their time"),
+    )
+    for key, one, many in bad:
+        if known[key]:
+            said += f"; {count_of(known[key], one, many)}"
+    return said
+
+
 def _when_warm(fields: dict[str, Any]) -> str:
     return f"{fields['state']}, {fields['warm_in_s']} s"
 
 
 def _fields(candidate: Any, sheet: Any) -> dict[str, Any]:
     from p2pnode.chain.addresses import shown_address
+    from p2pnode.client.reputation import reputation
     from p2pnode.models.catalogue import shown_name
     from p2pnode.models.manifest import model_id_text
     from p2pnode.protocols.adverts.messages import capability_names
@@ -198,6 +223,7 @@ def _fields(candidate: Any, sheet: Any) -> dict[str, Any]:
     advert, offer = candidate.advert, candidate.offer
     more = sheet.offer(offer.model) if sheet is not None else None
     profile = more.profile if more is not None else None
+    known, standing = candidate.known, reputation(candidate.known)
     return {
         "model": shown_name(offer.model),
         "model_id": model_id_text(offer.model),
@@ -227,5 +253,18 @@ def _fields(candidate: Any, sheet: Any) -> dict[str, Any]:
         "goes_first": candidate.goes_first,
         "trusted": candidate.trusted,
         "stake": candidate.stake,
+        "reputation": {
+            "low": round(standing.low, 4),
+            "high": round(standing.high, 4),
+            "kept": known.kept,
+            "broken": known.broken,
+            "receipted": known.receipted,
+            "faults": known.faults,
+            "unanswered": math.ceil(known.unanswered),
+            "left_closed": known.left_closed,
+            "failures_in_a_row": known.failures_in_a_row,
+            "ttft_s": known.ttft_s,
+            "tokens_per_s": known.tokens_per_s,
+        },
         "excluded": candidate.excluded,
     }

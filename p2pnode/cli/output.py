@@ -35,8 +35,10 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
                 result{id, name, result}: of --tool-command; calls_left{}: they got no results
     hosts       host{model, model_id, peer, wallet, addresses, engine, quantisation, can, turns_max, keep_s,
                 n_ctx, price_in, price_out, session_fee, state, warm_in_s, slots, active, queued, score,
-                cost, trusted, stake, goes_first, excluded}: seconds and token units that a typical answer
-                is expected to take, FAB in its smallest unit; and with --why not_found{peer, reason}
+                cost, trusted, stake, goes_first, reputation, excluded}: seconds and token units that a
+                typical answer is expected to take, FAB in its smallest unit; reputation is {low, high,
+                kept, broken, receipted, faults, unanswered, left_closed, failures_in_a_row, ttft_s,
+                tokens_per_s}; and with --why not_found{peer, reason}
     join        identity.making{data_dir, making} identity{peer_id, new}
                 chain{chain_id, name, account, ether_wei, session_wei} model.pulling{name}
                 model.progress{name, done, total} model{name, id} listening{multiaddrs}

@@ -450,7 +450,7 @@ class Answer:
             self._slow_reported = True
             runtime.tell("host.slow", {"peer": attempt.peer, "tokens_per_s": pace, "leaving": leaves})
         if leaves:
-            self._searches.note_answer(attempt.peer, attempt.ttft_s(now), pace)
+            self._searches.note_answer(attempt.peer, attempt.ttft_s(now), pace, whole=False)
         return leaves
 
     # ---- an attempt
@@ -562,7 +562,7 @@ class Answer:
         if tokens.start == "restart":
             # No fault, for the host says so and signs it; a failure all the same, and the text goes on.
             attempt.engine_restarted = True
-            self._searches.note_failure(attempt.peer, fault=False)
+            self._searches.note_failure(attempt.peer, turn=False)
             self._runtime.tell("engine.restarted", {"peer": attempt.peer, "held": tokens.index})
         if self._ids_end is not None and max(tokens.ids, default=-1) >= self._ids_end:
             # Before anybody sees its text: no other host could go on from it.
@@ -592,10 +592,10 @@ class Answer:
         decision = self._failover.turn_ended(over, state, early=self._early)
         if decision.blames:
             took = decision.took_for_nothing
-            self._searches.note_failure(attempt.peer, fault=False, took_for_nothing=took)
+            self._searches.note_failure(attempt.peer, turn=True, took_for_nothing=took)
         elif decision.move == "finish" and not attempt.engine_restarted:
-            now = trio.current_time()
-            self._searches.note_answer(attempt.peer, attempt.ttft_s(now), attempt.speed(now))
+            now, whole = trio.current_time(), over.done.reason != "cancelled"
+            self._searches.note_answer(attempt.peer, attempt.ttft_s(now), attempt.speed(now), whole=whole)
         self._act(turn.session, decision)
 
     def _failed(self, error: P2PNodeError) -> None:
@@ -657,7 +657,8 @@ class Answer:
         retrying = decision.move == "again" or (decision.move == "next" and search.may_give_more)
         if decision.blames:
             fault, took = isinstance(error, HostFault), decision.took_for_nothing
-            self._searches.note_failure(peer, fault=fault, took_for_nothing=took)
+            turn = decision.ended is not None
+            self._searches.note_failure(peer, turn=turn, fault=fault, took_for_nothing=took)
         if isinstance(error, RefusedError) and error.code == "context_overflow":
             search.need_context(candidate.offer.n_ctx + 1)
         self._runtime.tell("host.failed", {"peer": peer, "reason": str(error), "retrying": retrying})
@@ -680,6 +681,9 @@ class Answer:
         """An attempt is over: its session is kept for another turn, or closed."""
         self._session = self._turn = None
         self._left = ended.item.peer, ended.item.reason
+        proved = ended.attempt.tokens_receipted + ended.attempt.vectors_receipted
+        if proved:
+            self._searches.note_receipts(ended.item.peer, proved)
         if self._watcher is not None:
             self._watcher.billed(self, ended.item)
         if ended.context_needed is not None and self._search is not None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -22,7 +21,8 @@ from p2pnode.client.conversation import Conversation
 from p2pnode.client.conversations import Conversations
 from p2pnode.client.embedding import Embedding
 from p2pnode.client.failover import Held
-from p2pnode.client.hosts import Searches, load_measured, save_measured
+from p2pnode.client.host_memory import HostMemory
+from p2pnode.client.hosts import Searches
 from p2pnode.client.kept_sessions import KeptSessions
 from p2pnode.client.pool import SessionPool
 from p2pnode.client.question import (
@@ -37,7 +37,6 @@ from p2pnode.client.question import (
 from p2pnode.client.ranking import Candidate, Filters, Ranking
 from p2pnode.client.runtime import Event, Runtime
 from p2pnode.config import DEFAULT_MODEL, NodeConfig
-from p2pnode.files import off_the_loop
 from p2pnode.ids import PeerId
 from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.node.node import Node
@@ -88,7 +87,8 @@ class Client:
         wanted = 3600 * self.runtime.config.keep_hours if keep_s is None else keep_s
         kept = KeptSessions(self.runtime, in_thread=in_thread, keep_s=wanted, remember=remember)
         self.pool = SessionPool(self.runtime, self._redeliver, kept)
-        self.searches = Searches(self.runtime, self.pool, in_thread=in_thread)
+        memory = HostMemory(self.runtime.data.measured if remember else None, in_thread=in_thread)
+        self.searches = Searches(self.runtime, self.pool, memory, in_thread=in_thread)
         self.pool.on_gone = self.searches.note_closed_early
         self.pool.closes, self.pool.wait_s = closes, wait_s
         self._questions = Questions(self.runtime, self.pool, self.searches)
@@ -99,11 +99,11 @@ class Client:
     # ---- lifetime
 
     async def __aenter__(self) -> Self:
-        if self._remember:
-            load = partial(load_measured, self.runtime.data.measured)
-            self.searches.measured = await off_the_loop(load, in_thread=self._in_thread)
+        memory = self.searches.memory
+        await memory.load()
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.runtime.run())
+            self.runtime.tasks.start_soon(memory.keep)
             self._redeliverer = self._make_redeliverer()
             if self._redeliverer is not None and self.runtime.pays and self.runtime.owns_node:
                 self._redeliverer.begin()
@@ -130,10 +130,8 @@ class Client:
                 await self.pool.wait_closed()
                 if self._redeliverer is not None:
                     await self._redeliverer.wait_tried()
-            if self._remember and runtime.data.root.is_dir():
-                save = partial(save_measured, runtime.data.measured, dict(self.searches.measured))
-                with trio.CancelScope(shield=True):
-                    await off_the_loop(save, in_thread=self._in_thread)
+            with trio.CancelScope(shield=True):
+                await self.searches.memory.save()
         finally:
             self._stack = None
             # Without the caller's error: a nursery would wrap it, and `except NoHostError` would miss it.

@@ -307,6 +307,8 @@ class Attempt:
     vectors_out: int = 0
     vectors_receipted: int = 0
     """How many of them the host's receipts cover."""
+    tokens_receipted: int = 0
+    """How many output tokens they cover."""
     _arrivals: deque[tuple[float, int]] = field(default_factory=deque)
     """When tokens were taken, and how many."""
 
@@ -336,7 +338,7 @@ class Attempt:
 
     def receipted(self) -> None:
         """The host's receipt over everything so far was checked."""
-        self.vectors_receipted = self.vectors_out
+        self.vectors_receipted, self.tokens_receipted = self.vectors_out, self.tokens_out
 
     @property
     def took(self) -> bool:

@@ -1,47 +1,44 @@
 """How a client finds hosts: its first peers, the network, or a host that the user named; and how hosts did.
 
 One ``HostSearch`` serves one question: it gives the best host while its lookup still runs. Which host is best
-is decided in ``ranking.py``. ``Searches`` begins the lookups, and keeps what was measured of hosts, between
-runs in a small JSON file. Nothing here opens a session.
+is decided in ``ranking.py``. ``Searches`` begins the lookups, and notes in a ``HostMemory`` how hosts did.
+Nothing here opens a session.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
-from pathlib import Path
+from dataclasses import replace
+from functools import partial
 from typing import Final, Protocol
 
 import structlog
 import trio
 
 from p2pnode.client.failover import nobody
+from p2pnode.client.host_memory import HostMemory
 from p2pnode.client.ranking import (
     Candidate,
     Filters,
     HostChoice,
-    Measured,
     Payable,
     Ranking,
     TurnBound,
     why_not_free,
 )
+from p2pnode.client.reputation import Measured
 from p2pnode.client.reuse import PrefixMemory
 from p2pnode.client.runtime import Runtime
 from p2pnode.config import DEFAULT_MODEL
 from p2pnode.errors import (
     ClockError,
-    ConfigError,
     NoHostError,
     RefusedError,
     RemoteError,
     StorageError,
     UnreachableError,
 )
-from p2pnode.files import read_text_or_none, write_atomic
 from p2pnode.ids import ModelId, PeerId, SessionId
 from p2pnode.limits import Limits
 from p2pnode.models.catalogue import shown_name
@@ -57,10 +54,6 @@ from p2pnode.words import one_line
 log = structlog.get_logger()
 _SAVED_PEERS_TRIED: Final = 8
 _TOO_SLOW: Final = "it did not answer in time"
-_MEASURED_MAX: Final = 512
-"""Hosts in the file."""
-_MEASURED_KEYS: Final = frozenset(item.name for item in fields(Measured))
-_COUNTS: Final = frozenset({"failures_in_a_row", "faults", "left_closed"})
 
 
 class HostSearch:
@@ -282,16 +275,23 @@ class IdleSessions(Protocol):
 
 
 class Searches:
-    """The searches of one client, and ``measured``: what it knows of hosts from its own dealings with them.
+    """The searches of one client. ``memory`` is what it knows of hosts from its own dealings with them.
 
     ``in_thread``: see ``files.off_the_loop``.
     """
 
-    def __init__(self, runtime: Runtime, sessions: IdleSessions, *, in_thread: bool = True) -> None:
+    def __init__(
+        self, runtime: Runtime, sessions: IdleSessions, memory: HostMemory, *, in_thread: bool = True
+    ) -> None:
         self._runtime, self._sessions, self._in_thread = runtime, sessions, in_thread
-        self.measured: dict[PeerId, Measured] = {}
+        self.memory = memory
         self._prefixes = PrefixMemory()
         self._unreached: set[PeerId] = set()
+
+    @property
+    def measured(self) -> Mapping[PeerId, Measured]:
+        """What is known of hosts now."""
+        return self.memory.measured
 
     # ---- searches for hosts of a model
 
@@ -349,7 +349,7 @@ class Searches:
         Raises ``UnreachableError``, or ``RefusedError`` where that host can't serve the model as asked.
         """
         # With nothing measured: earlier failures are no reason to refuse the host that the user insists on.
-        search = self.new(model, filters, measured={})
+        search = self.new(model, replace(filters, reputation_min=0.0), measured={})
         started = trio.current_time()
         advert = await self.advert_of([multiaddr])
         if advert is None:
@@ -387,8 +387,7 @@ class Searches:
 
     async def _look_up(self, search: HostSearch, models: Sequence[ModelId], caps: int) -> None:
         def on_found(host: FoundHost) -> None:
-            known = self.measured.get(host.advert.peer, Measured())
-            self.measured[host.advert.peer] = known.connected(host.connect_s)
+            self.memory.note(host.advert.peer, partial(Measured.connected, seconds=host.connect_s))
             search.found(host)
 
         failures: dict[PeerId, str] = {}
@@ -406,11 +405,14 @@ class Searches:
 
     # ---- what was measured
 
-    def note_answer(self, peer: PeerId, ttft_s: float, tokens_per_s: float | None) -> None:
-        """A host answered a turn: its first token came after ``ttft_s``."""
-        # Taken out and put in anew: the hosts of which something was noted last are those that are saved.
-        known = self.measured.pop(peer, Measured())
-        self.measured[peer] = known.answered(ttft_s, tokens_per_s)
+    def note_answer(
+        self, peer: PeerId, ttft_s: float, tokens_per_s: float | None, *, whole: bool = True
+    ) -> None:
+        """A host answered a turn: its first token came after ``ttft_s``; ``whole`` as ``Measured.answered``
+        has it."""
+        self.memory.note(
+            peer, partial(Measured.answered, ttft_s=ttft_s, tokens_per_s=tokens_per_s, whole=whole)
+        )
 
     def note_quote(
         self, peer: PeerId, session: SessionId, body: PromptBody, quoted: Quoted, prefix: int
@@ -419,17 +421,23 @@ class Searches:
         quote = quoted.quote
         share = self._prefixes.quoted(session, body, tokens=quote.tokens_in - prefix, reused=quote.reused)
         if share is not None:
-            self.measured[peer] = self.measured.pop(peer, Measured()).reused(share)
+            self.memory.note(peer, partial(Measured.reused, share=share))
 
     def note_closed_early(self, peer: PeerId) -> None:
         """A host closed a session that was left with it, before its time."""
-        self.measured[peer] = self.measured.pop(peer, Measured()).closed_early()
+        self.memory.note(peer, Measured.closed_early)
 
-    def note_failure(self, peer: PeerId, *, fault: bool, took_for_nothing: bool = False) -> None:
-        """A host failed; ``fault`` where it broke the protocol, ``took_for_nothing`` as ``Measured.failed``
-        has it."""
-        known, now = self.measured.pop(peer, Measured()), self._runtime.node.wall()
-        self.measured[peer] = known.failed(now, fault=fault, took_for_nothing=took_for_nothing)
+    def note_receipts(self, peer: PeerId, tokens: int) -> None:
+        """A host's receipts over so many output tokens were checked."""
+        self.memory.note(peer, partial(Measured.proved, tokens=tokens))
+
+    def note_failure(
+        self, peer: PeerId, *, turn: bool, fault: bool = False, took_for_nothing: bool = False
+    ) -> None:
+        """A host, or a ``turn`` that it had begun, failed; the rest is as in ``Measured.failed``."""
+        now = self._runtime.node.wall()
+        change = partial(Measured.failed, now=now, turn=turn, fault=fault, took_for_nothing=took_for_nothing)
+        self.memory.note(peer, change)
 
     # ---- peers
 
@@ -588,32 +596,3 @@ class Searches:
             self._unreached.add(peer)
             return failure
         return ""
-
-
-def load_measured(path: Path) -> dict[PeerId, Measured]:
-    """What was measured in earlier runs. A damaged file is ignored: all of it can be measured again."""
-    try:
-        raw = json.loads(read_text_or_none(path) or "{}")
-        return {PeerId(peer): _measured(known) for peer, known in raw.items()}
-    except (ValueError, TypeError, AttributeError, ConfigError):
-        log.warning("measured.unreadable", remedy="measuring anew")
-        return {}
-
-
-def _measured(known: Mapping[str, object]) -> Measured:
-    values = {key: value for key, value in known.items() if key in _MEASURED_KEYS}
-    for key, value in values.items():
-        unknown = value is None and getattr(Measured(), key) is None
-        kind = int if key in _COUNTS else (int, float)
-        if not unknown and not (isinstance(value, kind) and math.isfinite(value) and value >= 0):
-            raise ValueError(f"{key} can't be {value!r}")
-    return Measured(**values)  # type: ignore[arg-type]
-
-
-def save_measured(path: Path, measured: Mapping[PeerId, Measured]) -> None:
-    """Write down the hosts of which something was noted last; a disk that can't take it costs a log line."""
-    saved = dict(list(measured.items())[-_MEASURED_MAX:])
-    try:
-        write_atomic(path, json.dumps({peer: asdict(known) for peer, known in saved.items()}).encode())
-    except ConfigError as error:
-        log.debug("measured.not_saved", reason=str(error))

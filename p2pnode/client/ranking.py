@@ -3,7 +3,7 @@
 Pure: no I/O, and the wall clock is an argument. The score is the expected time of a typical answer in
 seconds, made worse by load and failures; lower is better::
 
-    score = (connect + ttft + TYPICAL_TOKENS / tokens_per_s) * (1 + queue) * (1 + 4 * failure_rate) + warm_in
+    score = (connect + ttft + TYPICAL_TOKENS / tokens_per_s) * (1 + queue) * (1 + 4 * failure_share) + warm_in
 
 A host whose model isn't loaded is so much later: ``warm_in``, as its advert says.
 
@@ -24,8 +24,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal, TypeAlias
 
-from p2pnode.bounded import backoff_s
 from p2pnode.client.host_rules import HostRules
+from p2pnode.client.reputation import BREAKER_FAILURES, Measured, failure_share, reputation
 from p2pnode.contract_rules import TOKENS_PER_PRICE
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.money import price_text, usdc_text
@@ -35,8 +35,6 @@ from p2pnode.protocols.inference.messages import PromptBody
 Verified: TypeAlias = Literal["always", "paid", "never"]
 Payable: TypeAlias = Callable[[Advert, Offer], str]
 """Gives why this client can't pay an offer; "" where it can."""
-WEIGHT: Final = 0.3
-"""The share of the newest measurement in the exponentially weighted means."""
 TYPICAL_TOKENS: Final = 256
 TYPICAL_INPUT: Final = 1024
 """Input tokens of a typical question, with the conversation before it."""
@@ -47,88 +45,11 @@ FEE_TURNS: Final = 5
 CACHE_WORTH: Final = 0.5
 """The share of a typical answer's time that a processor needs to read the input that it may have in its
 cache: some 8 ms a token, and 30 tokens/s of output."""
-BREAKER_FAILURES: Final = 3
-BREAKER_S: Final = 60.0
-BREAKER_MAX_S: Final = 3600.0
-FORGIVEN: Final = 1 / 8
-"""Of one question that was paid for and not answered, an answer makes good so much: a host that gives nothing
-for more than one question in nine is left out in the end."""
 STAKED_WORTH: Final = 0.9
 """What a stake makes of a host's score times cost: it goes before one that is better by less than that."""
 _UNKNOWN_TTFT_S: Final = 0.5
 _UNKNOWN_TOKENS_PER_S: Final = 30.0
 _UNKNOWN_CONNECT_S: Final = 0.2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """What this client knows of a host from its own dealings with it.
-
-    Times are in seconds; ``last_failure`` is by the wall clock.
-    """
-
-    connect_s: float | None = None
-    ttft_s: float | None = None
-    tokens_per_s: float | None = None
-    failure_rate: float = 0.0
-    failures_in_a_row: int = 0
-    last_failure: float = 0.0
-    faults: int = 0
-    unanswered: float = 0.0
-    """Questions that it was paid for and gave too little, less an eighth for each answer since."""
-    left_closed: int = 0
-    """Sessions that were left with the host and that it closed before their time."""
-    reuse: float | None = None
-    """Of the input that an earlier turn had brought, the share that it didn't bill anew, from 0 to 1."""
-
-    def reused(self, share: float) -> Measured:
-        """With a turn whose quote took so much of what could be reused, from 0 to 1."""
-        return replace(self, reuse=_mean(self.reuse, min(1.0, max(0.0, share))))
-
-    def closed_early(self) -> Measured:
-        """With a session that was left there, and was gone before its time."""
-        return replace(self, left_closed=self.left_closed + 1)
-
-    def connected(self, seconds: float) -> Measured:
-        """With a dial that took so many seconds."""
-        return replace(self, connect_s=_mean(self.connect_s, seconds))
-
-    def answered(self, ttft_s: float, tokens_per_s: float | None) -> Measured:
-        """With a turn that was answered."""
-        speed = self.tokens_per_s if tokens_per_s is None else _mean(self.tokens_per_s, tokens_per_s)
-        return replace(
-            self,
-            ttft_s=_mean(self.ttft_s, ttft_s),
-            tokens_per_s=speed,
-            failure_rate=self.failure_rate * (1 - WEIGHT),
-            failures_in_a_row=0,
-            unanswered=max(0.0, self.unanswered - FORGIVEN),
-        )
-
-    def failed(self, now: float, *, fault: bool = False, took_for_nothing: bool = False) -> Measured:
-        """With a dial or a turn that failed; ``fault`` where the host broke the protocol,
-        ``took_for_nothing`` where it was to be paid for the question and gave too little to be worth it."""
-        return replace(
-            self,
-            failure_rate=self.failure_rate * (1 - WEIGHT) + WEIGHT,
-            failures_in_a_row=self.failures_in_a_row + 1,
-            last_failure=now,
-            faults=self.faults + fault,
-            unanswered=self.unanswered + took_for_nothing,
-        )
-
-    def broken_until(self) -> float:
-        """Until when the circuit breaker leaves this host out.
-
-        The time doubles with each failure in a row after the third, and with each question after the third
-        that was paid for and not answered: of these one answer makes good only a part.
-        """
-        if self.faults:
-            return self.last_failure + BREAKER_MAX_S
-        over = max(self.failures_in_a_row, math.ceil(self.unanswered)) - BREAKER_FAILURES
-        return (
-            0.0 if over < 0 else self.last_failure + backoff_s(over, first_s=BREAKER_S, max_s=BREAKER_MAX_S)
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +66,8 @@ class Filters:
     """What a host must be able to do: bits of ``Capability``."""
     equivalents: tuple[ModelId, ...] = ()
     """Models that the user takes for the one that is asked for, where no host of that one is left."""
+    reputation_min: float = 0.0
+    """The least lower end of a host's ``Reputation``, from 0 to 1: a host that nobody here asked has 0."""
     verified: Verified | None = None
     """For which hosts weights must be such as can be held against a hash; None is as ``paid``."""
 
@@ -222,6 +145,8 @@ class Candidate:
     """Whether its model is another one, which the user takes for the one that is asked for."""
     stake: int = 0
     """What it has at stake, in FAB's smallest unit; 0 where that isn't known."""
+    known: Measured = field(default_factory=Measured)
+    """What was measured of it."""
     excluded: str = ""
     """Why it may not be chosen; "" where it may."""
 
@@ -267,6 +192,7 @@ def rank(
                 trusted=filters.rules.trusts(advert),
                 equivalent=offer.model != model,
                 stake=stake_of(advert),
+                known=known,
                 excluded=exclusion(advert, offer, known, filters, now)
                 or (payable or why_not_free)(advert, offer)
                 or _too_dear(offer, filters, turn, fee_paid=paid),
@@ -364,6 +290,9 @@ def exclusion(advert: Advert, offer: Offer, known: Measured, filters: Filters, n
         if known.faults:
             what = "broke the protocol"
         return f"{what}: left out for {known.broken_until() - now:.0f} s more"
+    if filters.reputation_min and (low := reputation(known).low) < filters.reputation_min:
+        turns = f"{known.kept} of {known.kept + known.broken} turns ended as promised"
+        return f"its reputation here is {low:.2f} ({turns}), and {filters.reputation_min:g} is asked for"
     if filters.price_in_max is not None and offer.price_in > filters.price_in_max:
         highest = usdc_text(filters.price_in_max)
         return f"input price {usdc_text(offer.price_in)} is above the allowed {highest}"
@@ -530,13 +459,9 @@ def _score(advert: Advert, offer: Offer, known: Measured) -> float:
     speed = known.tokens_per_s or _UNKNOWN_TOKENS_PER_S
     load = advert.load
     queue = (load.active + load.queued) / max(1, load.slots) if load.active >= load.slots else 0.0
-    answer_s = (connect + ttft + TYPICAL_TOKENS / speed) * (1 + queue) * (1 + 4 * known.failure_rate)
+    answer_s = (connect + ttft + TYPICAL_TOKENS / speed) * (1 + queue) * (1 + 4 * failure_share(known))
     return answer_s + offer.warm_in_s
 
 
 def _price(offer: Offer) -> int:
     return offer.price_in + offer.price_out
-
-
-def _mean(before: float | None, value: float) -> float:
-    return value if before is None else before + WEIGHT * (value - before)

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
 from p2pnode.bounded import BoundedMap
-from p2pnode.client.ranking import Candidate, Filters, Measured, is_priced
+from p2pnode.client.ranking import Candidate, Filters, is_priced
+from p2pnode.client.reputation import Measured
 from p2pnode.client.reuse import PrefixMemory
 from p2pnode.errors import P2PNodeError, RefusedError, UnreachableError
 from p2pnode.ids import ModelId, PeerId, SessionId

@@ -17,7 +17,8 @@ from p2pnode.client.failover import (
     session_error,
     turn_error,
 )
-from p2pnode.client.ranking import Candidate, Filters, HostChoice, Measured, TurnBound
+from p2pnode.client.ranking import Candidate, Filters, HostChoice, TurnBound
+from p2pnode.client.reputation import Measured
 from p2pnode.client.reuse import PrefixMemory
 from p2pnode.errors import HostFault, P2PNodeError, RefusedError, RemoteError, UnreachableError
 from p2pnode.ids import ModelId, PeerId
@@ -444,7 +445,10 @@ class Question:
                 self.found_fraud = True
             if decision.blames:
                 took = decision.took_for_nothing
-                failed = partial(Measured.failed, now=client.wall(), fault=fault, took_for_nothing=took)
+                begun = decision.ended is not None
+                failed = partial(
+                    Measured.failed, now=client.wall(), turn=begun, fault=fault, took_for_nothing=took
+                )
                 client.measure(peer, failed)
             if isinstance(error, RefusedError) and error.code == "context_overflow":
                 self.choice.need_context(candidate.offer.n_ctx + 1)

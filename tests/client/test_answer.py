@@ -53,6 +53,32 @@ async def test_a_conversation_uses_one_session(autojump_clock: MockClock) -> Non
         assert host.host.totals.turns == 4
 
 
+async def test_turns_that_end_as_promised_and_those_that_do_not_are_counted_with_what_receipts_cover(
+    autojump_clock: MockClock,
+) -> None:
+    async with world() as w:
+        bad, good = await two_hosts(w, bad={"tokens_per_s": 50})
+        async with w.client(bad.node.multiaddrs[:1]) as client:
+            prefer(client, bad)
+            kept = client.searches.measured[bad.node.peer_id].kept
+            first = ask(client, tokens=80)
+            await whole(first)
+            known = client.searches.measured[bad.node.peer_id]
+            assert (known.kept, known.broken, known.receipted) == (kept + 1, 0, len(first.ids))
+            stopped = ask(client, tokens=80)
+            async with stopped:
+                await anext(stopped)
+            assert client.searches.measured[bad.node.peer_id].kept == kept + 1  # the user ended it
+            engine_of(bad).faults = Faults(crash_after_tokens=5, crashes=99)
+            await whole(ask(client, tokens=80))
+            known = client.searches.measured[bad.node.peer_id]
+            assert (known.kept, known.broken) == (kept + 1, 1)
+            assert client.searches.measured[good.node.peer_id].kept == 1
+            ranking = await client.hosts(SCRIPTED, Filters(reputation_min=0.5))
+            reasons = {each.advert.peer: each.excluded for each in ranking.excluded}
+            assert f"{kept + 1} of {kept + 2} turns ended as promised" in reasons[bad.node.peer_id]
+
+
 async def test_an_answer_says_how_much_of_the_context_its_conversation_takes(
     autojump_clock: MockClock,
 ) -> None:

@@ -164,7 +164,7 @@ async def test_a_named_peer_is_asked_although_it_failed_before(autojump_clock: M
     async with world() as w:
         host = await w.add([scripted_host()])
         async with w.client(host.node.multiaddrs[:1]) as client:
-            client.searches.note_failure(host.node.peer_id, fault=True)
+            client.searches.note_failure(host.node.peer_id, turn=True, fault=True)
             with pytest.raises(NoHostError, match="broke the protocol"):
                 await whole(ask(client))
             assert await whole(ask(client, peer=host.node.multiaddrs[0]))

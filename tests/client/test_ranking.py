@@ -13,14 +13,9 @@ from hypothesis import strategies as st
 
 from p2pnode.client.host_rules import HostRules
 from p2pnode.client.ranking import (
-    BREAKER_FAILURES,
-    BREAKER_MAX_S,
-    BREAKER_S,
     FEE_TURNS,
-    WEIGHT,
     Filters,
     HostChoice,
-    Measured,
     TurnBound,
     Verified,
     cost_bound,
@@ -28,6 +23,7 @@ from p2pnode.client.ranking import (
     needs_of,
     rank,
 )
+from p2pnode.client.reputation import BREAKER_FAILURES, BREAKER_MAX_S, BREAKER_S, WEIGHT, Measured
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.protocols.adverts.messages import RELEASE, Advert, Capability
 from p2pnode.protocols.inference.messages import (
