@@ -22,7 +22,6 @@ from p2pnode.errors import ConfigError
 from p2pnode.ids import ModelId
 from p2pnode.models.manifest import model_id_text, parse_model_id
 
-FILE: Final = "quality.json"
 TASKS_MAX: Final = 32
 ITEMS_MAX: Final = 1_000_000
 SEED_MAX: Final = 2**32 - 1
@@ -132,10 +131,15 @@ def wilson(right: int, items: int) -> tuple[float, float]:
     return (max(0.0, middle - half) if right else 0.0, min(1.0, middle + half) if right < items else 1.0)
 
 
-def figure(result: TaskResult) -> str:
-    """The score for people, as ``41% (35 to 48%, 210 items)``."""
+def share(result: TaskResult) -> str:
+    """The score for people, with its interval: ``41% (35 to 48%)``."""
     low, high = result.interval
-    return f"{result.score:.0%} ({100 * low:.0f} to {high:.0%}, {result.items} items)"
+    return f"{result.score:.0%} ({100 * low:.0f} to {high:.0%})"
+
+
+def figure(quality: Quality) -> str:
+    """What a record says on the whole: ``41% (35 to 48%) of 210 items``."""
+    return f"{share(quality.overall)} of {quality.overall.items} items"
 
 
 def qualities(text: str | None) -> list[Quality]:

@@ -15,6 +15,7 @@ from p2pnode.cli.chat import chat
 from p2pnode.cli.demo import demo
 from p2pnode.cli.doctor import doctor
 from p2pnode.cli.embed import embed
+from p2pnode.cli.evaluation import evaluate
 from p2pnode.cli.evidence import evidence
 from p2pnode.cli.funds import funds_app
 from p2pnode.cli.governance import COMMANDS
@@ -63,7 +64,7 @@ for command in (join, ask, chat, embed, hosts, invite, status, stop, doctor, ben
     app.command()(command)
 sessions_app.command()(evidence)
 app.command("unstake")(unbond)
-for on_models in (*COMMANDS, offer, withdraw):
+for on_models in (*COMMANDS, offer, withdraw, evaluate):
     models_app.command()(on_models)
 app.add_typer(models_app, name="models")
 app.add_typer(chain_app, name="chain")

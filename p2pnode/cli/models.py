@@ -39,9 +39,12 @@ def list_models(
     output = Output(as_json=as_json, data_dir=data_dir)
 
     async def run() -> None:
+        from p2pnode.cli.quality import known_fields, known_quality, own_qualities, quality_text
         from p2pnode.models.catalogue import Catalogue
         from p2pnode.models.local_models import installed
+        from p2pnode.models.manifest import parse_model_id
 
+        own = own_qualities(data_of(data_dir))
         here = {model.model_id: model for model in installed(_models_dir(data_dir))}
         rows: list[dict[str, Any]] = []
         for entry in Catalogue.load():
@@ -50,9 +53,10 @@ def list_models(
             local = here.pop(entry.model_id, None)
             rows.append(_row(entry.name, entry.model_id, entry.manifest, local, entry.licence))
         rows += [_row(m.name, m.model_id, m.manifest, m, "") for m in here.values()]
+        qualities = {row["id"]: known_quality(own, parse_model_id(row["id"])) for row in rows}
         if as_json:
             for row in rows:
-                output.event("model", row)
+                output.event("model", {**row, "quality": known_fields(qualities[row["id"]])})
             return
         for row in rows:
             facts = [f"{row['size_bytes'] / 1e6:.0f} MB", row["quantisation"], f"{row['n_ctx']} tokens"]
@@ -61,6 +65,8 @@ def list_models(
             pull = output.command(f"models pull {row['name']}")
             where = row["path"] or f"no; {pull} fetches it"
             output.result(f"  here  {where}")
+            if found := qualities[row["id"]]:
+                output.result(f"  right {quality_text(found)}")
 
     run_async(run, on_error=output.failed)
 

@@ -53,8 +53,12 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
                 s5{url} stopping{} stopped{} background{pid, log}
                 with --suggest-price suggestion{asked, price_in, price_out, gas_cost, session_fee}
                 answered{peer, tokens_in, tokens_out, reason, cost} settled{session, amount}
-    models      model{name, id, size_bytes, quantisation, n_ctx, licence, path}; pull: licence{name, licence}
-                model.progress{…} and model{name, id, path}; verify: verified{name, path, files}
+    models      model{name, id, size_bytes, quantisation, n_ctx, licence, path, quality}
+                pull: licence{name, licence} model.progress{…} and model{name, id, path};
+                verify: verified{name, path, files}
+                evaluate: item{task, index, right, answer, lost} evaluated{model, task_set, seed, tasks,
+                scores, overall, engine, build, kv_types, measured, asked, answered, lost, kept}: quality is
+                the same down to measured, and by: whose figure it is, empty for this machine's
                 calibrate: calibrated{name, threads, batch, prefill_s, decode_s}
                 offer: as join, model.offered{name, id, price_in, price_out, session_fee, memory, pinned,
                 state}; withdraw: model.withdrawn{name, reason}

@@ -1,4 +1,4 @@
-"""Progress bars: of a download, and of a look through a store."""
+"""Progress bars: of a download, of a look through a store, and of an evaluation."""
 
 from __future__ import annotations
 
@@ -35,6 +35,42 @@ class FolderProgress:
             self._progress.update(self._task, completed=done)
 
     def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+
+class ItemsProgress:
+    """How many items of a task set were answered, and rightly: a bar on a terminal, nothing with ``--json``,
+    where each item is an event."""
+
+    def __init__(self, output: Output, total: int) -> None:
+        self._output, self._total = output, total
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __call__(self, done: int, right: int) -> None:
+        if self._progress is None or self._task is None:
+            return
+        self._progress.update(self._task, completed=done, description=f"items, {right} right")
+
+    def __enter__(self) -> Self:
+        if not self._output.as_json:
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
+            self._progress = Progress(*columns, console=self._output.console, transient=True)
+            self._progress.start()
+            self._task = self._progress.add_task("items, 0 right", total=self._total)
         return self
 
     def __exit__(

@@ -36,9 +36,9 @@ INSTANCE_BYTES: Final = 8
 STARTS_MAX: Final = 1024
 _OURS: Final = frozenset(
     {
-        "", "binding", "chain", "config", "devchain", "evidence", "free", "journal", "measured", "models",
-        "node", "peer", "peers", "phrase", "place", "receipt", "s5", "staked", "starts", "storage", "store",
-        "told", "totals", "wallet",
+        "", "binding", "calibration", "chain", "config", "devchain", "evidence", "free", "journal",
+        "measured", "models", "node", "peer", "peers", "phrase", "place", "quality", "receipt", "s5",
+        "staked", "starts", "storage", "store", "told", "totals", "wallet",
     }
 )  # fmt: skip
 """The first part of each name that this package makes in a data dir."""
@@ -125,6 +125,11 @@ class DataDir:
     @property
     def measured(self) -> Path:
         return self.root / "measured.json"
+
+    @property
+    def quality(self) -> Path:
+        """How well models answered here (``models/quality.py``)."""
+        return self.root / "quality.json"
 
     @property
     def free_sessions(self) -> Path:

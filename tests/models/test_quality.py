@@ -18,6 +18,7 @@ from p2pnode.models.quality import (
     best_known,
     figure,
     qualities,
+    share,
     wilson,
     with_quality,
 )
@@ -67,7 +68,8 @@ def test_all_items_together_have_equal_weight() -> None:
 
 
 def test_a_figure_for_people_has_its_interval() -> None:
-    assert figure(TaskResult(task="all", right=15, items=50)) == "30% (19 to 44%, 50 items)"
+    assert share(TaskResult(task="all", right=15, items=50)) == "30% (19 to 44%)"
+    assert figure(measured(right=10)) == "30% (19 to 44%) of 50 items"
 
 
 def test_a_record_is_the_same_after_json() -> None:

@@ -1,0 +1,1 @@
+"""The task set that models are measured by, and how it is asked and checked."""

@@ -1,0 +1,86 @@
+"""`models evaluate` and what it leaves: figures, also after Ctrl-C, that other commands show."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from p2pnode.models.catalogue import DEFAULT_MODEL
+from p2pnode.models.evaluation.task_set import task_set
+from tests.cli.support import Ran, run, start
+
+ITEMS = 2 * len(task_set().tasks)
+
+
+def evaluate(data_dir: Path, *arguments: object) -> Ran:
+    return run("models", "evaluate", "scripted", *arguments, "--data-dir", data_dir)
+
+
+def test_an_evaluation_tells_each_item_and_the_figures_twice_alike(data_dir: Path) -> None:
+    first, again = (evaluate(data_dir, "--limit", 2, "--json") for _ in range(2))
+    assert first.code == 0
+    assert first.named("item") == again.named("item")
+    (told,) = first.named("evaluated")
+    assert len(first.named("item")) == told["asked"] == told["answered"] == told["overall"]["items"] == ITEMS
+    assert told["task_set"] == task_set().id
+    assert told["engine"] == "scripted"
+    assert set(told["tasks"]) == set(told["scores"]) == set(task_set().tasks)
+    right = sum(each["right"] for each in first.named("item"))
+    assert right == sum(each for each, _ in told["tasks"].values())
+    assert told["overall"]["low"] <= told["overall"]["score"] <= told["overall"]["high"]
+
+
+def test_people_see_a_table_with_intervals_and_what_guessing_gives(data_dir: Path) -> None:
+    ran = evaluate(data_dir, "--tasks", "logic,strings", "--limit", 2)
+    lines = ran.out.splitlines()
+    assert [line.split()[0] for line in lines] == ["task", "logic", "strings", "all", "task"]
+    assert "25%" in lines[1]
+    assert f"task set {task_set().id[:8]}, seed 0, scripted" in lines[-1]
+
+
+def test_figures_of_fewer_items_do_not_replace_those_of_more(data_dir: Path) -> None:
+    assert evaluate(data_dir, "--limit", 2).code == 0
+    ran = evaluate(data_dir, "--limit", 1)
+    assert "an earlier figure of more items is kept" in ran.err
+    (kept,) = json.loads((data_dir / "quality.json").read_text())["qualities"]
+    assert sum(items for _, items in kept["tasks"].values()) == ITEMS
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--tasks", "spelling"], "'spelling' is no task: choose of arithmetic"),
+        (["--limit", "-1"], "--limit"),
+        (["--seed", str(2**32)], "--seed"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_by_name(data_dir: Path, flags: list[str], said: str) -> None:
+    ran = evaluate(data_dir, *flags)
+    assert ran.code == 2
+    assert said in ran.err
+    assert not data_dir.exists()
+
+
+def test_an_engine_that_does_not_load_the_model_is_refused(data_dir: Path) -> None:
+    ran = run("models", "evaluate", DEFAULT_MODEL, "--engine", "exllama", "--data-dir", data_dir)
+    assert ran.code == 2
+    assert "has the format gguf, which exllama doesn't load" in ran.err
+
+
+@pytest.mark.long
+def test_ctrl_c_keeps_the_figures_of_what_was_done(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    command = ["models", "evaluate", DEFAULT_MODEL, "--json", "--data-dir", data_dir]
+    with start(tmp_path, "evaluate", command) as program:
+        program.wait_event("item", count=9)
+        program.ctrl_c()
+        assert program.wait() == 130
+        told = program.wait_event("evaluated")
+    assert 9 <= told["answered"] < told["asked"]
+    (row,) = run("models", "list", "--data-dir", data_dir, "--json").named("model")
+    assert row["quality"]["overall"]["items"] == told["answered"]
+    assert row["quality"]["by"] == ""
+    listed = run("models", "list", "--data-dir", data_dir).out
+    assert f"of {told['answered']} items, measured here" in listed
