@@ -24,6 +24,9 @@ N_CTX_GPU_DEFAULT: Final = 8192
 """Of an engine on a GPU, whose memory shows only when it loads."""
 N_CTX_LEAST: Final = 256
 """A default is never less: a shorter context holds no conversation."""
+EMBEDDER_CTX_MAX: Final = 1016
+EMBEDDER_CTX_LEAST: Final = 248
+"""Of a text whose vector is made: a multiple of 256 tokens with the room that llama.cpp needs."""
 SHARE: Final = 0.5
 """Of the memory at hand a default takes this much at most: the machine is its owner's."""
 _STEP: Final = 256
@@ -54,6 +57,8 @@ class ModelMemory:
     n_ctx_max: int
     weights: int = 0
     """Of ``fixed``, what the weights take; 0 where that isn't known."""
+    per_row: int = 0
+    """For each token of a text whose vector is made: all of its tokens are computed together."""
 
     def needed(self, n_ctx: int, slots: int) -> int:
         """All of it, with ``slots`` contexts of ``n_ctx`` tokens."""
@@ -63,6 +68,17 @@ class ModelMemory:
         """The longest context of which ``slots`` fit into so many bytes; 0 where none does."""
         tokens = max(0, memory - self.fixed) // (max(1, self.per_token) * slots)
         return max(0, min(self.n_ctx_max, tokens // _STEP * _STEP - _SPARE))
+
+    def embedder(self, n_ctx: int) -> int:
+        """All of it for a process that makes vectors of texts of ``n_ctx`` tokens, one at a time."""
+        return self.needed(n_ctx, 1) + self.per_row * allocated(n_ctx)
+
+    def embedder_context(self, memory: int) -> int:
+        """The longest text for whose vector so many bytes are enough; 0 where that is too short."""
+        each = max(1, self.per_token + self.per_row)
+        tokens = max(0, memory - self.fixed) // each // _STEP * _STEP - _SPARE
+        n_ctx = min(tokens, self.n_ctx_max, EMBEDDER_CTX_MAX)
+        return n_ctx if n_ctx >= min(EMBEDDER_CTX_LEAST, self.n_ctx_max) else 0
 
 
 def memory_of(header: GgufHeader, size_bytes: int | None = None) -> ModelMemory:
@@ -82,12 +98,14 @@ def memory_of(header: GgufHeader, size_bytes: int | None = None) -> ModelMemory:
     words = header.values.get("tokenizer.ggml.tokens")
     vocabulary = words.count if isinstance(words, GgufArray) else 0
     inner = _total(header, f"{name}.feed_forward_length", layers, 4 * width * layers) // max(1, layers)
-    batch = _BATCH * _FLOAT_BYTES * (vocabulary + _WIDTHS * width + 2 * inner)
+    row = _FLOAT_BYTES * (vocabulary + _WIDTHS * width + 2 * inner)
     return ModelMemory(
-        fixed=(size_bytes or header.size_bytes) + _PROCESS_BYTES + batch,
+        fixed=(size_bytes or header.size_bytes) + _PROCESS_BYTES + _BATCH * row,
         per_token=kv_heads * (keys + values) * _KV_BYTES,
         n_ctx_max=header.count(f"{name}.context_length"),
         weights=size_bytes or header.size_bytes,
+        # llama.cpp computes the logits of each row, which nobody needs, and keeps a copy of them.
+        per_row=row + _FLOAT_BYTES * vocabulary,
     )
 
 

@@ -143,6 +143,8 @@ class EngineInfo:
     note: str = ""
     """What whoever runs it should know, such as why it has fewer slots than it was asked for."""
     remote: bool = False
+    gpu_memory: int = 0
+    """Bytes that it was seen to take of the GPUs' memory; 0 where that isn't known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,13 +6,14 @@ Importing this module imports no engine: ``make_engine`` does that.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, assert_never, get_args
 
 from p2pnode.errors import ConfigError
 from p2pnode.extras import need, why_missing
 from p2pnode.models.engine import Engine
+from p2pnode.models.gguf import GgufHeader
 from p2pnode.models.local_models import LocalModel
 from p2pnode.models.manifest import Format
 
@@ -124,6 +125,23 @@ def make_engine(spec: EngineSpec, model: LocalModel | None = None) -> Engine:
             return ScriptedEngine(ScriptedConfig(**_given(ScriptedConfig, spec)))
         case _:
             assert_never(spec.name)
+
+
+def make_embedder(spec: EngineSpec, model: LocalModel, n_ctx: int) -> Engine:
+    """What makes vectors of texts of at most ``n_ctx`` tokens for a model of llama.cpp, not loaded yet."""
+    need("the llama.cpp engine", "host")
+    from p2pnode.models.llamacpp.embedder import EmbedderConfig, LlamaCppEmbedder
+
+    given = _given(EmbedderConfig, replace(spec, n_ctx=n_ctx))
+    return LlamaCppEmbedder(model, EmbedderConfig(**given))
+
+
+def only_embeds(header: GgufHeader) -> bool:
+    """Whether a model of llama.cpp makes vectors of texts and writes no answers. Raises ``ConfigError`` for
+    one that does neither."""
+    from p2pnode.models.llamacpp.embedder import pooling_in
+
+    return pooling_in(header) is not None
 
 
 def _given(config: type[Any], spec: EngineSpec) -> dict[str, Any]:

@@ -19,12 +19,14 @@ from p2pnode.models.prompt_compiler import PromptCompiler, text_of_prefix
 from p2pnode.models.prompt_files import PromptFiles
 from p2pnode.models.renderer import CHATML, ChatTemplate, reasons_of
 from p2pnode.models.tokenizer import load_tokenizer
-from p2pnode.models.validation import BYTES_PER_TOKEN_MAX, check_text, no_embeddings, validate_sampling
+from p2pnode.models.validation import BYTES_PER_TOKEN_MAX, check_text, validate_sampling
 from p2pnode.models.vocabulary import Vocabulary
 from p2pnode.protocols.inference.messages import PromptBody
 
 Encode: TypeAlias = Callable[[Sequence[Piece], bool], Awaitable[tuple[int, ...]]]
 """The ids of pieces in a row; where the second is true, with the token that begins every prompt, if any."""
+Around: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
+"""The ids before and after a text."""
 _LETTERS_ON_THE_LOOP: Final = 20_000
 """Longer texts are tokenised in a thread."""
 
@@ -32,8 +34,18 @@ _LETTERS_ON_THE_LOOP: Final = 20_000
 class PromptMaker:
     """Makes prompts of at most ``n_ctx`` tokens, or refuses them."""
 
-    def __init__(self, template: ChatTemplate, vocabulary: Vocabulary, encode: Encode, n_ctx: int) -> None:
+    def __init__(
+        self,
+        template: ChatTemplate,
+        vocabulary: Vocabulary,
+        encode: Encode,
+        n_ctx: int,
+        *,
+        around: Around | None = None,
+    ) -> None:
+        """``around``: the ids around a text that is embedded; None where ``encode`` puts them there."""
         self.vocabulary: Final = vocabulary
+        self._around = around
         self._compiler = PromptCompiler(template)
         self._encode = encode
         self._n_ctx = n_ctx
@@ -71,10 +83,14 @@ class PromptMaker:
         check_text(text, n_ctx=self._n_ctx)
         return await self._encode([text], False)
 
-    async def embed_ids(self, texts: Sequence[str]) -> tuple[tuple[int, ...], ...]:  # noqa: ARG002
-        """It makes no embeddings."""
-        await trio.lowlevel.checkpoint()
-        raise no_embeddings()
+    async def embed_ids(self, texts: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """The ids of each text as it is embedded, with those that the tokenizer puts around it."""
+        found = []
+        for text in texts:
+            check_text(text, n_ctx=self._n_ctx)
+            before, after = self._around or ((), ())
+            found.append((*before, *await self._encode([text], self._around is None), *after))
+        return tuple(found)
 
 
 def encodes(encode: Callable[[str], Sequence[int]], begins: Sequence[int]) -> Encode:
@@ -98,4 +114,5 @@ async def prompt_maker(files: PromptFiles, n_ctx: int) -> PromptMaker:
     """Makes prompts from a tokenizer's blob and a template alone. Raises what ``load_tokenizer`` raises."""
     tokenizer = await trio.to_thread.run_sync(load_tokenizer, files.tokenizer)
     template = ChatTemplate(files.chat_template or CHATML, tokenizer.bos, tokenizer.eos)
-    return PromptMaker(template, tokenizer.vocabulary, encodes(tokenizer.encode, tokenizer.begins), n_ctx)
+    encode = encodes(tokenizer.encode, tokenizer.begins)
+    return PromptMaker(template, tokenizer.vocabulary, encode, n_ctx, around=tokenizer.around)

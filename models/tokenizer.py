@@ -79,14 +79,16 @@ class Tokenizer:
         vocabulary: Vocabulary,
         encode: Callable[[str], list[int]],
         *,
-        begins: Sequence[int] = (),
+        around: tuple[Sequence[int], Sequence[int]] = ((), ()),
         ends: tuple[str, str] = ("", ""),
     ) -> None:
         self.vocabulary: Final = vocabulary
         self.bos: Final = ends[0]
         self.eos: Final = ends[1]
-        self.begins: Final = tuple(begins)
-        """Ids that come before every prompt."""
+        self.around: Final = tuple(around[0]), tuple(around[1])
+        """Ids before and after a text that stands alone."""
+        self.begins: Final = self.around[0] + self.around[1]
+        """Ids that come before every prompt: those around an empty text."""
         self._encode = encode
 
     def encode(self, text: str, *, special: bool = False) -> tuple[int, ...]:
@@ -157,13 +159,13 @@ def _of_gguf(header: GgufHeader) -> Tokenizer:
     found = {
         word: index for index, (word, of) in enumerate(zip(words, kinds, strict=True)) if of == _USER_DEFINED
     }
-    edges = [("add_bos_token", "bos_token_id", begins), ("add_eos_token", "eos_token_id", False)]
-    ids = [
-        header.count(f"tokenizer.ggml.{key}")
-        for name, key, default in edges
-        if header.values.get(f"tokenizer.ggml.{name}", default)
-    ]
-    return Tokenizer(vocabulary_of(header), _finding(found, encode), begins=ids, ends=ends_of(header))
+
+    def edge(name: str, *, default: bool) -> list[int]:
+        adds = header.values.get(f"tokenizer.ggml.add_{name}_token", default)
+        return [header.count(f"tokenizer.ggml.{name}_token_id")] if adds else []
+
+    around = edge("bos", default=begins), edge("eos", default=False)
+    return Tokenizer(vocabulary_of(header), _finding(found, encode), around=around, ends=ends_of(header))
 
 
 def _byte_level(header: GgufHeader, words: Sequence[str], pre: str) -> Callable[[str], list[int]]:

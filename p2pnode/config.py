@@ -107,7 +107,7 @@ class NodeConfig:
     ``models`` are those that a host serves; in the file they may be tables (``[models.NAME]``) with settings
     of their own, which are ``per_model``. ``memory`` is what they may take together when they are loaded, in
     bytes (0: what is free at the start); one without work for ``unload_minutes`` is unloaded (0: only for
-    another one).
+    another one). With ``embeddings`` those of llama.cpp embed texts, too, in a process of their own.
     """
 
     data_dir: Path = field(default_factory=default_data_dir)
@@ -153,6 +153,7 @@ class NodeConfig:
     engine: str = "auto"
     kv_cache: str = "FP16"
     speculation: bool = False
+    embeddings: bool = True
     tensor_parallel: bool = False
 
     def __post_init__(self) -> None:

@@ -125,6 +125,7 @@ class ExllamaEngine(ChildEngine):
             samplers=SAMPLERS,
             features=self._features(),
             note=self._loaded["note"],
+            gpu_memory=self._loaded["gpu_memory"],
         )
 
     async def hidden_states(self, prompt_ids: Sequence[int]) -> HiddenStates:
@@ -176,7 +177,7 @@ class ExllamaEngine(ChildEngine):
             runtime_dir=config.runtime_dir,
             deadline_s=config.load_deadline_s,
         )
-        self._loaded = child.answer["info"]
+        self._loaded = {**child.answer["info"], "gpu_memory": child.answer["gpu_memory"]}
         if not self._starts and self._loaded["slots"] != config.slots:
             # Nobody can have entered it: each request waits for the first child.
             self._queue = SlotQueue(self._loaded["slots"], config.queue_max)

@@ -8,11 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, Self, TypeAlias, get_args
 
+from p2pnode.errors import ConfigError
+
 CacheType: TypeAlias = Literal["FP16", "Q8", "Q6", "Q4"]
 CACHE_TYPES: Final[tuple[CacheType, ...]] = get_args(CacheType)
 # One scale of 16 bits for 32 values where it is quantised; Q6 has keys of 8 bits and values of 4.
 CACHE_BITS: Final[Mapping[CacheType, float]] = {"FP16": 16.0, "Q8": 8.5, "Q6": 6.5, "Q4": 4.5}
 """Bits that a key or a value takes, on average."""
+
+
+def parse_cache(text: str) -> CacheType:
+    """How keys and values are kept, as a user says it. Raises ``ConfigError``."""
+    for kind in CACHE_TYPES:
+        if text == kind:
+            return kind
+    raise ConfigError(f"keys and values are kept as {', '.join(CACHE_TYPES)}, not as {text}: see --kv-cache")
+
+
 SPARE_BYTES: Final = 512 << 20
 """Kernels, and intermediate results."""
 _STEPS: Final = (8.0, 6.0, 5.0, 4.0, 3.5, 3.0, 2.5)

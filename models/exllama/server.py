@@ -32,6 +32,7 @@ import trio
 from p2pnode.models.child.http import LOST
 from p2pnode.models.child.server import ChildServer, RequestError
 from p2pnode.models.engine import HiddenStates
+from p2pnode.models.exllama.devices import taken
 from p2pnode.models.exllama.jobs import BackendInfo, Begun, Job, Made, Over, Read
 from p2pnode.models.exllama.loading import load_backend, table_of
 from p2pnode.models.exllama.settings import ChildConfig, LoadError
@@ -92,7 +93,8 @@ class _Child:
             return
         async with trio.open_nursery() as nursery:
             await nursery.start(self._server.run, self._socket)
-            self._say({"ready": True, "info": self._info.plain()})
+            memory = await trio.to_thread.run_sync(taken)
+            self._say({"ready": True, "info": self._info.plain(), "gpu_memory": memory})
             await trio.to_thread.run_sync(_wait_for_the_parents_end, abandon_on_cancel=True)
             shutil.rmtree(Path(self._socket).parent, ignore_errors=True)
             os._exit(0)

@@ -58,4 +58,9 @@ class ChildConfig:
     @property
     def pages(self) -> int:
         """Pages of the whole cache."""
-        return self.slots * (-(-self.n_ctx // PAGE) + _PAGES_SPARE)
+        return pages_for(self.n_ctx, self.slots)
+
+
+def pages_for(n_ctx: int, slots: int) -> int:
+    """The pages of a cache for ``slots`` contexts of ``n_ctx`` tokens."""
+    return slots * (-(-n_ctx // PAGE) + _PAGES_SPARE)

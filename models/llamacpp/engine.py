@@ -27,7 +27,7 @@ from p2pnode.models.context import allocated
 from p2pnode.models.engine import EngineInfo, GenerateRequest
 from p2pnode.models.gguf import unusable
 from p2pnode.models.llamacpp.run import SAMPLERS, LlamaCppRun
-from p2pnode.models.llamacpp.server import BATCH, BATCH_MAX, CACHE_TYPES
+from p2pnode.models.llamacpp.server import BATCH, BATCH_MAX, CACHE_TYPES, Pooling
 from p2pnode.models.local_models import LocalModel
 from p2pnode.models.prompt import Piece
 from p2pnode.models.renderer import ChatTemplate, load_template
@@ -132,6 +132,15 @@ class LlamaCppEngine(ChildEngine):
     def _run(self, request: GenerateRequest, allowed: int, vocabulary: Vocabulary) -> LlamaCppRun:
         return LlamaCppRun(request, allowed, vocabulary, hang_s=self._config.hang_s)
 
+    async def embed_ids(self, texts: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """The ids of texts as an embedder of this model counts them, where it only renders.
+
+        It makes no vectors: ``embedder.py`` does.
+        """
+        if not self._config.renders_only:
+            return await super().embed_ids(texts)
+        return await (await self._known_prompts()).embed_ids(texts)
+
     async def _encode(self, pieces: Sequence[Piece], begins: bool) -> tuple[int, ...]:
         body = {"content": list(pieces), "add_special": begins, "parse_special": False}
         return tuple((await self._call("/tokenize", body))["tokens"])
@@ -163,10 +172,12 @@ async def start_llamacpp(
     batch: int = BATCH,
     cache: str = "FP16",
     speculation: bool = False,
+    pooling: Pooling | None = None,
 ) -> ChildProcess:
     """Start a child that serves llama.cpp's HTTP API. Raises ``EngineError`` that says why it doesn't.
 
-    One that ``renders_only`` reads no weights: it makes ids of texts, and nothing else.
+    One that ``renders_only`` reads no weights: it makes ids of texts, and nothing else. One with a
+    ``pooling`` makes vectors of texts, each of ``batch`` tokens at most.
     """
     config = {
         "model": str(model),
@@ -177,6 +188,7 @@ async def start_llamacpp(
         "batch": batch,
         "cache": cache,
         "speculation": speculation,
+        "pooling": pooling,
     }
     return await ChildProcess.start(
         _MODULE, config, loads=model.name, runtime_dir=runtime_dir, deadline_s=deadline_s
@@ -185,7 +197,12 @@ async def start_llamacpp(
 
 def _checked_template(model: LocalModel) -> ChatTemplate:
     """The chat template, if the files still have the sizes that were hashed. Blocks on the disk."""
-    first = model.weights_path
+    check_sizes(model)
+    return load_template(model.weights_path)
+
+
+def check_sizes(model: LocalModel) -> None:
+    """Raise ``ConfigError`` where a file has not the size any more that was hashed. Blocks on the disk."""
     for file, path in zip(model.manifest.files, model.paths.values(), strict=True):
         try:
             size = path.stat().st_size
@@ -195,4 +212,3 @@ def _checked_template(model: LocalModel) -> ChatTemplate:
             ) from error
         if size != file.size_bytes:
             raise unusable(path, f"it has {size} bytes instead of {file.size_bytes}")
-    return load_template(first)

@@ -17,7 +17,7 @@ import shutil
 import socket
 import sys
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, Literal, NoReturn, TypeAlias
 
 BATCH: Final = 32
 """Rows of one sequence that are computed together. Up to ``BATCH_MAX`` their logits are those of decoding, to
@@ -26,6 +26,8 @@ that a cancel during prefill takes effect within one batch."""
 BATCH_MAX: Final = 63
 CACHE_TYPES: Final = {"FP16": "F16", "Q8": "Q8_0", "Q4": "Q4_0"}
 """How keys and values are kept: what users call it, and what llama.cpp does."""
+Pooling: TypeAlias = Literal["mean", "cls", "last"]
+"""What a text's vector is made of: all of its tokens, the first one or the last one."""
 _HTTP_THREADS_SPARE: Final = 4
 
 
@@ -64,6 +66,10 @@ def _serve(config: dict[str, Any]) -> object:
     params.cache_type_k = params.cache_type_v = kept
     if config["speculation"]:
         params.speculative.types = [xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_NGRAM_SIMPLE]
+    if config["pooling"]:
+        params.embedding = True
+        kind = f"LLAMA_POOLING_TYPE_{config['pooling'].upper()}"
+        params.pooling_type = getattr(xllamacpp.llama_pooling_type, kind)
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = config["threads"]
     params.n_threads_http = config["slots"] + _HTTP_THREADS_SPARE
     params.hostnames = [config["socket"]]
@@ -81,8 +87,12 @@ def _serve(config: dict[str, Any]) -> object:
     server = xllamacpp.Server(params)
     if config["renders_only"]:  # it ends by ``os._exit``, which destroys nothing
         return server
-    # Make one token first: destroying a server that never worked can hang; it also warms up the pages.
-    server.handle_completions({"prompt": "a", "n_predict": 1, "cache_prompt": False})
+    # Make one token, or vector, first: destroying a server that never worked can hang. It also warms up the
+    # pages.
+    if config["pooling"]:
+        server.handle_embeddings({"input": "a"})
+    else:
+        server.handle_completions({"prompt": "a", "n_predict": 1, "cache_prompt": False})
     return server
 
 

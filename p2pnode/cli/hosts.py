@@ -105,7 +105,7 @@ def _nobody(limits: Sequence[str], *, why: bool, found: bool, alone: bool) -> st
     what = "no host of this model may be chosen" if found else "no host of this model was found"
     text = f"{what}{f' ({ALONE})' if alone else ''}: {', '.join(ways[:-1])}, or {ways[-1]}"
     if "--needs embeddings" in limits:
-        text += ". Hosts with llama.cpp make no embeddings yet: `--model scripted` is for trying"
+        text += ". Hosts with llama.cpp make them, unless memory is short or their owner wants none"
     return text
 
 

@@ -150,6 +150,13 @@ SpeculationOption: TypeAlias = Annotated[
     bool | None,
     typer.Option("--speculation", help="Let llama.cpp guess how a text that repeats itself goes on."),
 ]
+EmbeddingsOption: TypeAlias = Annotated[
+    bool | None,
+    typer.Option(
+        "--embeddings/--no-embeddings",
+        help="Whether llama.cpp's models make vectors of texts, too: a second process, while it is asked.",
+    ),
+]
 TensorParallelOption: TypeAlias = Annotated[
     bool | None,
     typer.Option("--tensor-parallel", help="Let exllama compute each layer on all GPUs together."),
@@ -230,6 +237,7 @@ def join(
     engine: EngineOption = None,
     kv_cache: KvCacheOption = None,
     speculation: SpeculationOption = None,
+    embeddings: EmbeddingsOption = None,
     tensor_parallel: TensorParallelOption = None,
     upstream: UpstreamOption = None,
     upstream_model: UpstreamModelOption = None,
@@ -287,6 +295,7 @@ def join(
             engine=engine,
             kv_cache=kv_cache,
             speculation=speculation,
+            embeddings=embeddings,
             tensor_parallel=tensor_parallel,
             upstream=upstream,
             upstream_model=upstream_model,
@@ -596,6 +605,8 @@ def _of_model(event: str, fields: dict[str, Any]) -> str:
             return f"loaded     {fields['name']} in {fields['seconds']:.1f} s"
         case "model.cold":
             return f"unloaded   {fields['name']}"
+        case "model.no_embeddings":
+            return f"no vectors of {fields['name']}: {fields['reason']}"
         case "model.withdrawn":
             return f"withdrawn  {fields['name']}: {fields['reason']}"
         case _:
@@ -607,6 +618,15 @@ def _serving(model: dict[str, Any]) -> str:
     kept = ", pinned" if model["pinned"] else ""
     cold = ", loaded on demand" if model["state"] != "warm" else ""
     return f"serving    {model['name']}, {price_of(model)}{kept}{cold}"
+
+
+def _gpus(fields: dict[str, Any]) -> str:
+    from p2pnode.models.context import gigabytes
+
+    each = (
+        f"{one['name']}, {gigabytes(one['free'])} of {gigabytes(one['total'])} free" for one in fields["gpus"]
+    )
+    return f"gpus       {'; '.join(each)}"
 
 
 def _upstream(fields: dict[str, Any]) -> str:
@@ -693,8 +713,8 @@ class JoinReporter:
                 return f"peer id    {fields['peer_id']}"
             case "model":
                 return f"model      {fields['name']}: verified, loading\n           {fields['id']}"
-            case "context" | "upstream" | "upstream.found":
-                return _context(fields) if name == "context" else _upstream(fields)
+            case "context" | "gpus" | "upstream" | "upstream.found":
+                return {"context": _context, "gpus": _gpus}.get(name, _upstream)(fields)
             case "chain":
                 where = f"{fields['name']} (chain {fields['chain_id']}), at {fields['account']}"
                 return f"paid on    {where}\n{_gas(fields)}"
@@ -714,7 +734,7 @@ class JoinReporter:
                         *_reach_lines(fields),
                     ]
                 )
-            case "model.offered" | "model.warm" | "model.cold" | "model.withdrawn":
+            case "model.offered" | "model.warm" | "model.cold" | "model.withdrawn" | "model.no_embeddings":
                 return _of_model(name, fields)
             case "answered":
                 return _answered(fields)

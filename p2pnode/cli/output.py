@@ -43,6 +43,7 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
                 chain{chain_id, name, account, ether_wei, session_wei} model.pulling{name}
                 model.progress{name, done, total} model{name, id} listening{multiaddrs}
                 context{name, n_ctx, slots, memory, at_hand, why, on_demand}: of one request; memory in bytes
+                model.no_embeddings{name, reason} gpus{gpus}: of each its name, total and free bytes
                 upstream{name, url, build, n_ctx}: of --upstream; on a terminal upstream.found{url, model,
                 models}: a server that could be
                 model.warm{name, seconds} model.cold{name} model.withdrawn{name, reason}: while it runs
@@ -60,8 +61,8 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
                 scores, overall, engine, build, kv_types, measured, asked, answered, lost, kept}: quality is
                 the same down to measured, and by: whose figure it is, empty for this machine's
                 calibrate: calibrated{name, threads, batch, prefill_s, decode_s}
-                offer: as join, model.offered{name, id, price_in, price_out, session_fee, memory, pinned,
-                state}; withdraw: model.withdrawn{name, reason}
+                offer: as join, model.offered{name, id, price_in, price_out, session_fee, memory,
+                gpu_memory, pinned, state}; withdraw: model.withdrawn{name, reason}
                 propose, vote, unlock, bond, attest: plan{calls, gas, gas_price_wei, cost_wei, cost, untried,
                 dry_run} and, for each transaction, sent{call, transaction, gas, fee_wei}; then, as
                 proposals, proposal{number, model, model_id, proposer, state, ends_at, votes_for,

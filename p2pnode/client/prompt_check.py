@@ -23,6 +23,7 @@ from p2pnode.extras import MissingExtraError
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.models.catalogue import Catalogue
 from p2pnode.models.compiled_prompt import CompiledPrompt
+from p2pnode.models.gguf import read_header
 from p2pnode.models.local_models import LocalModel, installed
 from p2pnode.models.manifest import Manifest, scripted_model_id
 from p2pnode.models.prompt_files import KeptPromptFiles, PromptFiles, read_prompt_files
@@ -134,8 +135,12 @@ class PromptRenderers:
         made = await _maker(await trio.to_thread.run_sync(read_prompt_files, local), local.manifest.n_ctx)
         if made is not None or local.manifest.format != "gguf":
             return made
+        from p2pnode.models.llamacpp.embedder import EmbedderConfig, LlamaCppEmbedder, pooling_in
         from p2pnode.models.llamacpp.engine import LlamaCppConfig, LlamaCppEngine
 
+        if pooling_in(await trio.to_thread.run_sync(read_header, local.weights_path)) is not None:
+            config = EmbedderConfig(n_ctx=local.manifest.n_ctx, threads=_THREADS, renders_only=True)
+            return LlamaCppEmbedder(local, config)
         # A child that maps the weights and computes nothing with them: llama.cpp itself counts.
         return LlamaCppEngine(local, LlamaCppConfig(slots=1, threads=_THREADS, renders_only=True))
 

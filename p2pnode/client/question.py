@@ -62,8 +62,7 @@ ContextChoice: TypeAlias = Literal["refuse", "drop-oldest"]
 Messages: TypeAlias = str | Sequence[Mapping[str, Any]]
 _DAY_S: Final = 86_400
 _NO_EMBEDDINGS: Final = (
-    "Hosts with llama.cpp make no embeddings yet: to try it, ask a host of the scripted model with "
-    "`--model scripted`"
+    "Hosts with llama.cpp make them, unless memory is short or their owner wants none (--no-embeddings)"
 )
 JSON_AROUND_MAX: Final = 64
 """Bytes that a template's JSON has around a tool or a call, beyond those of the tool's own."""

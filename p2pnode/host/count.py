@@ -137,7 +137,7 @@ class _Counting:
             await self._driver.command(commands.CountFailed(TURN, *TOO_MUCH, wait_s))
             return
         try:
-            held = await hold()
+            held = await hold(embeds=bool(order.body.embed))
         except EngineError as error:  # its model is cold, and can't be had in time
             failed = commands.CountFailed(TURN, error.code, str(error), error.retry_after_s)
             await self._driver.command(failed)

@@ -21,7 +21,7 @@ from p2pnode.errors import EngineError, P2PNodeError, StorageError, first_error
 from p2pnode.host.admission import Admission, origin_of_payer
 from p2pnode.host.count import serve_counts
 from p2pnode.host.model_pool import HoldModel, HostedModel, ModelPool, PoolLimits, Report
-from p2pnode.host.residency import State
+from p2pnode.host.residency import Memory, State
 from p2pnode.host.resumable import ResumableSessions
 from p2pnode.host.served_session import ServedSession
 from p2pnode.host.session_work import SessionWork
@@ -187,14 +187,18 @@ class Host:
         return self._pool.models
 
     @property
-    def room(self) -> int:
-        """The bytes of memory that one more model may take: that of all models that aren't pinned."""
+    def room(self) -> Memory:
+        """What one more model may take: the memory of all models that aren't pinned."""
         return self._pool.room
 
     @property
-    def free(self) -> int:
-        """The bytes of memory that no model takes now."""
+    def free(self) -> Memory:
+        """The memory that no model takes now."""
         return self._pool.free
+
+    def found_gpus(self, free: int) -> None:
+        """Models may take so many bytes of the GPUs' memory, which was not known before."""
+        self._pool.found_gpus(free)
 
     def state_of(self, model: ModelId) -> State:
         """Whether a model is loaded."""
@@ -390,8 +394,8 @@ class Host:
 
     async def _measure(self, model: ModelId) -> None:
         """Have an engine measured that is not needed now: what its profile then says is the engine's own."""
-        held, info = self._pool.hold_idle(model), self._pool.info(model)
-        if held is None or info is None:
+        held = self._pool.hold_idle(model)
+        if held is None:
             return
         self._measurements[model] += 1
         try:
@@ -405,7 +409,7 @@ class Host:
             log.debug("arithmetic.unsteady", model=model.hex()[:16])
             return
         self._measurements[model] = _MEASUREMENTS_MAX
-        self._pool.note(model, replace(info, arithmetic=first))
+        self._pool.note_arithmetic(model, first)
 
     # ---- serving
 

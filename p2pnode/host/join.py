@@ -23,15 +23,18 @@ from p2pnode.extras import need
 from p2pnode.files import off_the_loop
 from p2pnode.host.control import ControlSocket
 from p2pnode.host.host import Host, Renew
-from p2pnode.host.model_pool import HostedModel, PoolLimits, Report
+from p2pnode.host.model_pool import HostedEmbedder, HostedModel, PoolLimits, Report
+from p2pnode.host.residency import Memory
 from p2pnode.host.sheet import Grants
 from p2pnode.host.totals import TotalsFile
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.models.catalogue import Catalogue
 from p2pnode.models.context import (
+    EMBEDDER_CTX_LEAST,
     N_CTX_GPU_DEFAULT,
     ContextChoice,
+    ModelMemory,
     choose_context,
     gigabytes,
     memory_at_hand,
@@ -42,7 +45,9 @@ from p2pnode.models.engines import (
     ANY_ENGINE,
     EngineSpec,
     engine_name_for,
+    make_embedder,
     make_engine,
+    only_embeds,
     parse_engine_name,
     require_engine,
 )
@@ -113,9 +118,9 @@ class Join:
         """The path of the control socket."""
         self._priced = False
         """Whether this start can be paid."""
-        self._memory = 0
-        """What the models may take together, in bytes."""
-        self._promised = self._pinned = 0
+        self._memory = Memory()
+        """What the models may take together. The GPUs' is asked for with the first model that needs it."""
+        self._promised = self._pinned = Memory()
         """What those of this start will take, all and the pinned ones: it isn't taken yet."""
         self._starting = trio.CancelScope()
 
@@ -137,7 +142,7 @@ class Join:
                 self._ready.check()
             await off_the_loop(partial(data.check_place, moved=self._options.moved))
             profile = self._profile()
-            self._memory = self._memory_budget()
+            self._memory = Memory(self._memory_budget())
             identity: HostIdentity | None = None
             passphrase: bytes | None = None
             models: list[HostedModel] = []
@@ -438,13 +443,20 @@ class Join:
         report("model", {"name": local.name, "id": model_id_text(local.model_id)})
         chosen = engine_name_for(local, config.engine)
         require_engine(chosen)
-        memory = 0  # of a GPU, which has a memory of its own
+        embedder: HostedEmbedder | None = None
         if chosen == "llamacpp":
-            choice = await self._context(local, settings, report)
-            n_ctx, memory = choice.n_ctx, choice.memory
             spec = await off_the_loop(partial(self._calibrated, spec, local))
+            header = await trio.to_thread.run_sync(read_header, local.weights_path)
+            model_memory = memory_of(header, local.manifest.size_bytes)
+            if only_embeds(header):
+                return self._only_embedder(local, model_memory, spec, settings)
+            choice = self._context(local, model_memory, settings, report)
+            n_ctx, memory = choice.n_ctx, Memory(choice.memory)
+            if config.embeddings:
+                embedder = self._embedder(local, model_memory, spec, n_ctx, report)
         else:
             n_ctx = settings.n_ctx or min(local.manifest.n_ctx, N_CTX_GPU_DEFAULT)
+            memory = await self._gpu_memory(local, settings, n_ctx)
         return HostedModel(
             model=local.model_id,
             name=local.name,
@@ -452,6 +464,7 @@ class Join:
             quantisation=local.manifest.quantisation,
             n_ctx=n_ctx,
             memory=memory,
+            embedder=embedder,
             pinned=bool(settings.pinned),
             price_in=settings.price_in or 0,
             price_out=settings.price_out or 0,
@@ -526,35 +539,103 @@ class Join:
             return await trio.to_thread.run_sync(tokenizer_at, entry.path)
         return await pull(entry, self._data.models)
 
-    async def _context(self, local: LocalModel, settings: ModelSettings, report: Report) -> ContextChoice:
+    def _context(
+        self, local: LocalModel, memory: ModelMemory, settings: ModelSettings, report: Report
+    ) -> ContextChoice:
         """The context of one request, reported. Raises ``ConfigError`` where it can't fit into memory.
 
         It is chosen so that the model fits beside those before it. Where that leaves it little or nothing, it
         may have the memory of those that aren't pinned: then it is loaded on demand.
         """
-        header = await trio.to_thread.run_sync(read_header, local.weights_path)
-        memory = memory_of(header, local.manifest.size_bytes)
         slots, asked = settings.slots or 1, settings.n_ctx or 0
         choose = partial(
             choose_context, memory, asked=asked, slots=slots, quantisation=local.manifest.quantisation
         )
-        beside = max(0, self._memory - self._promised)
+        beside = max(0, self._memory.main - self._promised.main)
         choice: ContextChoice | None = None
         try:
             choice = choose(at_hand=beside)
         except ConfigError:
-            if self._promised == self._pinned:
+            if self._promised.main == self._pinned.main:
                 raise
         short = choice is not None and choice.why == "memory" and choice.n_ctx < _CONTEXT_AMPLE
-        if choice is None or (short and self._promised):
-            beside = max(0, self._memory - self._pinned)
+        if choice is None or (short and self._promised.main):
+            beside = max(0, self._memory.main - self._pinned.main)
             choice = choose(at_hand=beside)
-        on_demand = self._promised + choice.memory > self._memory
-        self._promised += choice.memory
-        self._pinned += choice.memory if settings.pinned else 0
+        on_demand = self._promised.main + choice.memory > self._memory.main
+        self._promise(Memory(choice.memory), pinned=bool(settings.pinned))
         fields = {"name": local.name, "slots": slots, "at_hand": beside, "on_demand": on_demand}
         report("context", {**fields, **asdict(choice)})
         return choice
+
+    def _promise(self, memory: Memory, *, pinned: bool) -> None:
+        self._promised += memory
+        self._pinned += memory if pinned else Memory()
+
+    def _embedder(
+        self, local: LocalModel, memory: ModelMemory, spec: EngineSpec, n_ctx: int, report: Report
+    ) -> HostedEmbedder | None:
+        """What makes vectors of texts for a model; None where there is no memory for it.
+
+        It should fit beside the models of this start; else it may have the memory of those that aren't
+        pinned. Nothing is promised to it: it is loaded only while somebody asks for it.
+        """
+        for taken in (self._promised, self._pinned):
+            longest = min(n_ctx, memory.embedder_context(max(0, (self._memory - taken).main)))
+            if longest:
+                needed = Memory(memory.embedder(longest))
+                return HostedEmbedder(new_engine=partial(make_embedder, spec, local, longest), memory=needed)
+        report("model.no_embeddings", {"name": local.name, "reason": "there is no memory left for them"})
+        return None
+
+    def _only_embedder(
+        self, local: LocalModel, memory: ModelMemory, spec: EngineSpec, settings: ModelSettings
+    ) -> HostedModel:
+        """A model that makes vectors of texts and writes no answers. Raises ``ConfigError``."""
+        room = max(0, (self._memory - self._pinned).main)
+        n_ctx = min(memory.embedder_context(room), settings.n_ctx or memory.n_ctx_max)
+        if not n_ctx:
+            least = gigabytes(memory.embedder(min(EMBEDDER_CTX_LEAST, memory.n_ctx_max)))
+            msg = f"{local.name} takes {least} for short texts, and {gigabytes(room)} of memory are at hand"
+            raise ConfigError(f"{msg}: choose a smaller model, or free memory")
+        needed = Memory(memory.embedder(n_ctx))
+        self._promise(needed, pinned=bool(settings.pinned))
+        return HostedModel(
+            model=local.model_id,
+            name=local.name,
+            new_engine=partial(make_embedder, spec, local, n_ctx),
+            quantisation=local.manifest.quantisation,
+            n_ctx=n_ctx,
+            memory=needed,
+            pinned=bool(settings.pinned),
+            price_in=settings.price_in or 0,
+            price_out=settings.price_out or 0,
+            session_fee=settings.session_fee or 0,
+        )
+
+    async def _gpu_memory(self, local: LocalModel, settings: ModelSettings, n_ctx: int) -> Memory:
+        """What a model of ExLlama takes. Raises ``ConfigError`` where the GPUs have not so much."""
+        from p2pnode.models.exllama.devices import CHILD_BYTES, gpus, needed_on_gpu
+        from p2pnode.models.exllama.memory import ModelSizes, parse_cache
+
+        if not self._memory.gpu:
+            found = await gpus()
+            self._memory = Memory(self._memory.main, sum(each.free for each in found))
+            if self._host is not None:
+                self._host.found_gpus(self._memory.gpu)
+            self._report("gpus", {"gpus": [asdict(each) for each in found]})
+        sizes = await off_the_loop(partial(ModelSizes.of_folder, local.path))
+        needed = needed_on_gpu(
+            local.name,
+            sizes,
+            n_ctx=n_ctx,
+            slots=settings.slots or 1,
+            cache=parse_cache(self._config.kv_cache),
+            room=max(0, (self._memory - self._pinned).gpu),
+        )
+        memory = Memory(CHILD_BYTES, needed)
+        self._promise(memory, pinned=bool(settings.pinned))
+        return memory
 
     # ---- what its owner asks for while it runs
 
@@ -610,7 +691,8 @@ def _offered_fields(host: Host, model: HostedModel) -> dict[str, object]:
         "price_in": model.price_in,
         "price_out": model.price_out,
         "session_fee": model.session_fee,
-        "memory": model.memory,
+        "memory": model.memory.main,
+        "gpu_memory": model.memory.gpu,
         "pinned": model.pinned,
         "state": host.state_of(model.model),
     }

@@ -5,6 +5,9 @@ loaded; where memory is short, the models without work that were used least rece
 model with requests or turns under way, or one that is pinned, is never unloaded. Who can't be served soon is
 refused with the time after which asking again may help.
 
+Memory is counted by device: the machine's own, and that of its GPUs. What makes vectors of texts for a model
+is loaded for itself, beside the model or without it (:class:`EmbedderOf`).
+
 Pure: times are seconds of a monotonic clock, and arguments; ``steps`` says what is to be loaded and unloaded
 now, and whoever acts says how it went. It knows neither engines nor sessions.
 """
@@ -35,17 +38,59 @@ RETRY_LEAST_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
+class EmbedderOf:
+    """What makes vectors of texts for a model."""
+
+    model: ModelId
+
+
+Resident: TypeAlias = ModelId | EmbedderOf
+"""What is loaded for itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes by device: ``main`` is the machine's own memory, ``gpu`` that of its GPUs together."""
+
+    main: int = 0
+    gpu: int = 0
+
+    @classmethod
+    def unbounded(cls) -> Memory:
+        """More than anybody has."""
+        return cls(1 << 62, 1 << 62)
+
+    def __add__(self, other: Memory) -> Memory:
+        return Memory(self.main + other.main, self.gpu + other.gpu)
+
+    def __sub__(self, other: Memory) -> Memory:
+        return Memory(self.main - other.main, self.gpu - other.gpu)
+
+    def fits(self, room: Memory) -> bool:
+        """Whether it is no more than ``room``, on each device. What takes nothing of one fits there."""
+        return (not self.main or self.main <= room.main) and (not self.gpu or self.gpu <= room.gpu)
+
+    def least(self, other: Memory) -> Memory:
+        """The less of both, of each device."""
+        return Memory(min(self.main, other.main), min(self.gpu, other.gpu))
+
+    def most(self, other: Memory) -> Memory:
+        """The more of both, of each device."""
+        return Memory(max(self.main, other.main), max(self.gpu, other.gpu))
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
     """Step: load this model now. ``loaded`` or ``failed`` ends it."""
 
-    model: ModelId
+    model: Resident
 
 
 @dataclass(frozen=True, slots=True)
 class Unload:
     """Step: free this model's memory now. ``unloaded`` ends it."""
 
-    model: ModelId
+    model: Resident
 
 
 Step: TypeAlias = Load | Unload
@@ -61,11 +106,15 @@ class NotNow:
 
 @dataclass(slots=True)
 class _Model:
-    memory: int
+    memory: Memory
     pinned: bool
     load_s: float
+    idle_s: float
+    """Without work for so long it is unloaded; 0: only for another one."""
     state: Literal["cold", "warming", "warm", "leaving"] = "cold"
     """``leaving``: it is being unloaded; its memory is taken until that is done."""
+    held: Memory = Memory()
+    """What it was seen to take since it was loaded; until then what it is expected to."""
     uses: int = 0
     """Requests and turns under way."""
     waiting: int = 0
@@ -98,34 +147,49 @@ class _Model:
 
 @dataclass
 class Residency:
-    """The models of one host, within ``memory`` bytes.
+    """The models of one host, within ``memory``.
 
     One that had no work for ``idle_s`` seconds is unloaded (0: only for another one). Requests for a cold
     model wait if it is expected to be warm within ``wait_s``, and ``waiting_max`` of them at most.
     """
 
-    memory: int
+    memory: Memory
     idle_s: float = 0.0
     wait_s: float = 60.0
     waiting_max: int = 32
-    _models: dict[ModelId, _Model] = field(default_factory=dict)
+    _models: dict[Resident, _Model] = field(default_factory=dict)
     _uses: count[int] = field(default_factory=lambda: count(1))
 
     # ---- what is offered
 
-    def room(self, *, pinned: bool = False) -> int:
-        """The bytes that one more model may need, so that each that is offered can be loaded.
+    def room(self, *, pinned: bool = False) -> Memory:
+        """What one more model may take, so that each that is offered can be loaded.
 
         Pinned models stay, so each of the others has to fit beside all of them.
         """
-        there = [each for each in self._models.values() if not each.withdrawn]
-        others = [each.memory for each in there if not each.pinned] if pinned else []
-        return self.memory - sum(each.memory for each in there if each.pinned) - max(others, default=0)
+        room, largest = self.memory, Memory()
+        for each in self._models.values():
+            if each.withdrawn:
+                continue
+            if each.pinned:
+                room -= each.memory
+            elif pinned:
+                largest = largest.most(each.memory)
+        return room - largest
 
     def offer(
-        self, model: ModelId, memory: int, *, pinned: bool = False, load_s: float = LOAD_UNKNOWN_S
+        self,
+        model: Resident,
+        memory: Memory,
+        *,
+        pinned: bool = False,
+        load_s: float = LOAD_UNKNOWN_S,
+        idle_s: float | None = None,
     ) -> None:
-        """Offer a model that takes so many bytes. Raises ``ValueError`` where :meth:`room` has fewer."""
+        """Offer a model that takes so much. Raises ``ValueError`` where :meth:`room` has less.
+
+        ``idle_s``: as the field of this name, for this one.
+        """
         known = self._models.get(model)
         if known is not None and known.broken and not known.withdrawn and known.memory == memory:
             known.broken, known.failures, known.rounds, known.not_before = False, 0, 0, -math.inf
@@ -133,7 +197,7 @@ class Residency:
         if known is not None and not known.withdrawn:
             msg = "the model is offered already"
             raise ValueError(msg)
-        if memory > (room := self.room(pinned=pinned)):
+        if not memory.fits(room := self.room(pinned=pinned)):
             msg = f"the model takes {memory} bytes, and {room} can be had"
             raise ValueError(msg)
         if known is not None and known.memory == memory:  # it is still here, for work that goes on
@@ -142,9 +206,9 @@ class Residency:
             msg = "the model is still being withdrawn: offer it again when its work is done"
             raise ValueError(msg)
         else:
-            self._models[model] = _Model(memory, pinned, load_s)
+            self._models[model] = _Model(memory, pinned, load_s, self.idle_s if idle_s is None else idle_s)
 
-    def withdraw(self, model: ModelId) -> None:
+    def withdraw(self, model: Resident) -> None:
         """Take a model out of what is offered. Its work goes on; after that it is unloaded, and forgotten."""
         one = self._models.get(model)
         if one is None:
@@ -153,20 +217,20 @@ class Residency:
         if one.state == "cold":
             del self._models[model]
 
-    def knows(self, model: ModelId) -> bool:
+    def knows(self, model: Resident) -> bool:
         """Whether it is offered, was and may be again, or is still in memory."""
         return model in self._models
 
-    def offers(self, model: ModelId) -> bool:
+    def offers(self, model: Resident) -> bool:
         """Whether it can be asked for."""
         return model in self._models and self._models[model].offered
 
-    def state(self, model: ModelId) -> State:
+    def state(self, model: Resident) -> State:
         """Where a model is; one that is being unloaded is cold."""
         one = self._models.get(model)
         return "cold" if one is None or one.state == "leaving" else one.state
 
-    def warm_in_s(self, model: ModelId, now: float) -> float:
+    def warm_in_s(self, model: Resident, now: float) -> float:
         """In how many seconds it can answer if it is asked now and memory can be had; 0 where it is warm."""
         one = self._models.get(model)
         if one is None or one.state == "warm":
@@ -175,17 +239,20 @@ class Residency:
         return max(RETRY_LEAST_S, one.load_s - begun, one.not_before - now)
 
     @property
-    def taken(self) -> int:
-        """Bytes of what is in memory, is being loaded, or isn't unloaded yet."""
-        return sum(each.memory for each in self._models.values() if each.state != "cold")
+    def taken(self) -> Memory:
+        """What is in memory, is being loaded, or isn't unloaded yet."""
+        return self._sum("warm", "warming", "leaving")
 
-    def in_use(self, model: ModelId) -> int:
+    def _sum(self, *states: str) -> Memory:
+        return sum((each.held for each in self._models.values() if each.state in states), Memory())
+
+    def in_use(self, model: Resident) -> int:
         """Requests and turns of a model that are under way."""
         return self._models[model].uses if model in self._models else 0
 
     # ---- requests
 
-    def ask(self, model: ModelId, now: float, *, patient: bool = False) -> Literal["warm", "waits"] | NotNow:
+    def ask(self, model: Resident, now: float, *, patient: bool = False) -> Literal["warm", "waits"] | NotNow:
         """A request begins.
 
         ``warm``: it holds the model until :meth:`release`. ``waits``: it does as soon as the model is loaded;
@@ -203,7 +270,7 @@ class Residency:
         one.waiting += 1
         return "waits"
 
-    def want(self, model: ModelId, now: float, *, patient: bool = False) -> NotNow | None:
+    def want(self, model: Resident, now: float, *, patient: bool = False) -> NotNow | None:
         """Somebody means to ask: a cold model is loaded. Says why asking now would be in vain, else None."""
         one = self._models.get(model)
         if one is None or not one.offered:
@@ -221,7 +288,7 @@ class Residency:
             return NotNow(f"the model takes {wait_s:.0f} s to load", self._retry_s(model, now))
         return None
 
-    def hold(self, model: ModelId) -> bool:
+    def hold(self, model: Resident) -> bool:
         """Hold a model for what is no work of anybody, such as a measurement; False where it isn't warm."""
         one = self._models.get(model)
         if one is None or one.state != "warm" or not one.offered:
@@ -229,7 +296,7 @@ class Residency:
         one.uses += 1
         return True
 
-    def release(self, model: ModelId, now: float, *, worked: bool = True) -> None:
+    def release(self, model: Resident, now: float, *, worked: bool = True) -> None:
         """What held the model is over; ``worked`` False after :meth:`hold`."""
         one = self._models.get(model)
         if one is None:
@@ -238,13 +305,13 @@ class Residency:
         if worked:
             self._use(one, now)
 
-    def leave(self, model: ModelId) -> None:
+    def leave(self, model: Resident) -> None:
         """A request that waited does so no longer."""
         one = self._models.get(model)
         if one is not None and one.waiting:
             one.waiting -= 1
 
-    def served(self, model: ModelId) -> None:
+    def served(self, model: Resident) -> None:
         """A request was answered: what failed before is forgotten."""
         if (one := self._models.get(model)) is not None:
             one.failures = one.rounds = 0
@@ -252,12 +319,12 @@ class Residency:
     def _use(self, one: _Model, now: float) -> None:
         one.last_use, one.used_at, one.promised_until = next(self._uses), now, -math.inf
 
-    def _retry_s(self, model: ModelId, now: float) -> float:
+    def _retry_s(self, model: Resident, now: float) -> float:
         return max(RETRY_LEAST_S, self.warm_in_s(model, now))
 
     # ---- what became of a step
 
-    def loaded(self, model: ModelId, now: float) -> int:
+    def loaded(self, model: Resident, now: float) -> int:
         """A model is warm. Returns how many requests waited for it: each holds it now."""
         one = self._models[model]
         one.state, one.broken = "warm", False
@@ -270,7 +337,12 @@ class Residency:
         one.wanted_since, one.wanted_until = None, -math.inf
         return held
 
-    def failed(self, model: ModelId, now: float) -> bool:
+    def measured(self, model: Resident, *, gpu: int) -> None:
+        """A model that is loaded takes so many bytes of the GPUs' memory, whatever was expected."""
+        if (one := self._models.get(model)) is not None and one.state == "warm":
+            one.held = Memory(one.held.main, gpu)
+
+    def failed(self, model: Resident, now: float) -> bool:
         """A model could not be loaded; what waited for it must be refused. Returns whether the offer is over
         for now."""
         one = self._models[model]
@@ -280,20 +352,20 @@ class Residency:
             return False
         return self._count_failure(one, now)
 
-    def crashed(self, model: ModelId, now: float) -> bool:
+    def crashed(self, model: Resident, now: float) -> bool:
         """An engine died with its requests; it starts itself again. Returns whether its offer is over for
         now: then it is unloaded."""
         one = self._models.get(model)
         return one is not None and not one.broken and self._count_failure(one, now)
 
-    def lost(self, model: ModelId, now: float, *, retry_s: float) -> None:
+    def lost(self, model: Resident, now: float, *, retry_s: float) -> None:
         """What answers for a model is not there now: it is not offered until it can be loaded again, which is
         tried every ``retry_s`` seconds."""
         one = self._models.get(model)
         if one is not None:
             one.broken, one.not_before = True, now + retry_s
 
-    def unloaded(self, model: ModelId) -> None:
+    def unloaded(self, model: Resident) -> None:
         """The memory of a model is free."""
         one = self._models[model]
         one.state, one.uses = "cold", 0
@@ -319,7 +391,7 @@ class Residency:
         steps: list[Step] = [Unload(model) for model in self._to_free(now)]
         models = self._models
         free = self.memory - self.taken
-        coming = free + sum(each.memory for each in models.values() if each.state == "leaving")
+        coming = free + self._sum("leaving")
         waiting = [
             (one.wanted_since or 0.0, number, model)
             for number, (model, one) in enumerate(models.items())
@@ -327,37 +399,37 @@ class Residency:
         ]
         for _, _, model in sorted(waiting):  # who waits longest comes first
             one = models[model]
-            if one.memory <= min(free, coming):
+            if one.memory.fits(free.least(coming)):
                 free, coming = free - one.memory, coming - one.memory
                 steps.append(self._load(model, now))
-            elif one.memory <= coming:
+            elif one.memory.fits(coming):
                 coming -= one.memory  # what is being unloaded is for this one
-            elif victims := self._victims(one.memory - coming, now):
+            elif victims := self._victims(one.memory, coming, now):
                 for victim in victims:
                     models[victim].state = "leaving"
-                    coming += models[victim].memory
+                    coming += models[victim].held
                     steps.append(Unload(victim))
                 coming -= one.memory
             # Else all memory is in use: it waits, and whatever still fits may go before it.
         for model, one in models.items():
             tried_again = one.state == "cold" and one.broken and not one.withdrawn and one.not_before <= now
-            if tried_again and one.memory <= min(free, coming):
+            if tried_again and one.memory.fits(free.least(coming)):
                 free, coming = free - one.memory, coming - one.memory
                 steps.append(self._load(model, now))
         return steps
 
-    def _load(self, model: ModelId, now: float) -> Load:
+    def _load(self, model: Resident, now: float) -> Load:
         one = self._models[model]
-        one.state, one.begun_at = "warming", now
+        one.state, one.begun_at, one.held = "warming", now, one.memory
         return Load(model)
 
-    def _to_free(self, now: float) -> list[ModelId]:
+    def _to_free(self, now: float) -> list[Resident]:
         """Models that are to go whether or not memory is short: begun here."""
         found = []
         for model, one in self._models.items():
             if one.state != "warm":
                 continue
-            idle = self.idle_s and self._may_go(one, now) and now - one.used_at >= self.idle_s
+            idle = one.idle_s and self._may_go(one, now) and now - one.used_at >= one.idle_s
             if one.broken or (one.withdrawn and not one.uses) or idle:
                 one.state = "leaving"
                 found.append(model)
@@ -369,22 +441,24 @@ class Residency:
             one.state == "warm" and not (one.uses or one.waiting or one.pinned) and one.promised_until <= now
         )
 
-    def _victims(self, missing: int, now: float) -> list[ModelId]:
-        """The models without work whose memory is enough, least recently used first; none where all of it
-        isn't."""
+    def _victims(self, needed: Memory, room: Memory, now: float) -> list[Resident]:
+        """The models without work whose memory is enough together with ``room``, least recently used first;
+        none where all of it isn't."""
         idle = [model for model, one in self._models.items() if self._may_go(one, now)]
-        chosen: list[ModelId] = []
-        found = 0
+        chosen: list[Resident] = []
         for model in sorted(idle, key=lambda model: self._models[model].last_use):
-            if found >= missing:
+            if needed.fits(room):
                 break
-            chosen.append(model)
-            found += self._models[model].memory
-        if found < missing:
+            memory = self._models[model].held
+            # One that takes nothing of the device that is short would go in vain.
+            if (memory.main and needed.main > room.main) or (memory.gpu and needed.gpu > room.gpu):
+                chosen.append(model)
+                room += memory
+        if not needed.fits(room):
             return []
         for model in reversed(chosen[:-1]):  # a large one may make smaller ones before it needless
-            if found - self._models[model].memory >= missing:
-                found -= self._models[model].memory
+            if needed.fits(without := room - self._models[model].held):
+                room = without
                 chosen.remove(model)
         return chosen
 
@@ -396,6 +470,6 @@ class Residency:
                 times.append(one.not_before)
             if one.state == "warm" and not one.pinned:
                 times.append(one.promised_until)
-                if self.idle_s and not one.uses:
-                    times.append(max(one.promised_until, one.used_at + self.idle_s))
+                if one.idle_s and not one.uses:
+                    times.append(max(one.promised_until, one.used_at + one.idle_s))
         return min(each for each in times if each > now)

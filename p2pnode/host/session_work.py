@@ -228,7 +228,7 @@ class SessionWork:
             return
         self._unrewarded.add(order.turn)
         try:
-            engine = await self._engine_of(order.turn)
+            engine = await self._engine_of(order.turn, embeds=bool(order.body.embed))
         except EngineError as error:  # its model is cold, and can't be had in time
             await self.report(CountFailed(order.turn, error.code, str(error), error.retry_after_s))
             return
@@ -257,17 +257,17 @@ class SessionWork:
             requester = Requester(record.session, self._turns_go_to(record), self._compiling)
             prompt = self._prompts.get(order.turn) or TurnPrompt(NO_PROMPT, 0)
             try:
-                engine = await self._engine_of(order.turn)
+                engine = await self._engine_of(order.turn, embeds=isinstance(order, Embed))
             except EngineError as error:
                 await report(GenFailed(order.run, error.code, str(error), error.retry_after_s))
                 return
             await answer(engine, order, prompt, requester, limits=self._limits, report=report)
 
-    async def _engine_of(self, turn: int) -> Engine:
+    async def _engine_of(self, turn: int, *, embeds: bool) -> Engine:
         """The engine that a turn works with, held until the turn is over. Raises ``EngineError``."""
         held = self._holds.get(turn)
         if held is None:
-            held = await self._hold()
+            held = await self._hold(embeds=embeds)
             # Nothing runs between here and the end of the wait: a turn that is over has cancelled it.
             self._holds[turn] = held
         return held.engine

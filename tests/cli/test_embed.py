@@ -11,6 +11,7 @@ import pytest
 from p2pnode.cli.embed import lines_of
 from p2pnode.cli.output import Output
 from p2pnode.cli.user_input import read_all
+from p2pnode.config import DEFAULT_MODEL
 from p2pnode.errors import UsageError
 from tests.cli.support import Program, join, run, start
 
@@ -109,5 +110,22 @@ def test_a_model_that_nobody_embeds_with_is_said_so(data_dir: Path, host: Progra
     refused = run("embed", "one", "--data-dir", data_dir, "--bootstrap", host.multiaddr, "--no-mdns")
     assert refused.code == 3
     assert "no host" in refused.err
-    assert "llama.cpp make no embeddings yet" in refused.err
+    assert "Hosts with llama.cpp make them" in refused.err
     assert refused.out == ""
+
+
+@pytest.mark.long
+def test_a_host_of_llama_cpp_embeds_with_a_process_of_its_own_beside_the_one_that_answers(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    flags = ("--n-ctx", 512, "--slots", 1)
+    with join(tmp_path, "h", *flags, model=DEFAULT_MODEL) as served:
+        where = ("--data-dir", data_dir, "--bootstrap", served.multiaddr, "--no-mdns")
+        told = run("hosts", "--needs", "embeddings", *where, "--json")
+        assert "embeddings" in told.out
+        ran = run("embed", "the cat sat", "a kitten rests", *where)
+        assert ran.code == 0
+        vectors = [json.loads(line)["embedding"] for line in ran.out.splitlines()]
+        assert [len(each) for each in vectors] == [576, 576]
+        again = run("embed", "a kitten rests", *where)
+        assert json.loads(again.out)["embedding"] == vectors[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -75,7 +76,7 @@ async def test_a_client_that_takes_nothing_holds_up_nobody_who_needs_its_memory(
         pool = ModelPool(PoolLimits(), start_soon=nursery.start_soon)
         pool.offer(model)
         work = SessionWork(
-            lambda: pool.hold(MODEL),
+            partial(pool.hold, MODEL),
             share.origin,
             limits=limits,
             start_soon=nursery.start_soon,

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import trio
 
+from p2pnode.client.client import Client
 from p2pnode.config import DEFAULT_MODEL, NodeConfig
-from p2pnode.errors import ConfigError
+from p2pnode.errors import ConfigError, P2PNodeError
 from p2pnode.host import join as join_module
 from p2pnode.host.control import ask_running
 from p2pnode.host.join import Join, JoinOptions
@@ -19,6 +20,7 @@ from p2pnode.models.pull.pull import pull
 from p2pnode.models.scripted import ScriptedEngine
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.node import NodeSetup
+from tests.models.embedding_model import WIDTH, write_embedding_model
 
 LISTEN = ("/ip4/127.0.0.1/tcp/0",)
 
@@ -264,3 +266,28 @@ async def test_an_engine_that_cannot_run_here_is_told_before_anything_is_fetched
     join = Join(config, JoinOptions(), lambda _name, _fields: None)
     with pytest.raises(ConfigError, match="exllama: there is no CUDA device here"), trio.fail_after(60):
         await join.run()
+
+
+async def test_a_model_that_is_made_to_embed_is_served_and_writes_no_answers(tmp_path: Path) -> None:
+    path, ready, told = write_embedding_model(tmp_path / "tiny.gguf"), trio.Event(), dict[str, Any]()
+
+    def report(name: str, fields: dict[str, Any]) -> None:
+        if name == "ready":
+            told.update(fields)
+            ready.set()
+
+    config = NodeConfig(data_dir=tmp_path / "d", listen=LISTEN, mdns=False, models=(str(path),))
+    join = Join(config, JoinOptions(), report)
+    own = NodeConfig(data_dir=tmp_path / "c", mdns=False)
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(join.run)
+            await ready.wait()
+            (served,) = told["models"]
+            async with Client(own) as client:
+                where = {"model": served["id"], "peer": told["multiaddrs"][0]}
+                vectors = [vector async for vector in client.embed(["the cat", "sea"], **where)]
+                assert [len(each) for each in vectors] == [WIDTH] * 2
+                with pytest.raises(P2PNodeError, match="makes vectors of texts and writes no answers"):
+                    await anext(client.chat("hello", **where))
+            join.stop()

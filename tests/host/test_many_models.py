@@ -20,7 +20,7 @@ from p2pnode.config import DEFAULT_MODEL
 from p2pnode.errors import ConfigError, EngineError, P2PNodeError
 from p2pnode.host.host import Host
 from p2pnode.host.model_pool import HostedModel, PoolLimits
-from p2pnode.host.residency import FAILURES_MAX
+from p2pnode.host.residency import FAILURES_MAX, Memory
 from p2pnode.ids import ModelId
 from p2pnode.models.catalogue import Catalogue
 from p2pnode.models.engine import EngineInfo
@@ -58,7 +58,7 @@ class Machine:
             name=f"model {model.hex()[:2]}",
             new_engine=lambda: LoadedEngine(self, model, memory, config),
             n_ctx=2048,
-            memory=memory,
+            memory=Memory(memory),
             **more,
         )
 
@@ -107,7 +107,7 @@ async def host_of(
         identity_of(member.index, wall_clock()),
         models,
         report=told,
-        pool=PoolLimits(memory=machine.memory, **limits),  # type: ignore[arg-type]
+        pool=PoolLimits(memory=Memory(machine.memory), **limits),  # type: ignore[arg-type]
     )
     member.host = host
     return member, host
@@ -276,7 +276,7 @@ async def test_what_can_not_be_loaded_at_the_start_is_not_offered_and_the_rest_i
         assert await ask(client, member, A)
         with pytest.raises(EngineError, match="out of memory"):
             await host.offer(machine.model(B))
-        _, other = await host_of(w, [replace(machine.model(B), memory=0)], Machine(2, fails={B}))
+        _, other = await host_of(w, [replace(machine.model(B), memory=Memory())], Machine(2, fails={B}))
         machine.fails = {A, B}
         with pytest.raises(EngineError, match="out of memory"):
             await other.start()
@@ -394,7 +394,7 @@ async def test_three_models_of_llama_cpp_share_memory_for_two(tmp_path: Path) ->
                 name=local.name,
                 new_engine=partial(LlamaCppEngine, local, config),
                 n_ctx=512,
-                memory=1,
+                memory=Memory(1),
             )
         )
     first, second, third = (each.model for each in models)

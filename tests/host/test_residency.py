@@ -15,21 +15,26 @@ from p2pnode.host.residency import (
     FAILURES_MAX,
     LOAD_UNKNOWN_S,
     PROMISED_S,
+    EmbedderOf,
     Load,
+    Memory,
     NotNow,
     Residency,
+    Resident,
     Unload,
 )
 from p2pnode.ids import ModelId
 
 A, B, C, D = (ModelId(bytes([number]) * 32) for number in range(4))
+ALL: tuple[Resident, ...] = (A, B, C, EmbedderOf(A))
+ROOM = Memory(10, 6)
 
 
 def residency(memory: int = 2, *models: ModelId, **settings_: float) -> Residency:
     """One unit of memory for each model; they load in a second."""
-    made = Residency(memory, **settings_)  # type: ignore[arg-type]
+    made = Residency(Memory(memory), **settings_)  # type: ignore[arg-type]
     for model in models:
-        made.offer(model, 1, load_s=1.0)
+        made.offer(model, Memory(1), load_s=1.0)
     return made
 
 
@@ -65,7 +70,7 @@ def test_the_model_that_was_used_least_recently_is_unloaded_for_another_one() ->
 
 def test_a_model_with_work_or_that_is_pinned_is_never_unloaded_and_who_asks_waits() -> None:
     subject = residency(2, B, C)
-    subject.offer(A, 1, pinned=True)
+    subject.offer(A, Memory(1), pinned=True)
     assert subject.ask(B, 0.0) == "waits"
     load(subject, A, 0.0)
     subject.loaded(B, 1.0)
@@ -76,9 +81,9 @@ def test_a_model_with_work_or_that_is_pinned_is_never_unloaded_and_who_asks_wait
 
 
 def test_small_models_are_kept_where_a_large_one_gives_all_that_is_needed() -> None:
-    subject = Residency(5)
+    subject = Residency(Memory(5))
     for model, memory in ((A, 1), (B, 4), (C, 4)):
-        subject.offer(model, memory, load_s=1.0)
+        subject.offer(model, Memory(memory), load_s=1.0)
     load(subject, A, 0.0)
     load(subject, B, 2.0)
     assert subject.ask(C, 100.0) == "waits"
@@ -86,9 +91,9 @@ def test_small_models_are_kept_where_a_large_one_gives_all_that_is_needed() -> N
 
 
 def test_whoever_waits_longest_comes_first_and_what_fits_beside_it_may_go_before() -> None:
-    subject = Residency(4)
+    subject = Residency(Memory(4))
     for model, memory in ((A, 3), (B, 4), (C, 1)):
-        subject.offer(model, memory, load_s=1.0)
+        subject.offer(model, Memory(memory), load_s=1.0)
     assert subject.ask(A, 0.0) == "waits"
     assert subject.steps(0.0) == [Load(A)]
     subject.loaded(A, 1.0)
@@ -102,8 +107,8 @@ def test_whoever_waits_longest_comes_first_and_what_fits_beside_it_may_go_before
 
 
 def test_a_model_that_loads_longer_than_anybody_waits_is_refused_with_its_time_and_is_there_then() -> None:
-    subject = Residency(1, wait_s=20.0)
-    subject.offer(A, 1, load_s=90.0)
+    subject = Residency(Memory(1), wait_s=20.0)
+    subject.offer(A, Memory(1), load_s=90.0)
     refusal = refused(subject.ask(A, 0.0))
     assert refusal.retry_after_s == 90.0
     assert subject.steps(0.0) == [Load(A)]
@@ -113,9 +118,9 @@ def test_a_model_that_loads_longer_than_anybody_waits_is_refused_with_its_time_a
 
 
 def test_what_was_loaded_for_a_request_that_comes_back_is_kept_for_it() -> None:
-    subject = Residency(1, wait_s=20.0)
-    subject.offer(A, 1, load_s=90.0)
-    subject.offer(B, 1, load_s=1.0)
+    subject = Residency(Memory(1), wait_s=20.0)
+    subject.offer(A, Memory(1), load_s=90.0)
+    subject.offer(B, Memory(1), load_s=1.0)
     refused(subject.ask(A, 0.0))
     subject.steps(0.0)
     subject.loaded(A, 90.0)
@@ -198,21 +203,62 @@ def test_a_withdrawn_model_ends_its_work_and_is_forgotten_and_may_be_offered_aga
     subject.release(A, 3.0)
     assert subject.steps(3.0) == [Unload(A)]
     subject.unloaded(A)
-    assert subject.taken == 0
-    subject.offer(A, 1)
+    assert subject.taken == Memory()
+    subject.offer(A, Memory(1))
     assert subject.warm_in_s(A, 4.0) == LOAD_UNKNOWN_S
 
 
 def test_no_model_is_offered_that_could_never_be_loaded() -> None:
-    subject = Residency(10)
-    subject.offer(A, 4, pinned=True)
-    assert subject.room() == 6
-    with pytest.raises(ValueError, match="6 can be had"):
-        subject.offer(B, 7)
-    subject.offer(B, 6)
-    assert subject.room(pinned=True) == 0
+    subject = Residency(Memory(10))
+    subject.offer(A, Memory(4), pinned=True)
+    assert subject.room() == Memory(6)
+    with pytest.raises(ValueError, match="main=6"):
+        subject.offer(B, Memory(7))
+    subject.offer(B, Memory(6))
+    assert subject.room(pinned=True) == Memory()
     with pytest.raises(ValueError, match="offered already"):
-        subject.offer(B, 6)
+        subject.offer(B, Memory(6))
+
+
+def test_an_embedder_is_loaded_and_unloaded_for_itself_after_its_own_time() -> None:
+    subject, of_texts = residency(2, A), EmbedderOf(A)
+    subject.offer(of_texts, Memory(1), load_s=1.0, idle_s=300.0)
+    load(subject, A, 0.0)
+    assert subject.ask(of_texts, 10.0) == "waits"
+    assert subject.steps(10.0) == [Load(of_texts)]
+    assert subject.loaded(of_texts, 11.0) == 1
+    assert subject.taken == Memory(2)
+    subject.release(of_texts, 20.0)
+    assert subject.due(20.0) == 1.0 + PROMISED_S
+    assert subject.due(40.0) == 320.0
+    assert subject.steps(320.0) == [Unload(of_texts)]
+    assert subject.state(A) == "warm"
+
+
+def test_only_who_has_memory_of_the_device_that_is_short_is_unloaded() -> None:
+    subject = Residency(Memory(4, 4))
+    for model, memory in ((A, Memory(2)), (B, Memory(1, 3)), (C, Memory(1, 2))):
+        subject.offer(model, memory, load_s=1.0)
+    load(subject, A, 0.0)
+    load(subject, B, 2.0)
+    assert subject.ask(C, 100.0) == "waits"
+    assert subject.steps(100.0) == [Unload(B)]
+    with pytest.raises(ValueError, match="gpu=4"):
+        subject.offer(D, Memory(0, 5))
+
+
+def test_what_a_model_was_seen_to_take_counts_while_it_is_loaded() -> None:
+    subject = Residency(Memory(4, 4))
+    for model in (A, B):
+        subject.offer(model, Memory(0, 2), load_s=1.0)
+    load(subject, A, 0.0)
+    subject.measured(A, gpu=3)
+    assert subject.taken == Memory(0, 3)
+    assert subject.ask(B, 100.0) == "waits"
+    assert subject.steps(100.0) == [Unload(A)]
+    subject.unloaded(A)
+    assert subject.steps(101.0) == [Load(B)]
+    assert subject.room() == Memory(4, 4)
 
 
 class Residencies(RuleBasedStateMachine):
@@ -221,12 +267,12 @@ class Residencies(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.subject = Residency(10, idle_s=300.0, wait_s=20.0, waiting_max=4)
+        self.subject = Residency(ROOM, idle_s=300.0, wait_s=20.0, waiting_max=4)
         self.begun: list[Load | Unload] = []
-        self.held: Counter[ModelId] = Counter()
-        self.waiting: Counter[ModelId] = Counter()
-        self.memory: dict[ModelId, int] = {}
-        self.pinned: set[ModelId] = set()
+        self.held: Counter[Resident] = Counter()
+        self.waiting: Counter[Resident] = Counter()
+        self.memory: dict[Resident, Memory] = {}
+        self.pinned: set[Resident] = set()
 
     def act(self) -> None:
         for step in self.subject.steps(self.now):
@@ -236,9 +282,13 @@ class Residencies(RuleBasedStateMachine):
                 assert step.model not in self.pinned, "a pinned model is unloaded"
         assert self.subject.steps(self.now) == []
 
-    @rule(model=st.sampled_from([A, B, C, D]), memory=st.integers(1, 10), pinned=st.booleans())
-    def offer(self, model: ModelId, memory: int, pinned: bool) -> None:
-        fits = memory <= self.subject.room(pinned=pinned)
+    @rule(
+        model=st.sampled_from(ALL),
+        memory=st.builds(Memory, st.integers(0, 10), st.sampled_from([0, 0, 2, 5])),
+        pinned=st.booleans(),
+    )
+    def offer(self, model: Resident, memory: Memory, pinned: bool) -> None:
+        fits = memory.fits(self.subject.room(pinned=pinned))
         try:
             self.subject.offer(model, memory, pinned=pinned, load_s=5.0)
         except ValueError:
@@ -248,14 +298,14 @@ class Residencies(RuleBasedStateMachine):
         (self.pinned.add if pinned else self.pinned.discard)(model)
         self.act()
 
-    @rule(model=st.sampled_from([A, B, C, D]))
-    def withdraw(self, model: ModelId) -> None:
+    @rule(model=st.sampled_from(ALL))
+    def withdraw(self, model: Resident) -> None:
         self.subject.withdraw(model)
         self.waiting[model] = 0
         self.act()
 
-    @rule(model=st.sampled_from([A, B, C, D]))
-    def ask(self, model: ModelId) -> None:
+    @rule(model=st.sampled_from(ALL))
+    def ask(self, model: Resident) -> None:
         answer = self.subject.ask(model, self.now)
         if isinstance(answer, NotNow):
             assert 0 < answer.retry_after_s < math.inf
@@ -268,7 +318,7 @@ class Residencies(RuleBasedStateMachine):
     @precondition(lambda self: self.held.total())
     @rule(data=st.data(), answered=st.booleans())
     def end(self, data: st.DataObject, answered: bool) -> None:
-        model = data.draw(st.sampled_from(sorted(self.held.elements())))
+        model = data.draw(st.sampled_from(list(self.held.elements())))
         self.held[model] -= 1
         if answered:
             self.subject.served(model)
@@ -278,7 +328,7 @@ class Residencies(RuleBasedStateMachine):
     @precondition(lambda self: self.waiting.total())
     @rule(data=st.data())
     def wait_no_longer(self, data: st.DataObject) -> None:
-        model = data.draw(st.sampled_from(sorted(self.waiting.elements())))
+        model = data.draw(st.sampled_from(list(self.waiting.elements())))
         self.waiting[model] -= 1
         self.subject.leave(model)
         self.act()
@@ -301,8 +351,8 @@ class Residencies(RuleBasedStateMachine):
             self.waiting[model] = 0
         self.act()
 
-    @rule(model=st.sampled_from([A, B, C, D]))
-    def crash(self, model: ModelId) -> None:
+    @rule(model=st.sampled_from(ALL))
+    def crash(self, model: Resident) -> None:
         if self.subject.state(model) == "warm":
             self.subject.crashed(model, self.now)
             self.act()
@@ -321,11 +371,11 @@ class Residencies(RuleBasedStateMachine):
 
     @invariant()
     def memory_is_never_more_than_there_is(self) -> None:
-        assert self.subject.taken <= 10
+        assert self.subject.taken.fits(ROOM)
 
     @invariant()
     def what_is_held_is_what_is_in_use(self) -> None:
-        for model in (A, B, C, D):
+        for model in ALL:
             assert self.subject.in_use(model) == self.held[model]
 
     def teardown(self) -> None:
@@ -338,7 +388,7 @@ class Residencies(RuleBasedStateMachine):
             self.subject.release(model, self.now)
         self.held.clear()
         self.now += 200_000.0  # nothing is promised or put off any more
-        for model in (A, B, C, D):
+        for model in ALL:
             if not self.subject.offers(model):
                 continue
             self.subject.want(model, self.now)
