@@ -158,6 +158,10 @@ class NoHostError(RemoteError):
     """No host serves what was asked within what the user allowed."""
 
 
+class UnpaidError(NoHostError):
+    """Hosts are there, and each asks for money that this client has no way to pay."""
+
+
 class UnreachableError(RemoteError):
     """A peer could not be dialled, or the connection to it was lost."""
 

@@ -16,6 +16,7 @@ of hypercorn is patched. What the application does with a request, and who may s
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from dataclasses import dataclass
 from functools import partial
@@ -39,6 +40,7 @@ AsgiApp: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
 
 _PIECE: Final = 1 << 16
 """Bytes that must leave within one deadline: a client that reads slowly is not one that doesn't read."""
+_PORT_MAX: Final = 65_535
 _LAST_WORK_S: Final = 1.0
 """How long what serves a connection may go on once the client has closed it."""
 
@@ -156,6 +158,26 @@ class HttpServer:
                 self._none_open.set()
 
 
+def parse_listen(text: str) -> tuple[str, int]:
+    """Host and port of ``127.0.0.1:5050``, ``localhost:0`` or ``[::1]:5050``. Raises ``ConfigError``."""
+    host, colon, port = text.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > _PORT_MAX:
+        msg = f"{text!r} is no HOST:PORT, as 127.0.0.1:5050 (port 0 takes any that is free)"
+        raise ConfigError(msg)
+    if bare == "localhost":
+        return "127.0.0.1", int(port)
+    try:
+        address = ipaddress.ip_address(bare)
+    except ValueError as error:
+        msg = f"{text!r}: {bare!r} is no address of this machine, as 127.0.0.1 or [::1]"
+        raise ConfigError(msg) from error
+    if address.version == 6 and bare == host:  # noqa: PLR2004 - IPv6
+        msg = f"{text!r}: write an IPv6 address in brackets, as [::1]:5050"
+        raise ConfigError(msg)
+    return bare, int(port)
+
+
 def names_this_machine(host: str, others: Collection[str] = ()) -> bool:
     """Whether a ``Host`` header names a loopback address, or one of the ``others``.
 
@@ -165,6 +187,70 @@ def names_this_machine(host: str, others: Collection[str] = ()) -> bool:
     name, colon, port = host.rpartition(":")
     bare = name if colon and port.isdigit() else host
     return is_loopback(bare) or bare.strip("[]") in others
+
+
+Refuse: TypeAlias = Callable[[str], AsgiApp]
+"""Makes the answer, with status 403, that says why a request is not taken."""
+_SAFE_HEADERS: Final = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"content-security-policy", b"sandbox; default-src 'none'"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"referrer-policy", b"no-referrer"),
+)
+
+
+class Front:
+    """Passes on what is meant for us, and no request of a web page whose origin is not configured.
+
+    A page of any site can make a browser send requests to this machine, directly or through a name whose
+    address it changes to loopback. So the ``Host`` must be a name of ours, and an ``Origin`` one of those
+    that were configured. An answer that has no headers of its own against a browser's guesses gets them.
+    """
+
+    def __init__(
+        self,
+        app: AsgiApp,
+        *,
+        names: Collection[str],
+        origins: Collection[str],
+        allow: str,
+        refuse: Refuse,
+        any_name: bool = False,
+    ) -> None:
+        """``allow`` is the command that lets an origin in. ``any_name``: the machine has names that nobody
+        told us, and something else than the name keeps others out."""
+        self._app, self._names, self._origins = app, names, origins
+        self._allow, self._refuse, self._any_name = allow, refuse, any_name
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        refusal = self._refusal(scope["headers"])
+        if scope["type"] == "websocket":
+            if refusal:
+                await send({"type": "websocket.close", "code": 1008})  # before it is accepted: 403
+                return
+            await self._app(scope, receive, send)
+            return
+
+        async def send_safe(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                given = list(message.get("headers", []))
+                names = {name.lower() for name, _ in given}
+                given += [each for each in _SAFE_HEADERS if each[0] not in names]
+                message = {**message, "headers": given}
+            await send(message)
+
+        await (self._refuse(refusal) if refusal else self._app)(scope, receive, send_safe)
+
+    def _refusal(self, headers: Collection[tuple[bytes, bytes]]) -> str:
+        """Why it is not taken; "" where it is."""
+        found = {name.lower(): value.decode("latin-1") for name, value in headers}
+        if not self._any_name and not names_this_machine(found.get(b"host", ""), self._names):
+            return "the Host header names another machine: use the address that is served"
+        origin = found.get(b"origin")
+        if origin is not None and origin not in self._origins:
+            how = f"its owner allows them with `{self._allow}`"
+            return f"web pages of this origin may not use this node: {how}"
+        return ""
 
 
 def _config(bounds: HttpBounds) -> Config:

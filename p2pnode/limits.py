@@ -133,6 +133,16 @@ class Limits:
     s5_watches_max: int = 256
     s5_peers_max: int = 32
 
+    # the gateway
+    gateway_connections_max: int = 256
+    gateway_body_bytes_max: int = 16 << 20
+    """Of one request; a prompt has at most 8 bytes per token of context, and pictures."""
+    gateway_bodies_bytes_max: int = 64 << 20
+    """Of all requests that are being read."""
+    gateway_stall_s: float = 30.0
+    gateway_idle_s: float = 5.0
+    """After so much silence in a stream a frame shows that it lives: programs give up after 10 s or more."""
+
     # shutdown
     drain_deadline_s: float = 10.0
     close_deadline_s: float = 3.0

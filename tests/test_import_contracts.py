@@ -51,6 +51,11 @@ OFFENCES = {
         ("p2pnode/host/admission.py", "def late():\n    import p2pnode.host.served_session"),
         ("p2pnode/bounded.py", "import time"),
     ],
+    "gateway-faces": [
+        ("p2pnode/gateway/chat.py", "import starlette.requests"),
+        ("p2pnode/gateway/turn.py", "import time"),
+        ("p2pnode/gateway/fields.py", "import trio"),
+    ],
     "libp2p": [
         ("p2pnode/client/client.py", "import libp2p"),
         ("p2pnode/host/host.py", "from multiaddr import Multiaddr"),

@@ -18,6 +18,7 @@ from p2pnode.cli.embed import embed
 from p2pnode.cli.evaluation import evaluate
 from p2pnode.cli.evidence import evidence
 from p2pnode.cli.funds import funds_app
+from p2pnode.cli.gateway import gateway
 from p2pnode.cli.governance import COMMANDS
 from p2pnode.cli.hosts import hosts
 from p2pnode.cli.join import join
@@ -60,7 +61,7 @@ def _options(
     """A node in a peer-to-peer marketplace for LLM inference, with no central component."""
 
 
-for command in (join, ask, chat, embed, hosts, invite, status, stop, doctor, bench, demo):
+for command in (join, ask, chat, embed, gateway, hosts, invite, status, stop, doctor, bench, demo):
     app.command()(command)
 sessions_app.command()(evidence)
 app.command("unstake")(unbond)

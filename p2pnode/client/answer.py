@@ -44,6 +44,7 @@ from p2pnode.ids import PeerId, SessionId
 from p2pnode.models.answer import Said
 from p2pnode.models.catalogue import shown_name
 from p2pnode.models.vocabulary import Vocabulary
+from p2pnode.protocols.adverts.messages import Offer
 from p2pnode.protocols.inference.commands import (
     Ask,
     Delivered,
@@ -273,6 +274,11 @@ class Answer:
     def wallet(self) -> bytes | None:
         """The wallet of the host that was asked last, by its binding; 20 bytes."""
         return self._candidate.advert.binding.wallet if self._candidate is not None else None
+
+    @property
+    def offer(self) -> Offer | None:
+        """The offer of the host that was asked last: its model and prices."""
+        return self._candidate.offer if self._candidate is not None else None
 
     @property
     def standby(self) -> PeerId | None:

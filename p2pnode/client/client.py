@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import trio
 
@@ -39,11 +39,13 @@ from p2pnode.client.runtime import Event, Runtime
 from p2pnode.config import DEFAULT_MODEL, NodeConfig
 from p2pnode.ids import PeerId
 from p2pnode.limits import DEFAULT_LIMITS, Limits
+from p2pnode.models.vocabulary import Vocabulary
 from p2pnode.node.node import Node
 from p2pnode.protocols.adverts.messages import Advert, Sheet
 from p2pnode.protocols.inference.messages import ResponseFormat, SamplingParams
 from p2pnode.protocols.inference.prompt_rules import seed_of
 
+_TOKENIZER_HOSTS: Final = 3
 if TYPE_CHECKING:
     from p2pnode.payments.payer import Payer
     from p2pnode.payments.redelivery import Redeliverer
@@ -224,6 +226,19 @@ class Client:
         """
         options = ChatOptions(model=model, peer=peer, filters=filters)
         return self._questions.embedding(texts, options)
+
+    async def vocabulary(self, model: str | None = None, *, ask_hosts: bool = False) -> Vocabulary | None:
+        """The tokens of a model, where its tokenizer is on this machine; calls of tools are checked with it.
+
+        ``ask_hosts``: where it is not, up to three hosts of the model are asked for it, in vain perhaps.
+        """
+        known = resolve_model(model if model is not None else DEFAULT_MODEL)
+        found = await self._questions.vocabulary(known)
+        if found is None and ask_hosts:
+            chosen = (await self.hosts(model)).chosen[:_TOKENIZER_HOSTS]
+            await self._questions.fetch_prompt_files(known, [each.advert.peer for each in chosen])
+            found = await self._questions.vocabulary(known)
+        return found
 
     async def estimate(self, messages: Messages, options: ChatOptions | None = None) -> list[Estimate]:
         """What a question can cost at each host that may be asked; see ``Questions.estimate``."""

@@ -24,6 +24,7 @@ from p2pnode.errors import (
     P2PNodeError,
     RefusedError,
     RemoteError,
+    UnpaidError,
     UnreachableError,
     UsageError,
 )
@@ -800,7 +801,8 @@ def nobody(
     """
     if ranking.excluded and not ranking.chosen and not failures:
         why = "; ".join(f"{c.advert.peer}: {c.excluded}" for c in ranking.excluded[:_REASONS_SHOWN])
-        return NoHostError(f"no host of this model may be asked ({why}). `p2pnode {see}` shows all")
+        kind = UnpaidError if all(each.unpaid for each in ranking.excluded) else NoHostError
+        return kind(f"no host of this model may be asked ({why}). `p2pnode {see}` shows all")
     reasons = [f"{c.advert.peer}: {c.excluded}" for c in ranking.excluded]
     reasons += [reason if peer in reason else f"{peer}: {reason}" for peer, reason in failures.items()]
     tried = "; ".join(reasons[:_REASONS_SHOWN]) or (ALONE if alone else "nobody answered")

@@ -333,10 +333,15 @@ class Searches:
             stake_of=self._runtime.stake_of,
         )
 
-    def with_idle_sessions(self, model: ModelId, filters: Filters) -> HostSearch:
-        """A search that gives a host first with which a session is open; then no lookup is needed."""
+    def with_idle_sessions(
+        self, model: ModelId, filters: Filters, *, prefer: PeerId | None = None
+    ) -> HostSearch:
+        """A search that gives a host first with which a session is open; then no lookup is needed.
+
+        Of several the one that was used last, or ``prefer``.
+        """
         search = self.new(model, filters, caps=filters.caps)
-        for peer in self._sessions.peers(model):
+        for peer in sorted(self._sessions.peers(model), key=lambda each: each == prefer):
             entry = self._runtime.node.adverts.book.get(peer, self._runtime.node.wall())
             # A session with a stranger must not go before a host that the user trusts, and isn't found yet.
             if entry is not None and (not filters.rules.trust or filters.rules.trusts(entry.advert)):

@@ -59,7 +59,7 @@ from p2pnode.protocols.wire import decode_record, encode
 from p2pnode.storage.model_peers import fetch_prompt_files
 
 ContextChoice: TypeAlias = Literal["refuse", "drop-oldest"]
-Messages: TypeAlias = str | Sequence[Mapping[str, Any]]
+Messages: TypeAlias = str | Sequence[Mapping[str, Any] | ChatMessage]
 _DAY_S: Final = 86_400
 _NO_EMBEDDINGS: Final = (
     "Hosts with llama.cpp make them, unless memory is short or their owner wants none (--no-embeddings)"
@@ -119,7 +119,7 @@ def chat_messages(messages: Messages, system: str | None) -> tuple[ChatMessage, 
     """The wire form of a question or a conversation. Raises ``ConfigError``."""
     given: Sequence[Any] = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
     made = [ChatMessage.of("system", system)] if system else []
-    made += [_chat_message(message) for message in given]
+    made += [each if isinstance(each, ChatMessage) else _chat_message(each) for each in given]
     if not all(_is_text(part.text) for message in made for part in message.content):
         msg = "a message holds half of a character (a lone surrogate): decode it as UTF-8 first"
         raise ConfigError(msg)
@@ -231,6 +231,8 @@ class ChatOptions:
     """16 bytes; drawn for each answer where there is none."""
     cache_key: bytes | None = None
     """16 bytes. Turns of one session share a host's cache where they have the same key."""
+    prefer: PeerId | None = None
+    """The host that is asked first where a session with it is there: it may have the prompt in its cache."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -298,7 +300,7 @@ class Questions:
             if peer is not None:
                 search = await self._searches.of_named_host(peer, known.model, allowed)
             else:
-                search = self._searches.with_idle_sessions(known.model, allowed)
+                search = self._searches.with_idle_sessions(known.model, allowed, prefer=options.prefer)
             for each in passed_over:
                 search.pass_over(each, "its vectors and those of other hosts are not of one model")
             return search
@@ -318,7 +320,7 @@ class Questions:
             watcher=watcher,
             trusted=trusted,
             shorten=_shortened if options.context == "drop-oldest" else None,
-            vocabulary=(lambda: self._vocabulary(known)) if body.tools else None,
+            vocabulary=(lambda: self.vocabulary(known)) if body.tools else None,
             ids_end=lambda: self._ids_end(known),
         )
 
@@ -345,7 +347,7 @@ class Questions:
     ) -> PromptFiles | None:
         return await fetch_prompt_files(self._runtime.node, peer, model, manifest, kept)
 
-    async def _vocabulary(self, known: KnownModel) -> Vocabulary | None:
+    async def vocabulary(self, known: KnownModel) -> Vocabulary | None:
         """The model's, where its file is on this machine: calls of tools are then checked against the ids."""
         if known.model == scripted_model_id():
             from p2pnode.models.scripted import VOCABULARY
@@ -358,6 +360,14 @@ class Questions:
                 return None  # a host may give it before the next turn
             self._vocabularies[known.model] = found
         return self._vocabularies[known.model]
+
+    async def fetch_prompt_files(self, known: KnownModel, peers: Sequence[PeerId]) -> None:
+        """Ask hosts, one after another, for the model's tokenizer and template, and keep them."""
+        kept = KeptPromptFiles(self._runtime.data.models / KEPT)
+        for peer in peers:
+            with trio.move_on_after(self._runtime.limits.request_deadline_s):
+                if await self._fetch(peer, known.model, known.manifest, kept) is not None:
+                    return
 
     async def _ids_end(self, known: KnownModel) -> int | None:
         """The first id that is none of the model's; None where its file is not on this machine."""

@@ -149,6 +149,8 @@ class Candidate:
     """What was measured of it."""
     excluded: str = ""
     """Why it may not be chosen; "" where it may."""
+    unpaid: bool = False
+    """Whether it may not be chosen for want of money alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +184,8 @@ def rank(
         if offer is None:
             continue
         known, paid = measured.get(advert.peer, Measured()), fee_paid(advert.peer)
+        barred = exclusion(advert, offer, known, filters, now)
+        unpayable = (payable or why_not_free)(advert, offer)
         candidates.append(
             Candidate(
                 advert=advert,
@@ -193,9 +197,8 @@ def rank(
                 equivalent=offer.model != model,
                 stake=stake_of(advert),
                 known=known,
-                excluded=exclusion(advert, offer, known, filters, now)
-                or (payable or why_not_free)(advert, offer)
-                or _too_dear(offer, filters, turn, fee_paid=paid),
+                excluded=barred or unpayable or _too_dear(offer, filters, turn, fee_paid=paid),
+                unpaid=bool(unpayable) and not barred,
             )
         )
     chosen = [each for each in candidates if not each.excluded]

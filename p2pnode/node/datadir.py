@@ -168,6 +168,20 @@ class DataDir:
         return self.root / "node.lock"
 
     @property
+    def gateway_json(self) -> Path:
+        """Where the gateway of this data dir listens, while it runs."""
+        return self.root / "gateway.json"
+
+    @property
+    def gateway_lock(self) -> Path:
+        return self.root / "gateway.lock"
+
+    @property
+    def gateway_key(self) -> Path:
+        """The one key of a gateway that needs one."""
+        return self.root / "gateway.key"
+
+    @property
     def hints(self) -> Path:
         """A record of hints that were shown once and need not be shown again."""
         return self.root / "told.json"

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from importlib.metadata import version
-from typing import Final
 
 import structlog
 from starlette.applications import Starlette
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from p2pnode.errors import P2PNodeError
-from p2pnode.http_server import names_this_machine
+from p2pnode.http_server import Front
 from p2pnode.protocols.s5.nodes import node_text
 from p2pnode.storage.s5.peer import S5Node
 from p2pnode.storage.s5.server.account_api import AccountApi
@@ -70,7 +67,13 @@ def make_app(serving: Serving, partials: Partials, node: S5Node | None) -> ASGIA
     )
     app.router.redirect_slashes = False
     options = serving.options
-    return Front(app, names=options.names | {options.host}, origins=options.origins)
+    return Front(
+        _Left(app),
+        names=options.names | {options.host},
+        origins=options.origins,
+        allow="p2pnode join --s5-origin ORIGIN",
+        refuse=_refused,
+    )
 
 
 class _NodeApi:
@@ -97,57 +100,21 @@ class _NodeApi:
         return JSONResponse({"nodes": nodes})
 
 
-_SAFE_HEADERS: Final = (
-    (b"x-content-type-options", b"nosniff"),
-    (b"content-security-policy", b"sandbox; default-src 'none'"),
-    (b"cross-origin-resource-policy", b"same-origin"),
-    (b"referrer-policy", b"no-referrer"),
-)
-
 log = structlog.get_logger(__name__)
 
 
-class Front:
-    """Passes on what is meant for us, and no request of a web page whose origin is not configured.
+class _Left:
+    """The API, with an end for requests whose client has left."""
 
-    A page of any site can make a browser send requests to this machine, directly or through a name whose
-    address it changes to loopback. So the ``Host`` must be a name of ours, and an ``Origin`` one of those
-    that were configured.
-    """
-
-    def __init__(self, app: ASGIApp, *, names: Collection[str], origins: Collection[str]) -> None:
-        self._app, self._names, self._origins = app, names, origins
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refusal = self._refusal(Headers(scope=scope))
-        if scope["type"] == "websocket":
-            if refusal is not None:
-                await send({"type": "websocket.close", "code": 1008})  # before it is accepted: 403
-                return
-            await self._app(scope, receive, send)
-            return
-
-        async def send_safe(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", []), *_SAFE_HEADERS]}
-            await send(message)
-
-        if refusal is not None:
-            await answer(refusal)(scope, receive, send_safe)
-            return
         try:
-            await self._app(scope, receive, send_safe)
+            await self._app(scope, receive, send)
         except ClientDisconnect:
             log.debug("s5.client_left")
 
-    def _refusal(self, headers: Headers) -> HttpError | None:
-        if not names_this_machine(headers.get("host", ""), self._names):
-            return HttpError(403, "the Host header names another machine: use the address that is served")
-        origin = headers.get("origin")
-        if origin is not None and origin not in self._origins:
-            msg = (
-                "web pages of this origin may not use this node: its owner allows them with "
-                "`p2pnode join --s5-origin ORIGIN`"
-            )
-            return HttpError(403, msg)
-        return None
+
+def _refused(why: str) -> ASGIApp:
+    return answer(HttpError(403, why))

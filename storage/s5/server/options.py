@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,12 +9,12 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from p2pnode.errors import ConfigError
+from p2pnode.http_server import parse_listen
 from p2pnode.protocols.crypto import Signer
 from p2pnode.protocols.s5.nodes import NodeId
 from p2pnode.scopes import is_loopback
 from p2pnode.storage.store import OwnerKey
 
-_PORT_MAX: Final = 65_535
 _HOST: Final = re.compile(r"[a-z0-9_.:-]+")
 _TOKEN_MIN: Final = 16
 
@@ -79,26 +78,6 @@ def check_origin(text: str) -> str:
         msg = f"{text[:100]!r} says more than an origin: write {shown}"
         raise ConfigError(msg)
     return shown
-
-
-def parse_listen(text: str) -> tuple[str, int]:
-    """Host and port of ``127.0.0.1:5050``, ``localhost:0`` or ``[::1]:5050``. Raises ``ConfigError``."""
-    host, colon, port = text.rpartition(":")
-    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    if not colon or not port.isascii() or not port.isdigit() or int(port) > _PORT_MAX:
-        msg = f"{text!r} is no HOST:PORT, as 127.0.0.1:5050 (port 0 takes any that is free)"
-        raise ConfigError(msg)
-    if bare == "localhost":
-        return "127.0.0.1", int(port)
-    try:
-        address = ipaddress.ip_address(bare)
-    except ValueError as error:
-        msg = f"{text!r}: {bare!r} is no address of this machine, as 127.0.0.1 or [::1]"
-        raise ConfigError(msg) from error
-    if address.version == 6 and bare == host:  # noqa: PLR2004 - IPv6
-        msg = f"{text!r}: write an IPv6 address in brackets, as [::1]:5050"
-        raise ConfigError(msg)
-    return bare, int(port)
 
 
 def check_s5_listen(text: str) -> tuple[str, int]:

@@ -1,0 +1,134 @@
+"""``p2pnode gateway``: the APIs that programs speak, on this machine, answered by the network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+
+import typer
+
+from p2pnode.cli.ask import MaxSpendOption
+from p2pnode.cli.client import make_client
+from p2pnode.cli.options import (
+    BootstrapOption,
+    ChainOption,
+    DataDirOption,
+    JsonOption,
+    LogOption,
+    MdnsOption,
+    blaming,
+    configure,
+)
+from p2pnode.cli.output import Output
+
+if TYPE_CHECKING:
+    from p2pnode.client.client import Client
+    from p2pnode.gateway.server import GatewayOptions, RunningGateway
+
+AliasOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--alias",
+        help="PATTERN=MODEL: what names that fit the pattern mean, as 'claude-*=smollm2-135m-instruct', or "
+        "'*=…' for all names that are not known. May be repeated.",
+    ),
+]
+OriginOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option("--origin", help="Let web pages of this origin use it: https://app.example. Repeatable."),
+]
+TrustHostOption: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--trust-host",
+        help="Offer tools also where the model's tokenizer can't be had, so that what a host says of calls "
+        "can't be checked against what it is paid for.",
+    ),
+]
+
+
+def gateway(
+    listen: Annotated[
+        str, typer.Option("--listen", help="HOST:PORT. Beyond this machine a key is always needed.")
+    ] = "127.0.0.1:8080",
+    bootstrap: BootstrapOption = None,
+    alias: AliasOption = None,
+    origin: OriginOption = None,
+    trust_host: TrustHostOption = False,
+    chain: ChainOption = None,
+    max_spend: MaxSpendOption = None,
+    mdns: MdnsOption = None,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+    log_level: LogOption = "warning",
+) -> None:
+    """Serve OpenAI's API on this machine; hosts of the network answer. Ctrl-C ends it in order."""
+    import trio
+
+    from p2pnode.cli.runner import run_async
+    from p2pnode.extras import need
+
+    configure(log_level)
+    output = Output(as_json=as_json, data_dir=data_dir)
+    stopping = trio.Event()
+
+    async def run() -> None:
+        need("`p2pnode gateway`", "gateway")
+        options = gateway_options(listen, "--listen", alias, origin, trust_host=trust_host)
+        client = make_client(
+            output,
+            data_dir,
+            bootstrap,
+            mdns=mdns,
+            discovery=True,
+            chain=chain,
+            spend_session_max=max_spend,
+        )
+        async with client:
+            await serve_until(output, client, options, stopping)
+
+    def interrupt() -> bool:
+        output.end_echo()
+        stopping.set()
+        return True
+
+    run_async(run, on_error=output.failed, on_interrupt=interrupt)
+
+
+def gateway_options(
+    listen: str, flag: str, alias: list[str] | None, origin: list[str] | None, *, trust_host: bool
+) -> GatewayOptions:
+    """The options of these flags. Raises ``UsageError`` that names the flag that is wrong."""
+    from p2pnode.gateway.server import GatewayOptions, read_aliases
+    from p2pnode.http_server import parse_listen
+    from p2pnode.storage.s5.server.options import check_origin
+
+    with blaming(flag):
+        parse_listen(listen)
+    with blaming("--alias"):
+        read_aliases(alias or ())
+    with blaming("--origin"):
+        origins = tuple(check_origin(each) for each in origin or ())
+    return GatewayOptions(
+        listen=listen, listen_option=flag, aliases=tuple(alias or ()), origins=origins, trust_host=trust_host
+    )
+
+
+async def serve_until(output: Output, client: Client, options: GatewayOptions, stopping: Any) -> None:
+    """Serve until ``stopping`` (an event) is set, and end in order."""
+    from p2pnode.gateway.server import serving_gateway
+
+    async with serving_gateway(client, options, limits=client.runtime.limits) as running:
+        tell_of(output.event, running)
+        await stopping.wait()
+
+
+def tell_of(tell: Callable[..., None], running: RunningGateway) -> None:
+    """Say where it listens and who may use it."""
+    who = f"with the key in {running.key_file}" if running.keys_required else "by programs on this machine"
+    fields = {
+        "url": running.url,
+        "keys_required": running.keys_required,
+        "key_file": str(running.key_file) if running.keys_required else "",
+    }
+    tell("gateway", fields, text=f"gateway    {running.url}/v1, to be used {who}")

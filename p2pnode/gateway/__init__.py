@@ -1,0 +1,1 @@
+"""The gateway: the APIs that programs already speak, answered by hosts of the network."""

@@ -1,0 +1,585 @@
+"""The gateway's HTTP API as one ASGI application: routes, what each request passes first, and streams.
+
+A request passes, in this order: its ``Host`` and ``Origin`` (``Front``), its key, its content type, the bound
+of its body, its fields. Then its turns are asked. The status line waits for the first piece of the answer, so
+that what fails before has its right status; in a long silence it is sent, and what fails after is an event.
+A client that goes away stops its answers at once, whatever they wait for.
+"""
+
+from __future__ import annotations
+
+import base64
+import secrets
+import time
+from array import array
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any, Final, TypeAlias
+
+import structlog
+import trio
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from p2pnode.errors import P2PNodeError
+from p2pnode.files import off_the_loop
+from p2pnode.gateway import chat
+from p2pnode.gateway.access import Caller, KeyRing, token_of
+from p2pnode.gateway.faults import Fault, FaultError, fault_of
+from p2pnode.gateway.fields import Fields, read_object
+from p2pnode.gateway.gateway import Failed, Gateway, GatewayEvent, Over, Piece, Reply, ServedModel
+from p2pnode.gateway.turn import (
+    EXTENSION,
+    HEADER,
+    Asked,
+    Ended,
+    Served,
+    Stamp,
+    Tally,
+    Writer,
+    routing_of,
+    served_fields,
+    tally_of,
+)
+from p2pnode.http_server import Front
+from p2pnode.limits import DEFAULT_LIMITS, Limits
+from p2pnode.money import usdc_number
+from p2pnode.protocols.inference.embeddings import vector_bytes
+
+_ID_BYTES: Final = 12
+_LARGE_JSON: Final = 1 << 18
+"""Bytes; more are parsed in a thread."""
+_JSON: Final = "application/json"
+_LEFT: Final = 499
+"""The status in the log of a request whose client went away."""
+Read: TypeAlias = Callable[[Fields, Stamp], Asked]
+ErrorObject: TypeAlias = Callable[[Fault], dict[str, Any]]
+log = structlog.get_logger()
+
+
+@dataclass(slots=True, kw_only=True)
+class RequestRecord:
+    """What is logged and measured of one request; times in seconds, cost in token units."""
+
+    face: str
+    id: str
+    model: str = ""
+    status: int = 0
+    outcome: str = ""
+    """The code of the fault; ``ok``, or ``left`` where the client went away."""
+    stream: bool = False
+    key_id: str = ""
+    host: str = ""
+    tokens_in: int = 0
+    reused: int = 0
+    tokens_out: int = 0
+    cost: int = 0
+    ttft_s: float | None = None
+    total_s: float = 0.0
+
+    def count(self, tally: Tally, served: Served) -> None:
+        """What its answers took."""
+        self.tokens_in, self.reused, self.tokens_out = tally.tokens_in, tally.reused, tally.tokens_out
+        self.cost, self.host = tally.cost, served.host or self.host
+
+
+Observer: TypeAlias = Callable[[RequestRecord], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppOptions:
+    """``origins`` of web pages that may use it; ``names`` in a ``Host`` header besides loopback's.
+
+    ``open_host``: it listens beyond loopback, where a key and not the name keeps others out. ``metrics``
+    answers ``GET /metrics``. ``observe`` is told of each request at its end.
+    """
+
+    origins: Collection[str] = ()
+    names: Collection[str] = ()
+    open_host: bool = False
+    metrics: ASGIApp | None = None
+    observe: Observer | None = None
+
+
+def make_app(
+    gateway: Gateway, ring: KeyRing, options: AppOptions | None = None, *, limits: Limits = DEFAULT_LIMITS
+) -> ASGIApp:
+    """The whole API."""
+    options = options or AppOptions()
+    desk = _Desk(gateway, ring, limits, options.observe)
+    openai = chat.error_object
+    routes: list[BaseRoute] = [
+        _post("/v1/chat/completions", _Door(desk, "chat", openai, _answering(desk, chat.read_chat))),
+        _post("/v1/completions", _Door(desk, "completions", openai, _answering(desk, chat.read_completion))),
+        _post("/v1/embeddings", _Door(desk, "embeddings", openai, partial(_embed, desk))),
+        Route("/v1/models", _Door(desk, "models", openai, partial(_models, desk)), methods=["GET"]),
+        Route(
+            "/v1/models/{name:path}", _Door(desk, "models", openai, partial(_model, desk)), methods=["GET"]
+        ),
+        Route("/health", partial(_health, desk), methods=["GET"]),
+        Route("/", _root, methods=["GET"]),
+    ]
+    if options.metrics is not None:
+        serve = partial(_mounted, options.metrics)
+        routes.append(Route("/metrics", _Door(desk, "metrics", openai, serve), methods=["GET"]))
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _no_route})
+    app.router.redirect_slashes = False
+    return Front(
+        app,
+        names=options.names,
+        origins=options.origins,
+        allow="p2pnode gateway --origin ORIGIN",
+        refuse=lambda why: _fault_response(openai, Fault(status=403, code="forbidden", message=why)),
+        any_name=options.open_host,
+    )
+
+
+class _Desk:
+    """What all doors share."""
+
+    def __init__(self, gateway: Gateway, ring: KeyRing, limits: Limits, observe: Observer | None) -> None:
+        self.gateway, self.ring, self.limits, self.observe = gateway, ring, limits, observe
+        self._reading = 0
+
+    async def body(self, request: Request) -> bytes:
+        """The whole body. Raises ``FaultError`` and ``ClientDisconnect``."""
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != _JSON:
+            msg = f"the content type is {kind[:60] or 'missing'}: send {_JSON}, as curl does with -H"
+            raise FaultError(415, "unsupported_media_type", msg)
+        length = request.headers.get("content-length", "")
+        bytes_max = self.limits.gateway_body_bytes_max
+        if length.isascii() and length.isdigit() and int(length[:20]) > bytes_max:
+            raise _too_large(bytes_max)
+        data = bytearray()
+        try:
+            while True:
+                with trio.move_on_after(self.limits.gateway_stall_s) as waited:
+                    message = await request.receive()
+                if waited.cancelled_caught:
+                    raise FaultError(408, "timeout", "the body did not come in time: send it again")
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                chunk: bytes = message.get("body", b"")
+                if len(data) + len(chunk) > bytes_max:
+                    raise _too_large(bytes_max)
+                if self._reading + len(chunk) > self.limits.gateway_bodies_bytes_max:
+                    msg = "other requests with large bodies are being read: send it again"
+                    raise FaultError(503, "busy", msg, retry_after_s=1.0)
+                data += chunk
+                self._reading += len(chunk)
+                if not message.get("more_body", False):
+                    return bytes(data)
+        finally:
+            self._reading -= len(data)
+
+    async def fields(self, request: Request) -> Fields:
+        """The object of the body. Raises ``FaultError`` and ``ClientDisconnect``."""
+        data = await self.body(request)
+        return await off_the_loop(partial(read_object, data), in_thread=len(data) > _LARGE_JSON)
+
+
+def _too_large(bytes_max: int) -> FaultError:
+    return FaultError(413, "request_too_large", f"at most {bytes_max} bytes are taken: send less")
+
+
+@dataclass(slots=True)
+class _Exchange:
+    """One request that is being answered. An answer is given by ``send``; a fault is raised."""
+
+    request: Request
+    caller: Caller
+    record: RequestRecord
+    stamp: Stamp
+    send: Send
+    began: float
+
+    def first(self) -> None:
+        """The first piece of an answer came."""
+        if self.record.ttft_s is None:
+            self.record.ttft_s = trio.current_time() - self.began
+
+    async def respond(self, response: Response) -> None:
+        """Answer at once."""
+        self.record.status = response.status_code
+        response.headers["x-request-id"] = self.record.id
+        await response(self.request.scope, self.request.receive, self.send)
+
+
+Handle: TypeAlias = Callable[[_Exchange], Awaitable[None]]
+
+
+class _Door:
+    """One route: lets a request in, has it handled, turns what fails into the API's own words, logs it."""
+
+    def __init__(self, desk: _Desk, face: str, error_object: ErrorObject, handle: Handle) -> None:
+        self._desk, self._face, self._error_object, self._handle = desk, face, error_object, handle
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        began = trio.current_time()
+        request_id = f"req_{secrets.token_hex(_ID_BYTES)}"
+        record = RequestRecord(face=self._face, id=request_id)
+        started = False
+
+        async def noting(message: Any) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        request = Request(scope, receive)
+        stamp = Stamp(id=request_id.removeprefix("req_"), created=int(time.time()))
+        exchange = _Exchange(request, Caller(), record, stamp, noting, began)
+        fault: Fault | None = None
+        self._desk.gateway.under_way += 1
+        try:
+            exchange.caller = await self._desk.ring.authorise(token_of(request.headers))
+            record.key_id = exchange.caller.key_id
+            await self._handle(exchange)
+        except FaultError as error:
+            fault = error.fault
+        except P2PNodeError as error:
+            fault = fault_of(error)
+        except ClientDisconnect:
+            record.status, record.outcome = _LEFT, "left"
+        except Exception as error:
+            fault = Fault(status=500, code="internal", message="the gateway failed; its log says why")
+            log.exception("gateway.request_failed", face=self._face, id=record.id, exc_info=error)
+        finally:
+            self._desk.gateway.under_way -= 1
+            if fault is not None:
+                record.status, record.outcome = fault.status, fault.code
+            record.total_s = trio.current_time() - began
+            self._note(record)
+        if fault is not None and not started:
+            response = _fault_response(self._error_object, fault)
+            response.headers["x-request-id"] = record.id
+            await response(scope, receive, noting)
+
+    def _note(self, record: RequestRecord) -> None:
+        record.outcome = record.outcome or "ok"
+        record.status = record.status or _LEFT
+        self._desk.gateway.note(record.face, record.status)
+        log.info("gateway.request", **asdict(record))
+        if self._desk.observe is not None:
+            self._desk.observe(record)
+
+
+def _fault_response(error_object: ErrorObject, fault: Fault) -> Response:
+    headers = {}
+    if fault.retry_after_s is not None:
+        headers["retry-after"] = str(max(1, round(fault.retry_after_s)))
+    if fault.status == 401:  # noqa: PLR2004
+        headers["www-authenticate"] = "Bearer"
+    return JSONResponse(error_object(fault), fault.status, headers=headers)
+
+
+# ---- answers
+
+
+def _answering(desk: _Desk, read: Read) -> Handle:
+    """Handles requests that a model answers."""
+
+    async def handle(exchange: _Exchange) -> None:
+        fields = await desk.fields(exchange.request)
+        asked = read(fields, exchange.stamp)
+        exchange.record.model, exchange.record.stream = asked.turns[0].model, asked.writer.stream
+        routing = routing_of(exchange.request.headers, fields)
+        replies = await desk.gateway.answers(asked, routing, exchange.caller)
+        told = _Telling(exchange, asked.writer, replies, idle_s=desk.limits.gateway_idle_s)
+
+        async def tell() -> None:
+            async with desk.gateway.events(replies) as events:
+                await (told.stream(events) if asked.writer.stream else told.collect(events))
+
+        try:
+            await _while_connected(exchange.request, tell, is_over=lambda: told.over)
+        finally:
+            told.count()
+        if told.fault is not None:
+            raise told.fault
+        if told.whole is not None:
+            await exchange.respond(told.whole)
+
+    return handle
+
+
+class _Telling:
+    """Tells a program the answers to its request, whole or as they come.
+
+    After the end ``fault`` says what failed, which a stream that had begun has told already; ``whole`` is the
+    answer of one that is no stream.
+    """
+
+    def __init__(
+        self, exchange: _Exchange, writer: Writer, replies: Sequence[Reply], *, idle_s: float
+    ) -> None:
+        self._exchange, self._writer, self._replies, self._idle_s = exchange, writer, replies, idle_s
+        self._ended: dict[int, Ended] = {}
+        self._started = False
+        self.fault: FaultError | None = None
+        self.whole: Response | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more is waited for: the client may leave once it has the rest."""
+        return self.fault is not None or len(self._ended) == len(self._replies)
+
+    def count(self) -> None:
+        """Note what it took so far."""
+        tally = sum((each.tally for each in self._replies), Tally())
+        self._exchange.record.count(tally, self._replies[-1].served)
+
+    async def collect(self, events: trio.MemoryReceiveChannel[GatewayEvent]) -> None:
+        """Wait for all answers."""
+        logprobs: dict[int, list[Any]] = {}
+        while not self.over:
+            match await events.receive():
+                case Piece() as piece:
+                    self._exchange.first()
+                    logprobs.setdefault(piece.choice, []).extend(piece.logprobs)
+                case Over(choice=choice, ended=ended):
+                    self._exchange.first()
+                    before = logprobs.get(choice, [])
+                    self._ended[choice] = _with_logprobs(ended, before)
+                case Failed(error=error):
+                    self.fault = _fault_error(error)
+        if self.fault is None:
+            whole = self._answers
+            self.whole = Response(
+                chat.dumped(self._writer.whole(whole)),
+                media_type=_JSON,
+                headers=_served_headers(whole[-1].served, tally_of(whole).cost),
+            )
+
+    @property
+    def _answers(self) -> list[Ended]:
+        return [self._ended[choice] for choice in sorted(self._ended)]
+
+    async def stream(self, events: trio.MemoryReceiveChannel[GatewayEvent]) -> None:
+        """Send pieces as they come, and a sign of life where none does."""
+        while not self.over:
+            frames = b""
+            with trio.move_on_after(self._idle_s) as waited:
+                frames = self._frames(await events.receive())
+            if waited.cancelled_caught:
+                await self._send(self._writer.idle())
+                continue
+            while not self.over:  # what came meanwhile leaves in one piece
+                try:
+                    frames += self._frames(events.receive_nowait())
+                except trio.WouldBlock:
+                    break
+            if self.fault is not None and not self._started:
+                return  # it gets a status of its own
+            if frames:
+                await self._send(frames)
+        fault = self.fault
+        last = self._writer.finish(self._answers) if fault is None else self._writer.failed(fault)
+        await self._send(last, more=False)
+
+    def _frames(self, event: GatewayEvent) -> bytes:
+        match event:
+            case Piece(choice=choice, said=said, call_id=call_id, logprobs=logprobs):
+                self._exchange.first()
+                return self._writer.said(choice, said, call_id, logprobs)
+            case Over(choice=choice, ended=ended):
+                self._exchange.first()
+                self._ended[choice] = ended
+                return self._writer.ended(choice, ended)
+            case Failed(error=error):
+                self.fault = _fault_error(error)
+                return b""
+
+    async def _send(self, frames: bytes, *, more: bool = True) -> None:
+        if not self._started:
+            self._started = True
+            self._exchange.record.status = 200
+            headers = {
+                "content-type": "text/event-stream; charset=utf-8",
+                "cache-control": "no-cache",
+                "x-accel-buffering": "no",
+                "x-request-id": self._exchange.record.id,
+                **_served_headers(self._replies[-1].served, None),
+            }
+            raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+            await self._exchange.send({"type": "http.response.start", "status": 200, "headers": raw})
+            frames = self._writer.begin() + frames
+        await self._exchange.send({"type": "http.response.body", "body": frames, "more_body": more})
+
+
+def _fault_error(error: P2PNodeError) -> FaultError:
+    fault = fault_of(error)
+    return FaultError(
+        fault.status, fault.code, fault.message, param=fault.param, retry_after_s=fault.retry_after_s
+    )
+
+
+def _with_logprobs(ended: Ended, before: Sequence[Any]) -> Ended:
+    return replace(ended, logprobs=(*before, *ended.logprobs))
+
+
+def _served_headers(served: Served, cost: int | None) -> dict[str, str]:
+    """Who answers, in headers; what it cost where that is known already."""
+    told = served_fields(served, cost or 0)
+    if cost is None:
+        del told["cost"]
+    return {HEADER + name.replace("_", "-"): value for name, value in told.items() if value}
+
+
+# ---- embeddings
+
+
+async def _embed(desk: _Desk, exchange: _Exchange) -> None:
+    fields = await desk.fields(exchange.request)
+    texts = fields.texts("input")
+    if not texts:
+        raise fields.fault("input", "give a text, or a list of texts")
+    form = fields.text("encoding_format", "float")
+    if form not in ("float", "base64"):
+        raise fields.fault("encoding_format", "is float or base64")
+    fields.refuse("dimensions", "vectors have as many numbers as the model gives: leave it out")
+    name = fields.text("model")
+    exchange.record.model = name
+    embedding = desk.gateway.embedding(
+        name, texts, routing_of(exchange.request.headers, fields), exchange.caller
+    )
+    vectors: list[array[float]] = []
+
+    async def embed() -> None:
+        async with embedding:
+            async for vector in embedding:
+                exchange.first()
+                vectors.append(vector)
+
+    await _while_connected(exchange.request, embed)
+    exchange.record.tokens_in, exchange.record.cost = embedding.tokens_in, embedding.cost
+    host = str(embedding.bill[-1].peer) if embedding.bill else ""
+    exchange.record.host = host
+    data = [
+        {"object": "embedding", "index": index, "embedding": _vector(vector, form)}
+        for index, vector in enumerate(vectors)
+    ]
+    usage = {
+        "prompt_tokens": embedding.tokens_in,
+        "total_tokens": embedding.tokens_in,
+        EXTENSION: {"host": host, "cost": usdc_number(embedding.cost)},
+    }
+    await exchange.respond(JSONResponse({"object": "list", "data": data, "model": name, "usage": usage}))
+
+
+def _vector(vector: array[float], form: str) -> list[float] | str:
+    """Numbers, or their bytes as float32, little-endian, in base64: what OpenAI's client asks for."""
+    if form == "float":
+        return list(vector)
+    return base64.b64encode(vector_bytes(vector)).decode()
+
+
+async def _while_connected(
+    request: Request, work: Callable[[], Awaitable[None]], *, is_over: Callable[[], bool] = lambda: False
+) -> None:
+    """Do the work, as long as the client is there. Raises ``ClientDisconnect`` where it leaves before.
+
+    ``is_over``: all is done but for what is being sent. Then the server says that the client has left,
+    whether it has, or got everything.
+    """
+    left = False
+    failed: FaultError | P2PNodeError | None = None
+
+    async def watch(scope: trio.CancelScope) -> None:
+        nonlocal left
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        if not is_over():
+            left = True
+            scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch, nursery.cancel_scope)
+        try:
+            await work()
+        except (FaultError, P2PNodeError) as error:  # raised below, outside of the nursery's group
+            failed = error
+        nursery.cancel_scope.cancel()
+    if left:
+        raise ClientDisconnect
+    if failed is not None:
+        raise failed
+
+
+# ---- what can be asked, and how it is here
+
+
+async def _models(desk: _Desk, exchange: _Exchange) -> None:
+    found = await desk.gateway.models()
+    data = [_model_object(each, exchange.stamp.created) for each in found]
+    await exchange.respond(JSONResponse({"object": "list", "data": data, "models": data}))
+
+
+async def _model(desk: _Desk, exchange: _Exchange) -> None:
+    name = desk.gateway.model_of(exchange.request.path_params["name"])
+    for each in await desk.gateway.models():
+        if each.name == name:
+            await exchange.respond(JSONResponse(_model_object(each, exchange.stamp.created)))
+            return
+    raise FaultError(
+        404, "model_not_found", f"no host of {name} was found: GET /v1/models lists what there is"
+    )
+
+
+def _model_object(model: ServedModel, created: int) -> dict[str, Any]:
+    """A model in the words of several programs: OpenAI's, vLLM's and Codex's."""
+    return {
+        "id": model.name,
+        "object": "model",
+        "type": "model",
+        "created": created,
+        "owned_by": "p2pnode",
+        "display_name": model.name,
+        "slug": model.name,
+        "context_length": model.n_ctx,
+        "context_window": model.n_ctx,
+        "max_model_len": model.n_ctx,
+        "hosts": model.hosts,
+        "capabilities": list(model.capabilities),
+        "pricing": {
+            "input": usdc_number(model.price_in),
+            "output": usdc_number(model.price_out),
+            "unit": "USDC per million tokens",
+        },
+    }
+
+
+async def _health(desk: _Desk, _request: Request) -> Response:
+    network = desk.gateway.client.node.network
+    told = {
+        "status": "ok",
+        "peers": len(network.connected_peers()),
+        "under_way": desk.gateway.under_way,
+        "keys_required": desk.ring.required,
+    }
+    return JSONResponse(told)
+
+
+async def _root(_request: Request) -> Response:
+    return JSONResponse({"name": "p2pnode gateway", "apis": ["/v1/chat/completions", "/v1/models"]})
+
+
+async def _mounted(app: ASGIApp, exchange: _Exchange) -> None:
+    exchange.record.status = 200
+    await app(exchange.request.scope, exchange.request.receive, exchange.send)
+
+
+def _post(path: str, door: _Door) -> Route:
+    return Route(path, door, methods=["POST"])
+
+
+async def _no_route(_request: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    words = {404: "there is no such address here", 405: "this address takes no such method"}
+    message = words.get(status, str(error))
+    return _fault_response(chat.error_object, Fault(status=status, code="not_found", message=message))

@@ -1,0 +1,156 @@
+"""Reading the JSON object of a request: each field by its kind, and an error that names it. Pure."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from p2pnode.gateway.faults import FaultError, bad_request
+
+_KINDS: Final = {
+    dict: "an object",
+    list: "a list",
+    str: "a string",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    type(None): "null",
+}
+_SHOWN: Final = 60
+
+
+def read_object(data: bytes) -> Fields:
+    """The object that a body holds. Raises ``FaultError``."""
+    try:
+        value = json.loads(data, parse_constant=_no_number)
+    except RecursionError as error:
+        raise bad_request("the body is nested too deeply") from error
+    except ValueError as error:
+        raise bad_request(f"the body is no JSON in UTF-8: {error}") from error
+    if not isinstance(value, dict):
+        raise bad_request(f"the body is {_KINDS.get(type(value), 'no object')}: send a JSON object")
+    return Fields(value)
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no JSON")
+
+
+class Fields:
+    """One object of a request. A field that is null counts as one that is not there."""
+
+    def __init__(self, value: Mapping[str, Any], path: str = "") -> None:
+        self.value, self.path = value, path
+
+    def __contains__(self, name: str) -> bool:
+        return self.value.get(name) is not None
+
+    def fault(self, name: str, message: str) -> FaultError:
+        """An error that blames the field ``name``."""
+        param = self.at(name)
+        return bad_request(f"{param}: {message}", param)
+
+    def at(self, name: str) -> str:
+        """The path of a field."""
+        return f"{self.path}.{name}" if self.path else name
+
+    def any(self, name: str) -> Any:
+        """Its value as it is; None where it is not there."""
+        return self.value.get(name)
+
+    def text(self, name: str, default: str = "") -> str:
+        """A string."""
+        value = self.value.get(name)
+        if value is None:
+            return default
+        if not isinstance(value, str):
+            raise self._wrong(name, value, str)
+        return value
+
+    def needed(self, name: str) -> str:
+        """A string that must be there, and have a letter at least."""
+        value = self.text(name)
+        if not value:
+            raise self.fault(name, "is missing")
+        return value
+
+    def flag(self, name: str, *, default: bool = False) -> bool:
+        """True or false."""
+        value = self.value.get(name)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise self._wrong(name, value, bool)
+        return value
+
+    def whole(self, name: str, default: int, low: int, high: int) -> int:
+        """A whole number from ``low`` to ``high``."""
+        value = self.value.get(name)
+        if value is None:
+            return default
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise self._wrong(name, value, int)
+        if not low <= value <= high:
+            raise self.fault(name, f"is from {low} to {high}")
+        return value
+
+    def number(self, name: str, default: float, low: float, high: float) -> float:
+        """A number from ``low`` to ``high``."""
+        value = self.value.get(name)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise self._wrong(name, value, float)
+        if not (math.isfinite(value) and low <= value <= high):
+            raise self.fault(name, f"is from {low:g} to {high:g}")
+        return float(value)
+
+    def record(self, name: str) -> Fields:
+        """An object; an empty one where it is not there."""
+        value = self.value.get(name)
+        if value is None:
+            value = {}
+        if not isinstance(value, dict):
+            raise self._wrong(name, value, dict)
+        return Fields(value, self.at(name))
+
+    def objects(self, name: str) -> Iterator[Fields]:
+        """The objects of a list."""
+        for index, value in enumerate(self.items(name)):
+            if not isinstance(value, dict):
+                raise self._wrong(f"{name}[{index}]", value, dict)
+            yield Fields(value, self.at(f"{name}[{index}]"))
+
+    def items(self, name: str) -> list[Any]:
+        """A list; an empty one where it is not there."""
+        value = self.value.get(name)
+        if value is None:
+            return []
+        if not isinstance(value, list):
+            raise self._wrong(name, value, list)
+        return value
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """A string or a list of strings."""
+        value = self.value.get(name)
+        if isinstance(value, str):
+            return (value,)
+        found = self.items(name)
+        for index, each in enumerate(found):
+            if not isinstance(each, str):
+                raise self._wrong(f"{name}[{index}]", each, str)
+        return tuple(found)
+
+    def refuse(self, name: str, why: str, *, unless: tuple[Any, ...] = ()) -> None:
+        """Raise where a field is there that is not known here; values of ``unless`` mean nothing."""
+        value = self.value.get(name)
+        if value is not None and value not in unless:
+            raise self.fault(name, why)
+
+    def _wrong(self, name: str, value: object, wanted: type) -> FaultError:
+        shown = json.dumps(value, default=str)[:_SHOWN]
+        return self.fault(name, f"is {_KINDS[wanted]}, not {shown}")

@@ -1,0 +1,154 @@
+"""The gateway on a socket: over which client, at which address, and where other programs find it.
+
+While it runs, ``<data-dir>/gateway.json`` says where: ``{"pid", "url", "keys_required"}``. It is written once
+the address is taken, removed at the end, and believed only while ``gateway.lock`` is held. A command such as
+``p2pnode ask`` that finds it there can ask through it instead of starting a network of its own: the turn
+model is the same, so it would send its messages to ``/v1/chat/completions`` with the key of the data dir.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import structlog
+import trio
+from starlette.types import ASGIApp
+
+from p2pnode.client.client import Client
+from p2pnode.client.question import resolve_model
+from p2pnode.errors import ConfigError
+from p2pnode.files import not_writable, off_the_loop, write_private
+from p2pnode.gateway.access import gateway_ring
+from p2pnode.gateway.app import AppOptions, Observer, make_app
+from p2pnode.gateway.gateway import Gateway
+from p2pnode.http_server import HttpBounds, HttpServer, parse_listen
+from p2pnode.limits import Limits
+from p2pnode.scopes import is_loopback
+from p2pnode.tasks import background_task
+
+LISTEN: Final = "127.0.0.1:8080"
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayOptions:
+    """What a user can set. ``aliases`` are written ``PATTERN=MODEL``; ``origins`` are those of web pages."""
+
+    listen: str = LISTEN
+    listen_option: str = "--listen"
+    """The flag that sets ``listen``."""
+    aliases: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    trust_host: bool = False
+    metrics: ASGIApp | None = None
+    observe: Observer | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningGateway:
+    """A gateway that runs."""
+
+    gateway: Gateway
+    server: HttpServer
+    url: str
+    """``http://127.0.0.1:8080``; programs want it with ``/v1``."""
+    keys_required: bool
+    key_file: Path
+
+
+def read_aliases(given: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Pairs of a pattern and a model. Raises ``ConfigError``."""
+    made = []
+    for each in given:
+        pattern, equals, model = each.rpartition("=")
+        if not (equals and pattern.strip() and model.strip()):
+            raise ConfigError(f"{each[:80]!r} is no PATTERN=MODEL, as 'claude-*=smollm2-135m-instruct'")
+        resolve_model(model.strip())
+        made.append((pattern.strip(), model.strip()))
+    return tuple(made)
+
+
+@asynccontextmanager
+async def serving_gateway(
+    client: Client, options: GatewayOptions, *, limits: Limits
+) -> AsyncIterator[RunningGateway]:
+    """The gateway over ``client``, which runs, until the block ends. Raises ``ConfigError``."""
+    host, port = parse_listen(options.listen)
+    aliases = read_aliases(options.aliases)
+    data = client.runtime.data
+    ring = await off_the_loop(partial(gateway_ring, data.gateway_key, host, pays=client.runtime.pays))
+    gateway = Gateway(client, aliases=aliases, trust_host=options.trust_host)
+    app_options = AppOptions(
+        origins=options.origins,
+        names=(host,),
+        open_host=not is_loopback(host),
+        metrics=options.metrics,
+        observe=options.observe,
+    )
+    app = make_app(gateway, ring, app_options, limits=limits)
+    with _locked(data.gateway_lock, data.root):
+        server = await HttpServer.bind(
+            host, port, what="the gateway", option=options.listen_option, bounds=_bounds(limits)
+        )
+        try:
+            ended = trio.Event()
+
+            async def run(*, task_status: trio.TaskStatus[str]) -> None:
+                try:
+                    await server.run(app, task_status=task_status)
+                finally:
+                    ended.set()
+
+            async with background_task(run):
+                told = {"pid": os.getpid(), "url": server.url, "keys_required": ring.required}
+                await off_the_loop(partial(write_private, data.gateway_json, json.dumps(told).encode()))
+                log.info("gateway.listening", url=server.url, keys_required=ring.required)
+                yield RunningGateway(
+                    gateway=gateway,
+                    server=server,
+                    url=server.url,
+                    keys_required=ring.required,
+                    key_file=data.gateway_key,
+                )
+                server.stop()  # requests under way may end, for a while
+                with trio.move_on_after(limits.drain_deadline_s + limits.close_deadline_s):
+                    await ended.wait()
+        finally:
+            server.close()
+            data.gateway_json.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(path: Path, root: Path) -> Iterator[None]:
+    """One gateway a data dir, whose place others can believe. Raises ``ConfigError``."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise not_writable(path, error) from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            msg = f"another gateway runs on {root}: stop it, or give this one a data dir of its own"
+            raise ConfigError(msg) from error
+        yield
+    finally:
+        os.close(handle)
+
+
+def _bounds(limits: Limits) -> HttpBounds:
+    return HttpBounds(
+        connections_max=limits.gateway_connections_max,
+        stall_s=limits.gateway_stall_s,
+        linger_s=limits.s5_linger_s,
+        drain_s=limits.drain_deadline_s,
+    )
