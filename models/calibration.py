@@ -35,6 +35,11 @@ class Timing:
         """Both."""
         return self.prefill_s + self.decode_s
 
+    @property
+    def tokens_per_s(self) -> float:
+        """How fast an answer was written."""
+        return ANSWER_TOKENS / self.decode_s
+
 
 def grid(cores: int) -> list[tuple[int, int]]:
     """The (threads, batch) to be tried on so many cores, the most promising first."""
@@ -83,7 +88,7 @@ def table(timings: Sequence[Timing]) -> list[str]:
     """The timings as lines for people, the fastest first."""
     taken, lines = chosen(timings), list[str]()
     for each in sorted(timings, key=lambda each: each.total_s):
-        reads, writes = PROMPT_TOKENS / each.prefill_s, ANSWER_TOKENS / each.decode_s
+        reads, writes = PROMPT_TOKENS / each.prefill_s, each.tokens_per_s
         mark = "*" if each == taken else " "
         lines.append(
             f"{mark} {each.threads} threads, batch {each.batch:2}: {reads:.0f} tokens/s read, "

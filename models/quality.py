@@ -21,6 +21,7 @@ from typing import Any, Final
 from p2pnode.errors import ConfigError
 from p2pnode.ids import ModelId
 from p2pnode.models.manifest import model_id_text, parse_model_id
+from p2pnode.words import count_of
 
 TASKS_MAX: Final = 32
 ITEMS_MAX: Final = 1_000_000
@@ -139,7 +140,7 @@ def share(result: TaskResult) -> str:
 
 def figure(quality: Quality) -> str:
     """What a record says on the whole: ``41% (35 to 48%) of 210 items``."""
-    return f"{share(quality.overall)} of {quality.overall.items} items"
+    return f"{share(quality.overall)} of {count_of(quality.overall.items, 'item')}"
 
 
 def qualities(text: str | None) -> list[Quality]:

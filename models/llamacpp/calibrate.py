@@ -27,7 +27,7 @@ from p2pnode.models.calibration import (
 )
 from p2pnode.models.engine import GenerateRequest, Prefill, Tokens
 from p2pnode.models.llamacpp.engine import LlamaCppConfig, LlamaCppEngine
-from p2pnode.models.local_models import LocalModel
+from p2pnode.models.local_models import LocalModel, installed
 from p2pnode.models.manifest import model_id_text
 from p2pnode.protocols.inference.messages import SamplingParams
 
@@ -66,6 +66,18 @@ async def timings_of(
 def read_choice(data_dir: Path, model: LocalModel) -> Timing | None:
     """What was remembered for this model here; None where nothing was."""
     return remembered(read_text_or_none(data_dir / FILE), _key(model))
+
+
+def weights_per_s(data_dir: Path, models_dir: Path) -> float | None:
+    """The most bytes of weights that were read in a second for the tokens of an answer, among the models that
+    were calibrated here; None for none. Blocks on the disk."""
+    text = read_text_or_none(data_dir / FILE)
+    if text is None:
+        return None
+    here = [each for each in installed(models_dir) if each.manifest.format == "gguf"]
+    timed = [(each, remembered(text, _key(each))) for each in here]
+    rates = [each.manifest.size_bytes * timing.tokens_per_s for each, timing in timed if timing is not None]
+    return max(rates, default=None)
 
 
 def keep_choice(data_dir: Path, model: LocalModel, timings: list[Timing]) -> Timing:

@@ -25,6 +25,7 @@ from p2pnode.cli.join import join
 from p2pnode.cli.models import models_app
 from p2pnode.cli.offers import offer, withdraw
 from p2pnode.cli.options import Commands
+from p2pnode.cli.recommendation import recommend
 from p2pnode.cli.sessions import sessions_app
 from p2pnode.cli.simulate import simulate_app
 from p2pnode.cli.stake import stake_app, unbond
@@ -65,7 +66,7 @@ for command in (join, ask, chat, embed, gateway, hosts, invite, status, stop, do
     app.command()(command)
 sessions_app.command()(evidence)
 app.command("unstake")(unbond)
-for on_models in (*COMMANDS, offer, withdraw, evaluate):
+for on_models in (*COMMANDS, offer, withdraw, evaluate, recommend):
     models_app.command()(on_models)
 app.add_typer(models_app, name="models")
 app.add_typer(chain_app, name="chain")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,7 +24,12 @@ from p2pnode.cli.options import (
     units_of,
 )
 from p2pnode.cli.output import Output, shorten
+from p2pnode.cli.quality import known_fields, known_quality, own_qualities, quality_text
 from p2pnode.words import count_of, one_line, span
+
+if TYPE_CHECKING:
+    from p2pnode.ids import ModelId
+    from p2pnode.node.datadir import DataDir
 
 
 def hosts(
@@ -54,6 +59,7 @@ def hosts(
     from p2pnode.cli.runner import run_async
     from p2pnode.client.ranking import Filters
     from p2pnode.errors import NoHostError
+    from p2pnode.node.datadir import DataDir
 
     configure(log_level)
     output = Output(as_json=as_json, data_dir=data_dir)
@@ -74,6 +80,9 @@ def hosts(
             shown = (*ranking.chosen, *(ranking.excluded if why else ()))
             sheets = await client.sheets(each.advert for each in shown)
         print_hosts(output, ranking, sheets, failures if why else {}, why=why)
+        if why:
+            data = DataDir(client.runtime.config.data_dir)
+            print_qualities(output, data, {each.offer.model for each in shown})
         if not ranking.chosen:
             asked = {
                 "--max-price-in": max_price_in,
@@ -155,6 +164,20 @@ def print_hosts(output: Output, ranking: Any, sheets: Any, failures: Any, *, why
         output.lines("not reached:")
     for peer, reason in failures.items():
         output.lines(f"  {shorten(peer)}  {one_line(reason)}")
+
+
+def print_qualities(output: Output, data: DataDir, models: Iterable[ModelId]) -> None:
+    """Print what is known of how well these models answer: it is the same at all hosts of a model."""
+    from p2pnode.models.catalogue import shown_name
+
+    own = own_qualities(data)
+    for model in sorted(models):
+        if (found := known_quality(own, model)) is None:
+            continue
+        output.event("quality", {**known_fields(found), "name": shown_name(model)})
+        if not output.as_json:
+            output.lines(f"{shown_name(model)}: right answers {quality_text(found)}")
+            output.lines("  no part of the score: all hosts of one id have the same weights")
 
 
 def _row(fields: dict[str, Any]) -> list[str]:

@@ -56,7 +56,8 @@ def list_models(
         qualities = {row["id"]: known_quality(own, parse_model_id(row["id"])) for row in rows}
         if as_json:
             for row in rows:
-                output.event("model", {**row, "quality": known_fields(qualities[row["id"]])})
+                known = qualities[row["id"]]
+                output.event("model", {**row, "quality": known_fields(known) if known else None})
             return
         for row in rows:
             facts = [f"{row['size_bytes'] / 1e6:.0f} MB", row["quantisation"], f"{row['n_ctx']} tokens"]

@@ -39,6 +39,7 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
                 typical answer is expected to take, FAB in its smallest unit; reputation is {low, high,
                 kept, broken, receipted, faults, unanswered, left_closed, failures_in_a_row, ttft_s,
                 tokens_per_s}; and with --why not_found{peer, reason}
+                and, for each model of which it is known, quality{name, model, …}: as models evaluate
     join        identity.making{data_dir, making} identity{peer_id, new}
                 chain{chain_id, name, account, ether_wei, session_wei} model.pulling{name}
                 model.progress{name, done, total} model{name, id} listening{multiaddrs}
@@ -60,6 +61,9 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
                 evaluate: item{task, index, right, answer, lost} evaluated{model, task_set, seed, tasks,
                 scores, overall, engine, build, kv_types, measured, asked, answered, lost, kept}: quality is
                 the same down to measured, and by: whose figure it is, empty for this machine's
+                recommend: machine{memory, cores, disk, gpu_memory, weights_per_s} and, for each model, the
+                most promising first, recommendation{name, id, fits, why, memory, tokens_per_s, would_fit,
+                here, size_bytes, quantisation, licence, tasks, quality}
                 calibrate: calibrated{name, threads, batch, prefill_s, decode_s}
                 offer: as join, model.offered{name, id, price_in, price_out, session_fee, memory,
                 gpu_memory, pinned, state}; withdraw: model.withdrawn{name, reason}

@@ -66,10 +66,8 @@ def quality_text(found: tuple[Quality, str]) -> str:
     return f"{figure(quality)}, {f'says {by}' if by else 'measured here'} on {quality.measured}"
 
 
-def known_fields(found: tuple[Quality, str] | None) -> dict[str, Any] | None:
-    """A known figure for scripts; None for none."""
-    if found is None:
-        return None
+def known_fields(found: tuple[Quality, str]) -> dict[str, Any]:
+    """A known figure for scripts."""
     quality, by = found
     return {**quality.to_mapping(), **quality_fields(quality), "by": by}
 

@@ -15,20 +15,12 @@ from typing import Final
 
 from p2pnode.ids import ModelId
 from p2pnode.models.context import gigabytes
+from p2pnode.models.recommendation import TOKENS_PER_S_LEAST, Machine, expected_memory
 from p2pnode.protocols.adverts.messages import Advert
 from p2pnode.words import count_of
 
 MODELS_MOST: Final = 4
 """An advert always holds so many."""
-TOKENS_PER_S_LEAST: Final = 3.0
-"""Nobody waits for an answer that is made more slowly."""
-_BYTES_PER_CORE_S: Final = 4e9
-_CORES_MOST: Final = 8
-"""To make a token, a processor reads all weights once: about so many bytes a second for each core, until
-memory can't follow."""
-_BESIDE: Final = 256 << 20
-_CONTEXT_SHARE: Final = 0.2
-"""What a model takes besides its weights, before its file is here and says it: so much, and this share."""
 _UNOFFERED: Final = 0.5
 _BASE: Final = 0.25
 
@@ -46,7 +38,7 @@ class Candidate:
     @property
     def memory(self) -> int:
         """About what it takes when it is loaded, in bytes."""
-        return int(self.size_bytes * (1 + _CONTEXT_SHARE)) + _BESIDE
+        return expected_memory(self.size_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,13 +82,6 @@ def demand_seen(adverts: Iterable[Advert]) -> dict[ModelId, Demand]:
     return found
 
 
-def expected_tokens_per_s(candidate: Candidate, cores: int) -> float:
-    """About how fast this machine makes tokens with it; infinite where a GPU does."""
-    if candidate.on_gpu:
-        return math.inf
-    return _BYTES_PER_CORE_S * min(cores, _CORES_MOST) / max(1, candidate.size_bytes)
-
-
 def worth(candidate: Candidate, demand: Demand) -> float:
     """How much serving it is worth: for how much is asked of each host, and for its size."""
     pressure = demand.requests / demand.slots if demand.slots else _UNOFFERED
@@ -107,26 +92,25 @@ def worth(candidate: Candidate, demand: Demand) -> float:
 def choose(
     candidates: Sequence[Candidate],
     demand: Mapping[ModelId, Demand],
+    machine: Machine,
     *,
-    memory: int,
-    cores: int,
     most: int = MODELS_MOST,
 ) -> tuple[Choice, ...]:
-    """What to serve within ``memory`` bytes, the worthiest first, then what is left out and why."""
+    """What to serve on ``machine``, within its memory, the worthiest first, then what is left out and why."""
 
     def order(candidate: Candidate) -> tuple[float, str]:
         return -worth(candidate, demand.get(candidate.model, Demand())), candidate.name
 
     chosen: list[Choice] = []
     others: list[Choice] = []
-    left = memory
+    left = memory = machine.memory
     for each in sorted(candidates, key=order):
-        speed = expected_tokens_per_s(each, cores)
+        speed = math.inf if each.on_gpu else machine.tokens_per_s(each.size_bytes)
         why = each.unusable
         if not why and each.memory > memory:
             why = f"takes about {gigabytes(each.memory)} of memory, and {gigabytes(memory)} can be had"
         elif not why and speed < TOKENS_PER_S_LEAST:
-            why = f"about {speed:.1f} tokens/s on {count_of(cores, 'core')}: too slow for anybody"
+            why = f"about {speed:.1f} tokens/s on {count_of(machine.cores, 'core')}: too slow for anybody"
         elif not why and len(chosen) >= most:
             why = f"an advert holds {most} models, and these are worth more"
         elif not why and each.memory > left:

@@ -5,7 +5,6 @@ What is chosen and why is ``auto_choice.py``'s; this asks the machine and the ne
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -13,13 +12,13 @@ import trio
 
 from p2pnode.config import ModelSettings, NodeConfig
 from p2pnode.errors import ConfigError, EngineError
-from p2pnode.host.auto_choice import TOKENS_PER_S_LEAST, Candidate, Choice, choose, demand_seen
+from p2pnode.host.auto_choice import Candidate, Choice, choose, demand_seen
 from p2pnode.host.model_pool import Report
 from p2pnode.models.catalogue import Catalogue
-from p2pnode.models.context import memory_at_hand
 from p2pnode.models.engine import Engine, GenerateRequest, Tokens
 from p2pnode.models.engines import EngineSpec, available_engines, engine_name_for, make_engine
 from p2pnode.models.pull.pull import pull
+from p2pnode.models.recommendation import TOKENS_PER_S_LEAST, machine_here
 from p2pnode.node.datadir import DataDir
 from p2pnode.payments.books import profile_of_config
 from p2pnode.payments.price_suggestion import median_price, suggest
@@ -35,14 +34,13 @@ def choose_models(config: NodeConfig, adverts: Sequence[Advert], report: Report)
 
     Raises ``ConfigError`` where nothing of the catalogue can be served here.
     """
-    cores = len(os.sched_getaffinity(0))
-    memory = config.memory or memory_at_hand()
-    plan = choose(_candidates(), demand_seen(adverts), memory=memory, cores=cores)
+    machine = machine_here(config.data_dir, DataDir(config.data_dir).models, memory=config.memory)
+    plan = choose(_candidates(), demand_seen(adverts), machine)
     report(
         "auto.plan",
         {
-            "memory": memory,
-            "cores": cores,
+            "memory": machine.memory,
+            "cores": machine.cores,
             "hosts_seen": len(adverts),
             "models": [{"name": c.candidate.name, "serve": c.serve, "why": c.why} for c in plan],
         },

@@ -9,7 +9,7 @@ import pytest
 
 from p2pnode.models.catalogue import DEFAULT_MODEL
 from p2pnode.models.evaluation.task_set import task_set
-from tests.cli.support import Ran, run, start
+from tests.cli.support import Program, Ran, run, start
 
 ITEMS = 2 * len(task_set().tasks)
 
@@ -84,3 +84,33 @@ def test_ctrl_c_keeps_the_figures_of_what_was_done(tmp_path: Path) -> None:
     assert row["quality"]["by"] == ""
     listed = run("models", "list", "--data-dir", data_dir).out
     assert f"of {told['answered']} items, measured here" in listed
+
+
+def test_models_are_recommended_with_reasons_licence_and_what_is_known_of_them(data_dir: Path) -> None:
+    fits = run("models", "recommend", "--data-dir", data_dir, "--json")
+    assert fits.code == 0
+    (machine,) = fits.named("machine")
+    (found,) = fits.named("recommendation")
+    assert machine["cores"] >= 1
+    assert (found["name"], found["fits"], found["licence"]) == (DEFAULT_MODEL, True, "Apache-2.0")
+    assert found["quality"] is None
+    assert not data_dir.exists()
+    told = run("models", "recommend", "--data-dir", data_dir, "--memory", "1MB")
+    (row,) = told.out.splitlines()[1:]
+    assert "takes 0.4 GB of memory, 0.4 GB more than there is" in row
+    assert "not measured" in row
+    assert run("models", "recommend", "--memory", "much", "--data-dir", data_dir).code == 2
+
+
+def test_hosts_why_shows_what_is_known_of_a_models_answers_and_that_it_ranks_no_host(
+    data_dir: Path, host: Program
+) -> None:
+    flags = ["--model", "scripted", "--no-mdns", "--data-dir", data_dir, "--bootstrap", host.multiaddr]
+    assert "right answers" not in run("hosts", "--why", *flags).out
+    evaluated = evaluate(data_dir, "--tasks", "strings", "--limit", 1, "--json").named("evaluated")[0]
+    assert "right answers" not in run("hosts", *flags).out
+    told = run("hosts", "--why", *flags).out
+    assert "scripted: right answers 0% (0 to 79%) of 1 item, measured here on" in told
+    assert "no part of the score: all hosts of one id have the same weights" in told
+    (known,) = run("hosts", "--why", "--json", *flags).named("quality")
+    assert (known["model"], known["overall"], known["by"]) == (evaluated["model"], evaluated["overall"], "")

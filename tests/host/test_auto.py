@@ -16,12 +16,17 @@ from p2pnode.errors import ConfigError
 from p2pnode.host import auto_join
 from p2pnode.host.auto_choice import MODELS_MOST, Candidate, Demand, choose, demand_seen
 from p2pnode.ids import ModelId
+from p2pnode.models.recommendation import Machine
 from p2pnode.models.scripted import ScriptedConfig, ScriptedEngine
 from p2pnode.protocols.adverts.messages import Load, Offer
 from tests.client.support import MODEL, advert
 
 GB = 10**9
 OTHER = ModelId(b"\5" * 32)
+
+
+def machine(memory: int = 16 * GB, cores: int = 4, **more: Any) -> Machine:
+    return Machine(memory=memory, cores=cores, disk=100 * GB, **more)
 
 
 def candidate(name: str, size: int, **more: Any) -> Candidate:
@@ -32,15 +37,15 @@ SMALL, MIDDLE, LARGE = candidate("small", GB // 10), candidate("middle", 2 * GB)
 
 
 def test_what_does_not_fit_or_is_too_slow_is_left_out_with_the_reason() -> None:
-    plan = choose([SMALL, MIDDLE, LARGE], {}, memory=16 * GB, cores=4)
+    plan = choose([SMALL, MIDDLE, LARGE], {}, machine())
     assert [(each.candidate.name, each.serve) for each in plan] == [
         ("middle", True), ("small", True), ("large", False),
     ]  # fmt: skip
     assert plan[2].why == "takes about 48.3 GB of memory, and 16.0 GB can be had"
-    plan = choose([MIDDLE], {}, memory=16 * GB, cores=1)
+    plan = choose([MIDDLE], {}, machine(cores=1))
     assert plan[0].why == "about 2.0 tokens/s on 1 core: too slow for anybody"
-    assert choose([replace(MIDDLE, on_gpu=True)], {}, memory=16 * GB, cores=1)[0].serve
-    assert choose([replace(SMALL, unusable="no CUDA")], {}, memory=16 * GB, cores=4)[0].why == "no CUDA"
+    assert choose([replace(MIDDLE, on_gpu=True)], {}, machine(cores=1))[0].serve
+    assert choose([replace(SMALL, unusable="no CUDA")], {}, machine())[0].why == "no CUDA"
 
 
 def test_what_is_asked_for_goes_before_what_many_offer_already() -> None:
@@ -49,7 +54,7 @@ def test_what_is_asked_for_goes_before_what_many_offer_already() -> None:
         SMALL.model: Demand(hosts=9, slots=36, requests=1),
         OTHER: Demand(hosts=2, slots=8, requests=20),
     }
-    plan = choose([SMALL, other], demand, memory=450_000_000, cores=4)
+    plan = choose([SMALL, other], demand, machine(450_000_000))
     assert [(each.candidate.name, each.serve) for each in plan] == [("other", True), ("small", False)]
     assert plan[0].why.endswith("2 hosts offer it, 20 requests for 8 slots")
 
@@ -77,7 +82,7 @@ def test_whatever_is_chosen_fits_and_everything_has_a_reason(
 ) -> None:
     candidates = [candidate(f"m{number}", size) for number, size in enumerate(sizes)]
     demand = {each.model: Demand(hosts=hosts, slots=4 * hosts, requests=requests) for each in candidates[::2]}
-    plan = choose(candidates, demand, memory=memory, cores=cores)
+    plan = choose(candidates, demand, machine(memory, cores))
     assert sorted(each.candidate.name for each in plan) == sorted(each.name for each in candidates)
     chosen = [each.candidate for each in plan if each.serve]
     assert sum(each.memory for each in chosen) <= memory

@@ -1,0 +1,189 @@
+"""``p2pnode models recommend``: which models fit this machine, which almost do, and why."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from p2pnode.cli.options import DataDirOption, JsonOption, LogOption, blaming, configure, data_of
+from p2pnode.cli.output import Output
+from p2pnode.cli.quality import known_fields, known_quality, own_qualities, quality_text
+
+if TYPE_CHECKING:
+    from p2pnode.ids import ModelId
+    from p2pnode.models.catalogue import CatalogueEntry
+    from p2pnode.models.local_models import LocalModel
+    from p2pnode.models.quality import Quality
+    from p2pnode.models.recommendation import Machine, Option, Recommendation
+    from p2pnode.node.datadir import DataDir
+
+
+def recommend(
+    task_hint: Annotated[
+        str | None,
+        typer.Option(help="What it is for, as chat or code: models that are said to suit it go first."),
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="What a model may take, as 8GB; without it what is free now.")
+    ] = None,
+    n_ctx: Annotated[int, typer.Option(min=1, help="Tokens of the conversations that shall fit.")] = 4096,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+    log_level: LogOption = "error",
+) -> None:
+    """Say which models of the catalogue fit this machine, how fast they would be, and what others lack."""
+    from p2pnode.cli.runner import run_async
+
+    configure(log_level)
+    output = Output(as_json=as_json, data_dir=data_dir)
+
+    async def run() -> None:
+        import trio
+
+        from p2pnode.config import size_bytes
+        from p2pnode.models.engines import available_engines
+        from p2pnode.models.recommendation import machine_here, recommend
+
+        with blaming("--memory"):
+            most = size_bytes(memory) if memory is not None else 0
+        data = data_of(data_dir)
+        engines = available_engines()
+        gpu_memory = await _gpu_memory() if not engines["exllama"] else 0
+
+        def look() -> tuple[Machine, list[Option]]:
+            machine = machine_here(data.root, data.models, memory=most, gpu_memory=gpu_memory)
+            return machine, options_here(data, {str(name): why for name, why in engines.items()})
+
+        machine, options = await trio.to_thread.run_sync(look)
+        _print(output, machine, recommend(options, machine, n_ctx=n_ctx, task=task_hint or ""))
+
+    run_async(run, on_error=output.failed)
+
+
+async def _gpu_memory() -> int:
+    """The bytes that are free on the GPUs; 0 where they don't say it."""
+    from p2pnode.errors import ConfigError
+    from p2pnode.models.exllama.devices import gpus
+
+    try:
+        return sum(each.free for each in await gpus())
+    except ConfigError:
+        return 0
+
+
+def options_here(data: DataDir, engines: dict[str, str]) -> list[Option]:
+    """All models that can be named, with what is known of them here. Blocks on the disk.
+
+    ``engines``: why each engine can't be used here, "" for one that can.
+    """
+    from p2pnode.models.catalogue import Catalogue, CatalogueEntry
+    from p2pnode.models.local_models import installed
+
+    here: dict[ModelId | None, LocalModel] = {each.model_id: each for each in installed(data.models)}
+    entries = [each for each in Catalogue.load() if each.manifest is not None]
+    known = {each.model_id for each in entries}
+    entries += [
+        CatalogueEntry(name=model.name, manifest=model.manifest)
+        for model in here.values()
+        if model.model_id not in known
+    ]
+    own = own_qualities(data)
+    return [
+        _option(data, each, here.get(each.model_id), engines, known_quality(own, each.model_id))
+        for each in entries
+    ]
+
+
+def _option(
+    data: DataDir,
+    entry: CatalogueEntry,
+    local: LocalModel | None,
+    engines: dict[str, str],
+    found: tuple[Quality, str] | None,
+) -> Option:
+    from p2pnode.models.llamacpp.calibrate import read_choice
+    from p2pnode.models.recommendation import Option
+
+    manifest, model = entry.manifest, entry.model_id
+    assert manifest is not None  # noqa: S101 - see options_here
+    assert model is not None  # noqa: S101 - it is its manifest's hash
+    on_gpu = manifest.format != "gguf"
+    timing = read_choice(data.root, local) if local is not None and not on_gpu else None
+    return Option(
+        name=entry.name,
+        model=model,
+        size_bytes=manifest.size_bytes,
+        quantisation=manifest.quantisation,
+        licence=entry.licence,
+        n_ctx=manifest.n_ctx,
+        on_gpu=on_gpu,
+        unusable=engines["exllama" if on_gpu else "llamacpp"],
+        is_here=local is not None,
+        need=_need(local) if local is not None and not on_gpu else None,
+        tokens_per_s=timing.tokens_per_s if timing is not None else None,
+        quality=found[0] if found is not None else None,
+        quality_by=found[1] if found is not None else "",
+    )
+
+
+def _need(local: LocalModel) -> Any:
+    """What a model that is here takes; None where its file doesn't say."""
+    from p2pnode.errors import ConfigError
+    from p2pnode.models.context import memory_of
+    from p2pnode.models.gguf import read_header
+
+    try:
+        return memory_of(read_header(local.weights_path), local.manifest.size_bytes)
+    except ConfigError:
+        return None
+
+
+def _print(output: Output, machine: Machine, found: tuple[Recommendation, ...]) -> None:
+    from dataclasses import asdict
+
+    if output.as_json:
+        output.event("machine", asdict(machine))
+        for each in found:
+            output.event("recommendation", _fields(each))
+        return
+    output.note(f"here: {machine.words}")
+    rows = []
+    for each in found:
+        option = each.option
+        known = (option.quality, option.quality_by) if option.quality is not None else None
+        rows.append([
+            option.name,
+            "yes" if each.fits else f"in {each.would_fit}" if each.would_fit else "no",
+            f"{option.size_bytes / 1e9:.1f} GB {option.quantisation}",
+            option.licence or "unknown licence",
+            quality_text(known) if known is not None else "not measured",
+            each.why,
+        ])  # fmt: skip
+    output.table(("model", "fits", "files", "licence", "right answers", "why"), rows, folds="why")
+    best = next((each.option for each in found if each.fits and not each.option.is_here), None)
+    if best is not None:
+        output.note(f"{output.command(f'models pull {best.name}')} fetches the first that isn't here")
+
+
+def _fields(each: Recommendation) -> dict[str, Any]:
+    from p2pnode.models.manifest import model_id_text
+
+    option = each.option
+    known = (option.quality, option.quality_by) if option.quality is not None else None
+    return {
+        "name": option.name,
+        "id": model_id_text(option.model),
+        "fits": each.fits,
+        "why": each.why,
+        "memory": each.memory,
+        "tokens_per_s": round(each.tokens_per_s, 1) if math.isfinite(each.tokens_per_s) else None,
+        "would_fit": each.would_fit,
+        "here": option.is_here,
+        "size_bytes": option.size_bytes,
+        "quantisation": option.quantisation,
+        "licence": option.licence,
+        "tasks": list(option.tasks),
+        "quality": known_fields(known) if known is not None else None,
+    }
