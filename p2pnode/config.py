@@ -100,6 +100,7 @@ class NodeConfig:
     ``share_models`` gives the files of served models to peers that pull them.
     ``s5_listen`` (host:port) serves S5's HTTP API, to programs and, with ``s5_accounts``, to whoever
     registers an account; ``s5_origins`` are the web pages that may use it (``https://app.example``).
+    ``metrics`` (host:port) is where Prometheus reads this node's figures.
     ``upstream`` is the address of an OpenAI-compatible server on which a host serves, by the name that it
     has there (``upstream_model``, "" for its first); ``upstream_tokenizer`` names a model with the same
     tokenizer, and ``upstream_key_file`` a file with the server's key.
@@ -143,6 +144,7 @@ class NodeConfig:
     s5_accounts: bool = False
     s5_origins: tuple[str, ...] = ()
     s5_url: str = ""
+    metrics: str = ""
     upstream: str = ""
     upstream_model: str = ""
     upstream_tokenizer: str = ""

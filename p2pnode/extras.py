@@ -13,7 +13,7 @@ from typing import Final, Literal, TypeAlias
 
 from p2pnode.errors import LocalError
 
-Extra: TypeAlias = Literal["pay", "host", "s5", "gateway", "dev-chain", "sim", "cluster"]
+Extra: TypeAlias = Literal["pay", "host", "s5", "gateway", "metrics", "dev-chain", "sim", "cluster"]
 _PAY: Final = ("eth_abi", "eth_account", "eth_keyfile", "keyring", "tokenizers", "web3")
 _SIM: Final = ("joblib", "pandas", "pyarrow", "tomli_w")
 MODULES: Final[Mapping[Extra, tuple[str, ...]]] = {
@@ -21,6 +21,7 @@ MODULES: Final[Mapping[Extra, tuple[str, ...]]] = {
     "host": (*_PAY, "h11", "xllamacpp"),
     "s5": ("hypercorn", "python_multipart", "starlette"),
     "gateway": ("hypercorn", "starlette"),
+    "metrics": ("hypercorn", "prometheus_client"),
     "dev-chain": (*_PAY, "eth", "eth_keys", "eth_tester", "hypercorn"),
     "sim": _SIM,
     "cluster": (*_SIM, "dask", "distributed"),

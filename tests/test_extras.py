@@ -33,8 +33,8 @@ def test_the_modules_of_each_extra_are_those_that_it_installs() -> None:
 
 
 def test_all_is_every_extra_that_is_asked_for() -> None:
-    assert OPTIONAL["all"] == ["p2pnode[host,pay,s5,gateway,dev-chain,sim,cluster]"]
-    assert set(MODULES) == {"host", "pay", "s5", "gateway", "dev-chain", "sim", "cluster"}
+    assert OPTIONAL["all"] == ["p2pnode[host,pay,s5,gateway,metrics,dev-chain,sim,cluster]"]
+    assert set(MODULES) == {"host", "pay", "s5", "gateway", "metrics", "dev-chain", "sim", "cluster"}
 
 
 def test_what_is_installed_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,6 +71,10 @@ OFFENCES = {
         ("p2pnode/cli/funds.py", "def late():\n    import web3"),
         ("p2pnode/payments/spending.py", "import eth_tester"),
     ],
+    "prometheus": [
+        ("p2pnode/host/metrics.py", "import prometheus_client"),
+        ("p2pnode/client/answer.py", "def late():\n    import prometheus_client"),
+    ],
     "client-decisions": [
         ("p2pnode/client/failover.py", "import trio"),
         ("p2pnode/client/ranking.py", "import p2pnode.net.network"),

@@ -199,6 +199,12 @@ S5OriginOption: TypeAlias = Annotated[
         "they may store for you. May be repeated."
     ),
 ]
+MetricsOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="Serve this node's figures to Prometheus at this address, as 127.0.0.1:9464; port 0 takes any."
+    ),
+]
 MovedOption: TypeAlias = Annotated[
     bool, typer.Option("--moved", help="Accept that the data dir was moved to a new place.")
 ]
@@ -246,6 +252,7 @@ def join(
     s5_listen: S5ListenOption = None,
     s5_accounts: S5AccountsOption = None,
     s5_origin: S5OriginOption = None,
+    metrics: MetricsOption = None,
     mdns: MdnsOption = None,
     moved: MovedOption = False,
     ready_file: ReadyOption = None,
@@ -304,6 +311,7 @@ def join(
             s5_listen=s5_listen,
             s5_accounts=s5_accounts,
             s5_origins=s5_origin,
+            metrics=metrics,
             mdns=mdns,
         )
 
@@ -312,6 +320,11 @@ def join(
         _need_packages(config)
         _check(listen or (), bootstrap or (), named or (), upstream, ready_file)
         _check_announced(config.announce, "--announce" if announce else "config.toml, announce")
+        if metrics is not None:
+            from p2pnode.http_server import parse_listen
+
+            with blaming("--metrics"):
+                parse_listen(metrics)
         _check_s5(s5_listen, s5_origin or (), config.s5_listen, accounts=bool(s5_accounts))
 
     async def serve(config: NodeConfig) -> None:
@@ -478,6 +491,8 @@ def _need_packages(config: NodeConfig) -> None:
     role: Extra = "host" if any(name != SCRIPTED for name in models) else "pay"
     if config.s5_listen:
         need("`p2pnode join` with an S5 API", role, "s5")
+    if config.metrics:
+        need("`p2pnode join --metrics`", role, "metrics")
     need("`p2pnode join`", role)
 
 
@@ -720,8 +735,8 @@ class JoinReporter:
                 return f"paid on    {where}\n{_gas(fields)}"
             case "listening":
                 return "\n".join(f"listening  {address}" for address in fields["multiaddrs"])
-            case "s5":
-                return f"s5 api     {fields['url']}"
+            case "s5" | "metrics":
+                return f"{'s5 api' if name == 's5' else name:<10} {fields['url']}"
             case "addresses":
                 listening = [f"listening  {address}" for address in fields["multiaddrs"]]
                 return "\n".join(["addresses changed:", *listening, *_reach_lines(fields)])

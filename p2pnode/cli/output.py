@@ -52,7 +52,7 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
                 auto.serves{name, tokens_per_s, price_in, price_out, why}
                 ready{peer_id, multiaddrs, invite, reach, store_for, models}
                 addresses{multiaddrs, invite, reach}: they changed; reach is {code, detail, remedy}
-                s5{url} stopping{} stopped{} background{pid, log}
+                s5{url} metrics{url} stopping{} stopped{} background{pid, log}
                 with --suggest-price suggestion{asked, price_in, price_out, gas_cost, session_fee}
                 answered{peer, tokens_in, tokens_out, reason, cost} settled{session, amount}
     models      model{name, id, size_bytes, quantisation, n_ctx, licence, path, quality}

@@ -13,13 +13,15 @@ import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from dataclasses import asdict
 from types import TracebackType
 from typing import Protocol, Self, TypeAlias
 
+import structlog
 import trio
 import trio.lowlevel
 
-from p2pnode.client.bill import BillItem, Usage
+from p2pnode.client.bill import AnswerRecord, BillItem, Usage
 from p2pnode.client.failover import (
     Attempt,
     AttemptEnd,
@@ -30,6 +32,7 @@ from p2pnode.client.failover import (
     SessionState,
     cut_short,
     least_pace,
+    reason_of,
     turn_error,
 )
 from p2pnode.client.hosts import HostSearch, Searches
@@ -39,7 +42,7 @@ from p2pnode.client.ranking import Candidate, TurnBound, is_priced
 from p2pnode.client.runtime import Runtime
 from p2pnode.client.session import Session, SessionTurn
 from p2pnode.client.text_check import TextCheck
-from p2pnode.errors import HostFault, P2PNodeError, RefusedError, RemoteError
+from p2pnode.errors import HostFault, NoHostError, P2PNodeError, RefusedError, RemoteError
 from p2pnode.ids import PeerId, SessionId
 from p2pnode.models.answer import Said
 from p2pnode.models.catalogue import shown_name
@@ -58,6 +61,7 @@ from p2pnode.protocols.inference.commands import (
 from p2pnode.protocols.inference.messages import FinishReason, PromptBody, TokenLogprob, Tokens, ToolCall
 from p2pnode.protocols.inference.prompt_rules import call_id
 
+log = structlog.get_logger()
 Shorten: TypeAlias = Callable[[PromptBody], PromptBody | None]
 """Gives a prompt without its oldest messages; None where none may be left out."""
 
@@ -204,7 +208,7 @@ class Answer:
         """Whether a host that the user trusts was asked."""
         self.left_out = 0
         """How many of the oldest messages were left out of the prompt."""
-        self._asked_at = 0.0
+        self._asked_at: float | None = None
         self._first_at: float | None = None
         self._done = False
         self.host: PeerId | None = None
@@ -464,7 +468,8 @@ class Answer:
     async def _next_turn(self) -> SessionTurn:
         """Ask the next host, or the same one again, for the rest."""
         if self._search is None:
-            self._asked_at = self._asked_at or trio.current_time()
+            if self._asked_at is None:
+                self._asked_at = trio.current_time()
             self._search = await self._open_search()
             self._ids_end = await self._fetch_ids_end()
             if self._fetch_vocabulary is not None:
@@ -707,7 +712,7 @@ class Answer:
         if failover.cancelled:
             return
         now = trio.current_time()
-        asked = self._asked_at if self._search is not None else now
+        asked = now if self._asked_at is None else self._asked_at
         first = self._first_at if self._first_at is not None else now
         self.usage = failover.bill.usage(
             reason=reason,
@@ -718,19 +723,40 @@ class Answer:
         )
 
     def _stop(self, error: P2PNodeError) -> None:
-        self._end(None)
+        self._end(None, outcome="no_host" if isinstance(error, NoHostError) else reason_of(error, lost=True))
         if self.ids:
             self._runtime.tell("answer.cut", {"held": len(self.ids), "reason": str(error)})
             if not self._failover.is_disputed:
                 error = cut_short(error, len(self.ids))
         raise error
 
-    def _end(self, finish: FinishReason | None) -> None:
+    def _end(self, finish: FinishReason | None, *, outcome: str = "") -> None:
+        ended = "cancelled" if self._failover.cancelled else finish
         if self._watcher is not None and not self._done:
-            self._watcher.ended(self, "cancelled" if self._failover.cancelled else finish)
+            self._watcher.ended(self, ended)
+        if self._asked_at is not None and not self._done:
+            self._record(ended or outcome, self._asked_at)
         self._done = True
         if self._standby is not None:
             self._standby.cancel()
+
+    def _record(self, outcome: str, asked_at: float) -> None:
+        """One line for the log with all that is known of it, and the same for whoever measures."""
+        items, now, first = self.bill, trio.current_time(), self._first_at
+        record = AnswerRecord(
+            model=shown_name(self._candidate.offer.model) if self._candidate is not None else "none",
+            outcome=outcome,
+            host=self.host,
+            attempts=len(items),
+            tokens_in=sum(each.tokens_in for each in items),
+            reused=sum(each.reused for each in items),
+            tokens_out=sum(each.tokens_out for each in items),
+            cost=sum(each.cost for each in items),
+            ttft_s=None if first is None else round(first - asked_at, 3),
+            total_s=round(now - asked_at, 3),
+        )
+        log.info("answer.ended", **asdict(record))
+        self._runtime.observe(record)
 
 
 class _Events:

@@ -60,6 +60,27 @@ class Usage:
         return max(0, self.n_ctx - self.context_used)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerRecord:
+    """One answer that is over, for the log and for metrics: nothing of what was said.
+
+    ``outcome`` is how it ended (``stop``, ``length``, ``tool_calls``, ``cancelled``), or the code of the
+    error. ``attempts`` is to how many sessions it went, ``cost`` in token units; ``ttft_s`` is None where no
+    token came.
+    """
+
+    model: str
+    outcome: str
+    host: PeerId | None
+    attempts: int
+    tokens_in: int
+    reused: int
+    tokens_out: int
+    cost: int
+    ttft_s: float | None
+    total_s: float
+
+
 class Bill:
     """Items in the order of use; attempts in one session that follow one another are one item."""
 

@@ -90,6 +90,11 @@ class SessionPool:
         for session in self._sessions:
             await session.wait_over()
 
+    @property
+    def open_sessions(self) -> int:
+        """How many sessions with hosts are open now."""
+        return sum(not session.over for session in self._sessions)
+
     def has(self, peer: PeerId, model: ModelId) -> bool:
         """Whether there is a session with this host, a dormant one included."""
         return bool(self._of(peer, model))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from p2pnode.client.bill import AnswerRecord
 from p2pnode.client.ranking import why_not_free
 from p2pnode.config import NodeConfig
 from p2pnode.ids import SessionId
@@ -57,6 +58,8 @@ class Runtime:
         """Tells this client from others of the same wallet."""
         self.on_event = on_event
         """The listener of this client's events."""
+        self.observe: Callable[[AnswerRecord], None] = lambda _record: None
+        """Is told of each answer at its end."""
         self.local: tuple[str, ...] = ()
         """Multiaddrs of the node that runs on this data dir, the nearest first."""
         self.holder = secrets.token_bytes(16)

@@ -15,6 +15,7 @@ import structlog
 import trio
 
 from p2pnode.errors import EngineError, EngineLostError, ProtocolError, WireCode
+from p2pnode.host.turn_times import TurnTimes
 from p2pnode.host.unpaid_work import CompileTurns
 from p2pnode.limits import Limits
 from p2pnode.models.answer import (
@@ -147,6 +148,8 @@ class Requester:
     cache_key: bytes
     origin: Origin
     compiling: CompileTurns
+    times: TurnTimes
+    """Of the turn."""
 
 
 async def answer(
@@ -277,11 +280,12 @@ async def _generate(
     async with engine.generate(request) as events:
         async for event in events:
             match event:
-                case Started():
-                    pass  # what it found in its cache changes no quote
+                case Started():  # what it found in its cache changes no quote
+                    requester.times.started(trio.current_time())
                 case Prefill(processed=processed, total=total):
                     await report(GenProgress(order.run, processed, total))
                 case Tokens():
+                    requester.times.made(len(event.ids), trio.current_time())
                     await flow.add(event)
                     if pieces.is_over:  # one call was asked for: what would follow is nobody's
                         await flow.finish("stop")
@@ -307,6 +311,7 @@ async def _embed(
                 case Prefill(processed=processed):
                     await report(GenProgress(order.run, before + processed, total))
                 case Embedding(numbers=numbers):
+                    requester.times.made(1, trio.current_time())
                     await report(GenVector(order.run, vector_bytes(numbers)))
     await report(GenDone(order.run, "stop"))
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import structlog
 import trio
 
 from p2pnode.bounded import BoundedMap
-from p2pnode.errors import EngineError, P2PNodeError, StorageError, first_error
+from p2pnode.errors import WIRE_CODES, EngineError, P2PNodeError, StorageError, first_error
 from p2pnode.host.admission import Admission, origin_of_payer
 from p2pnode.host.count import serve_counts
 from p2pnode.host.model_pool import HoldModel, HostedModel, ModelPool, PoolLimits, Report
@@ -26,10 +26,11 @@ from p2pnode.host.resumable import ResumableSessions
 from p2pnode.host.served_session import ServedSession
 from p2pnode.host.session_work import SessionWork
 from p2pnode.host.sheet import Grants, Served, capabilities_of, profile_of, sheet_of
-from p2pnode.host.totals import Totals
+from p2pnode.host.totals import HostStatistics, ModelStatistics, Refusal, Refusals, Totals
+from p2pnode.host.turn_times import TurnTimes
 from p2pnode.host.unpaid_work import CompileTurns, UnpaidWork
 from p2pnode.ids import ModelId, PeerId, SessionId
-from p2pnode.models.engine import ANYBODY, EngineInfo
+from p2pnode.models.engine import ANYBODY, EngineInfo, EngineStats
 from p2pnode.money import price_text
 from p2pnode.net.admission import Standing
 from p2pnode.net.stream import Stream
@@ -82,8 +83,22 @@ _LOAD_INTERVAL_S = 10.0
 _MEASUREMENTS_MAX = 3
 _RENEW_AGAIN_S = 3600.0
 _PAYERS_MAX = 1024
+T = TypeVar("T")
 Renew: TypeAlias = Callable[[], Awaitable[HostIdentity]]
 """Gives the identity with a binding that holds for weeks. Raises ``LocalError``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedTurn:
+    """One turn that is over. ``cost`` is what it raised the session's bill by, in token units."""
+
+    model: str
+    tokens_in: int
+    tokens_out: int
+    reason: str
+    cost: int
+    paid: bool
+    times: TurnTimes
 
 
 class Host:
@@ -154,6 +169,9 @@ class Host:
         self._measurements: Counter[ModelId] = Counter()
         """How often an engine's arithmetic was asked for."""
         self.totals = Totals()
+        self.refusals = Refusals()
+        self.observe: Callable[[ServedTurn], None] = lambda _turn: None
+        """Is told of each turn at its end."""
 
     @property
     def sessions(self) -> int:
@@ -312,6 +330,36 @@ class Host:
             with trio.move_on_after(self._node.limits.close_deadline_s, shield=True):
                 await self._pool.aclose()
 
+    def statistics(self) -> HostStatistics:
+        """What this host does now, and did since it started. Raises ``StorageError`` where the journal can't
+        be read."""
+        loads = self._pool.stats()
+        models = []
+        for each in self._pool.models:
+            info, load = self._pool.info(each.model), loads.get(each.model, EngineStats())
+            models.append(
+                ModelStatistics(
+                    name=each.name,
+                    state=self._pool.state(each.model),
+                    slots=info.slots if info is not None else 0,
+                    active=load.active,
+                    queued=load.queued,
+                    restarts=load.restarts,
+                    tokens_out=load.tokens_out,
+                    tokens_per_s=load.tokens_per_s,
+                )
+            )
+        return HostStatistics(
+            models=tuple(models),
+            streams=len(self._admission.places),
+            sessions_left=self._resumable.left,
+            memory=self._pool.room,
+            memory_free=self._pool.free,
+            served=replace(self.totals),
+            refused=dict(self.refusals.counts),
+            money=self.escrow.statistics() if self.escrow is not None else None,
+        )
+
     # ---- advertising
 
     def _note_change(self) -> None:
@@ -418,12 +466,12 @@ class Host:
         machine = HostSession(
             peer=stream.peer,
             stream=0,
-            admit=lambda message: self._admit(session, message),
+            admit=lambda message: self._noted(self._admit(session, message)),
             sign=self._identity.key.sign,
             epoch=self._epoch,
             draw=node.draw,
             terms=self._terms(0),
-            resume=lambda message: self._find(session, message),
+            resume=lambda message: self._noted(self._find(session, message)),
         )
         session = ServedSession(
             machine,
@@ -431,7 +479,7 @@ class Host:
             limits=node.limits,
             work_of=lambda opened: self._work_of(session, opened),
             on_opened=lambda opened: self._opened(session, opened),
-            on_turn=lambda turn: self._served(session, turn),
+            on_turn=lambda turn, times: self._served(session, turn, times),
             on_relay=lambda order: self._relay(session, order),
             on_leaving=lambda order: self._leave(session, order),
             on_claim=lambda value: self._claimed(session, value),
@@ -520,6 +568,12 @@ class Host:
         n_ctx, turns_max = (1, 1) if info is None else (info.n_ctx, self._turns_max(info))
         granted = self._terms(n_ctx, payment, who if info is not None else None, keep_s)
         return replace(granted, turns_max=turns_max, window=journalled.window)
+
+    def _noted(self, decision: T) -> T:
+        """The same, and a refusal is counted."""
+        if isinstance(decision, Refuse):
+            self.refusals.add(Refusal(self._node.wall(), decision.code, decision.detail))
+        return decision
 
     def _countable(self, model: ModelId) -> tuple[HoldModel, int] | Refuse:
         found = self._askable(model)
@@ -643,7 +697,7 @@ class Host:
             limits=node.limits,
             start_soon=lambda function, *args: node.start_soon(node.network.guard.run, function, *args),
             escrow=self.escrow,
-            on_turn=lambda turn: self._served(stream, turn),
+            on_turn=lambda turn, times: self._served(stream, turn, times),
             unpaid=self._unpaid,
             compiling=self._compiling,
         )
@@ -674,10 +728,24 @@ class Host:
         self._resumable.settled(record.session)
         self._report("settled", {"session": record.session.hex(), "amount": amount})
 
-    def _served(self, stream: ServedSession, turn: TurnServed) -> None:
+    def _served(self, stream: ServedSession, turn: TurnServed, times: TurnTimes) -> None:
         self.totals.turns += 1
         self.totals.tokens_in += turn.tokens_in
         self.totals.tokens_out += turn.tokens_out
+        if turn.reason in WIRE_CODES and not turn.tokens_out:
+            self.refusals.add(Refusal(self._node.wall(), turn.reason, "a question of an open session"))
+        cost, model = _cost_of(stream.record, turn), None
+        if stream.record is not None:
+            model = self._pool.find(stream.record.model)
+        served = ServedTurn(
+            model=model.name if model is not None else "withdrawn",
+            tokens_in=turn.tokens_in,
+            tokens_out=turn.tokens_out,
+            reason=turn.reason,
+            cost=cost,
+            paid=stream.paid,
+            times=times,
+        )
         self._report(
             "answered",
             {
@@ -685,10 +753,26 @@ class Host:
                 "tokens_in": turn.tokens_in,
                 "tokens_out": turn.tokens_out,
                 "reason": turn.reason,
-                "cost": _cost_of(stream.record, turn),
+                "cost": cost,
             },
         )
-        log.info("turn.served", tokens_in=turn.tokens_in, tokens_out=turn.tokens_out, reason=turn.reason)
+        self.observe(served)
+        # One line for each turn, with all that is known of it: whoever looks into a slow one needs no other.
+        log.info(
+            "turn.served",
+            peer=stream.peer,
+            session=stream.session.hex()[:16] if stream.session is not None else None,
+            turn=turn.turn,
+            model=served.model,
+            tokens_in=turn.tokens_in,
+            tokens_out=turn.tokens_out,
+            reason=turn.reason,
+            cost=cost,
+            paid=served.paid,
+            total_s=round(trio.current_time() - times.asked_at, 3),
+            first_token_s=None if times.first_token_s is None else round(times.first_token_s, 3),
+            **{f"{name}_s": round(seconds, 3) for name, seconds in times.phases.items()},
+        )
 
 
 def _warm_in(state: State, seconds: float) -> int:

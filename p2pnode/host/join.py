@@ -23,12 +23,14 @@ from p2pnode.extras import need
 from p2pnode.files import off_the_loop
 from p2pnode.host.control import ControlSocket
 from p2pnode.host.host import Host, Renew
+from p2pnode.host.metrics import measure_host
 from p2pnode.host.model_pool import HostedEmbedder, HostedModel, PoolLimits, Report
 from p2pnode.host.residency import Memory
 from p2pnode.host.sheet import Grants
 from p2pnode.host.totals import TotalsFile
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.limits import DEFAULT_LIMITS, Limits
+from p2pnode.metrics import Metrics, serving_metrics
 from p2pnode.models.catalogue import Catalogue
 from p2pnode.models.context import (
     EMBEDDER_CTX_LEAST,
@@ -68,6 +70,7 @@ from p2pnode.node.identity import (
     wallet_files,
 )
 from p2pnode.node.invite import make_invite, read_bootstrap
+from p2pnode.node.metrics import measure_node
 from p2pnode.node.node import Node, NodeSetup
 from p2pnode.node.reachability import reachability
 from p2pnode.payments.books import profile_of_config, stakes_of
@@ -76,6 +79,7 @@ from p2pnode.payments.gas_budget import SESSION_GAS, GasBudget
 from p2pnode.payments.settlement_policy import settle_above
 from p2pnode.storage.key_file import ensure_storage_key
 from p2pnode.storage.local.store import LocalStore
+from p2pnode.storage.metrics import measure_store
 from p2pnode.storage.model_peers import make_public, share_files
 from p2pnode.storage.node_store import LOCAL_OWNER, StoreFor, keep_for_peers, open_store
 from p2pnode.storage.public_files import PublicFiles
@@ -110,6 +114,7 @@ class Join:
         self._ready = None if options.ready_file is None else ReadyFile(options.ready_file)
         self._node: Node | None = None
         self._totals: TotalsFile | None = None
+        self._metrics: Metrics | None = None
         self._stopping = False
         self._locals: list[LocalModel] = []
         """The models that are served, but for the scripted one."""
@@ -173,6 +178,7 @@ class Join:
                     open_store(config) as store,
                     self._money(profile, passphrase) as money,
                     self._s5(store),
+                    self._serving_metrics(node, store),
                     trio.open_nursery() as nursery,
                 ):
                     await nursery.start(node.run)
@@ -332,6 +338,19 @@ class Join:
             self._report("s5", {"url": url})
             yield
 
+    @asynccontextmanager
+    async def _serving_metrics(self, node: Node, store: LocalStore) -> AsyncIterator[None]:
+        """Serve figures for Prometheus, where that is configured. Raises ``LocalError``."""
+        if not self._config.metrics:
+            yield
+            return
+        self._metrics = metrics = Metrics()
+        measure_node(metrics, node)
+        measure_store(metrics, store)
+        async with serving_metrics(self._config.metrics, metrics) as url:
+            self._report("metrics", {"url": url})
+            yield
+
     async def _serve(
         self,
         node: Node,
@@ -366,6 +385,8 @@ class Join:
             )
             self._host, self._priced = host, money is not None
             policy.has_session = host.has_session
+            if self._metrics is not None:
+                measure_host(self._metrics, host)
             self._totals = TotalsFile(self._data.totals, host.totals)
             await host.start()
             node.start_soon(self._totals.keep)

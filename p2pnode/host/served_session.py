@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from p2pnode.host.session_work import SessionWork
+from p2pnode.host.turn_times import TurnTimes
 from p2pnode.ids import SessionId
 from p2pnode.limits import Limits
 from p2pnode.net.stream import Stream
@@ -58,7 +59,7 @@ class ServedSession:
         limits: Limits,
         work_of: Callable[[Opened], SessionWork | None],
         on_opened: Callable[[Opened], Awaitable[None]],
-        on_turn: Callable[[TurnServed], None],
+        on_turn: Callable[[TurnServed, TurnTimes], None],
         on_relay: Callable[[Relay], None] = lambda _order: None,
         on_leaving: Callable[[Leaving], Awaitable[Kept]] | None = None,
         on_claim: Callable[[Probe | Alive], None] = lambda _value: None,
@@ -173,7 +174,9 @@ class ServedSession:
                 if self._work is not None:
                     self._work.perform(value)
                 if isinstance(value, TurnServed):
-                    self._on_turn(value)
+                    now = trio.current_time()
+                    times = self._work.take_times(value.turn) if self._work is not None else TurnTimes(now)
+                    self._on_turn(value, times)
                 elif isinstance(value, Generate | Embed):
                     self.is_yielding = self._is_draining
                 self._note_rest()

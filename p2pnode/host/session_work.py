@@ -16,6 +16,7 @@ from p2pnode.errors import EngineError
 from p2pnode.host.admission import origin_of_payer
 from p2pnode.host.generation import NO_PROMPT, Requester, Texts, TurnPrompt, answer, counted
 from p2pnode.host.model_pool import Hold, HoldModel
+from p2pnode.host.turn_times import TurnTimes
 from p2pnode.host.unpaid_work import TOO_MUCH, CompileTurns, UnpaidWork
 from p2pnode.ids import SessionId
 from p2pnode.limits import Limits
@@ -57,7 +58,7 @@ class SessionWork:
         limits: Limits,
         start_soon: Callable[..., None],
         escrow: EscrowIntake | None,
-        on_turn: Callable[[TurnServed], None],
+        on_turn: Callable[[TurnServed, TurnTimes], None],
         unpaid: UnpaidWork,
         compiling: CompileTurns,
     ) -> None:
@@ -80,6 +81,8 @@ class SessionWork:
         """Of each turn, once it was counted."""
         self._scopes: dict[int, trio.CancelScope] = {}
         """Of the engine requests that run, by their numbers."""
+        self._times: dict[int, TurnTimes] = {}
+        """Of each turn whose prompt came."""
         self._calls: dict[int, trio.Lock] = {}
         """By turn: held while a request of it has, or releases, its slot of the engine."""
         self._is_over = False
@@ -127,6 +130,7 @@ class SessionWork:
         """Do what the machine asks for."""
         match value:
             case Count(turn=turn):
+                self._times[turn] = TurnTimes(trio.current_time())
                 self._run(-turn, self._count, value)
             case Generate(run=run) | Embed(run=run):
                 self._run(run, self._answer, value)
@@ -138,6 +142,10 @@ class SessionWork:
                 self._prompts.pop(turn, None)
                 self._unrewarded.discard(turn)
                 self._calls.pop(turn, None)
+
+    def take_times(self, turn: int) -> TurnTimes:
+        """Where the time of a turn that is over went."""
+        return self._times.pop(turn, None) or TurnTimes(trio.current_time())
 
     def _give_way(self, turn: int) -> None:
         # No report, which would wait as long as the client takes nothing: it must not hold up who needs room.
@@ -210,7 +218,7 @@ class SessionWork:
                 case Emit(value=(Count() | Generate() | Embed() | CancelGenerate() | TurnServed()) as order):
                     self.perform(order)
                     if isinstance(order, TurnServed):
-                        self._on_turn(order)
+                        self._on_turn(order, self.take_times(order.turn))
                 case Emit(value=Issued(receipt=receipt)) if self._escrow is not None:
                     await self._escrow.issued(record.session, receipt)
                 case _:
@@ -238,6 +246,8 @@ class SessionWork:
             self._prompts[order.turn] = TurnPrompt(prompt, order.body.text_bytes)
         else:
             self._prompts[order.turn] = prompt
+        if (times := self._times.get(order.turn)) is not None:
+            times.counted(trio.current_time())
         await self.report(news)
 
     async def _answer(self, order: Generate | Embed) -> None:
@@ -254,7 +264,9 @@ class SessionWork:
 
         # One at a time: the run before may still be releasing its slot of the engine.
         async with self._calls.setdefault(order.turn, trio.Lock()):
-            requester = Requester(record.session, self._turns_go_to(record), self._compiling)
+            times = self._times.get(order.turn) or TurnTimes(trio.current_time())
+            times.ordered(trio.current_time())
+            requester = Requester(record.session, self._turns_go_to(record), self._compiling, times)
             prompt = self._prompts.get(order.turn) or TurnPrompt(NO_PROMPT, 0)
             try:
                 engine = await self._engine_of(order.turn, embeds=isinstance(order, Embed))

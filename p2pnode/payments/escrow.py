@@ -8,7 +8,7 @@ It knows no stream and no engine: ``host.py`` gives it what the machines decide.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
@@ -37,7 +37,8 @@ from p2pnode.payments.exposure import Exposure, ExposureLimits
 from p2pnode.payments.gas import HostGas
 from p2pnode.payments.gas_budget import GasBudget
 from p2pnode.payments.journal.journal import HostedSession, Journal
-from p2pnode.payments.settlement import OnEnding, OnSettled, Settler
+from p2pnode.payments.journal.records import HOSTED_STATES
+from p2pnode.payments.settlement import OnEnding, OnSettled, Settler, SettlerStatistics
 from p2pnode.protocols.crypto import sign_digest
 from p2pnode.protocols.inference.commands import Escrowed, NotEscrowed, Relay
 from p2pnode.protocols.inference.messages import WINDOW, Open, Receipt, Refuse, SessionTerms, Voucher
@@ -75,6 +76,21 @@ class _Deposit:
     """When it is to be settled; None while a stream has it."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EscrowStatistics:
+    """Of a host's paid sessions. Counts are since the start, but for ``sessions``, which the journal has, by
+    their state; ``exposed`` is in token units (see ``Exposure.units``)."""
+
+    vouchers: int
+    receipts: int
+    deposits: int
+    """Deposits that are being brought to the chain."""
+    exposed: int
+    sessions: Mapping[str, int]
+    settlement: SettlerStatistics
+    chain_reachable: bool
+
+
 class EscrowIntake:
     """One per host that asks for money. ``run`` it for as long as the host serves."""
 
@@ -105,6 +121,7 @@ class EscrowIntake:
             gas=self.gas,
         )
         self._deposits: dict[SessionId, _Deposit] = {}
+        self._vouchers = self._receipts = 0
         self._nursery: trio.Nursery | None = None
 
     async def prepare(self, epoch: int) -> None:
@@ -288,15 +305,29 @@ class EscrowIntake:
         why = self.exposure.reserve(record.session, terms.payer, address, owed, self._wall())
         return Refuse(code="capacity", detail=why, retry_after_s=_RETRY_S) if why else None
 
+    def statistics(self) -> EscrowStatistics:
+        """Counts of vouchers, receipts and sessions. Raises ``StorageError``: it reads the journal."""
+        return EscrowStatistics(
+            vouchers=self._vouchers,
+            receipts=self._receipts,
+            deposits=len(self._deposits),
+            exposed=self.exposure.units,
+            sessions={state: self.journal.hosted_count(state) for state in HOSTED_STATES},
+            settlement=self.settler.statistics(),
+            chain_reachable=self.settler.reachable,
+        )
+
     # ---- while it is served
 
     async def paid(self, session: SessionId, voucher: Voucher) -> None:
         """Journal a voucher. It is on disk before what it pays for is served."""
         await self.journal.host_paid(session, voucher)
+        self._vouchers += 1
 
     async def issued(self, session: SessionId, receipt: Receipt) -> None:
         """Journal a receipt. It is on disk before what its voucher pays for is served. A place has one."""
         await self.journal.host_issuing(session, receipt)
+        self._receipts += 1
 
     async def recovered(self, session: SessionId, epoch: int, address: str | None) -> str:
         """Go on with a session after a restart, under ``epoch``. Returns why it may take no turn, or "".

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final, Literal, TypeAlias
 
@@ -67,6 +67,18 @@ OnSettled: TypeAlias = Callable[[HostedSession, int], None]
 """Told of a session that was settled, and at which amount (token units, the treasury's tenth included)."""
 
 
+@dataclass(slots=True)
+class SettlerStatistics:
+    """Since the start; ``units`` is what was settled, in token units, the treasury's tenth included."""
+
+    settled: int = 0
+    units: int = 0
+    postponed: int = 0
+    """Settlements that could not be made and are tried again."""
+    lost: int = 0
+    """Sessions for which nothing can be claimed any more."""
+
+
 class Settler:
     """Settles one host's sessions. ``run`` it for as long as the host serves; ``due`` wakes it."""
 
@@ -91,6 +103,11 @@ class Settler:
         self._cursor_checked = False
         self.reachable = True
         """Whether the chain answered last time."""
+        self._counts = SettlerStatistics()
+
+    def statistics(self) -> SettlerStatistics:
+        """What came of settlements."""
+        return replace(self._counts)
 
     async def prepare(self, epoch: int) -> None:
         """Note when to settle what a start before ``epoch`` left open. Raises ``StorageError``."""
@@ -242,11 +259,13 @@ class Settler:
 
     async def _postpone(self, record: HostedSession, reason: str, wait_s: float | None = None) -> None:
         wait_s = self._limits.settle_retry_max_s if wait_s is None else wait_s
+        self._counts.postponed += 1
         log.warning("settlement.postponed", session=record.session.hex()[:16], reason=reason, retry_s=wait_s)
         await self._journal.host_over(record.session, int(self._wall() + wait_s))
         self.due()
 
     async def _lost(self, record: HostedSession, reason: str) -> None:
+        self._counts.lost += 1
         log.warning("session.lost", session=record.session.hex()[:16], reason=reason)
         await self._journal.host_lost(record.session, reason)
 
@@ -263,6 +282,8 @@ class Settler:
         if record is None or record.state == "settled":
             return
         await self._journal.host_settled(session, amount, detail)
+        self._counts.settled += 1
+        self._counts.units += amount
         log.info("session.settled", session=session.hex()[:16], amount=amount)
         self._on_settled(record, amount)
 

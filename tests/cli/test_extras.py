@@ -44,6 +44,7 @@ def test_a_missing_extra_is_named_at_every_door_before_anything_is_made(tmp_path
         ("host", ["join", place]),
         ("host", ["join", "--background", place]),
         ("host,s5", ["join", "--s5-listen=127.0.0.1:0", place]),
+        ("pay,metrics", ["join", "--client-only", "--metrics=127.0.0.1:0", place]),
         ("pay", ["join", "--client-only", place]),
         ("dev-chain", ["chain", "dev", "--port=0", place]),
         ("pay", ["wallet", "new", "--random", f"--show-phrase-to={tmp_path / 'shown'}", place]),

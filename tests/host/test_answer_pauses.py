@@ -11,6 +11,7 @@ import trio
 from trio.testing import MockClock
 
 from p2pnode.host.generation import Requester, TurnPrompt, answer
+from p2pnode.host.turn_times import TurnTimes
 from p2pnode.host.unpaid_work import FOLLOW_BYTES, FOLLOWED_BURST, FOLLOWED_PER_S, CompileTurns
 from p2pnode.limits import Limits
 from p2pnode.models.answer import VERSION, AnswerPieces, AnswerReader, Part, ToolFormat, reader_of
@@ -81,7 +82,7 @@ class _Turn:
         async def report(value: Any) -> None:
             reports.append(value)
 
-        requester = Requester(b"session", ANYBODY, CompileTurns())
+        requester = Requester(b"session", ANYBODY, CompileTurns(), TurnTimes(0.0))
         await answer(self.engine, order, self.prompt, requester, limits=Limits(), report=report)
         self.grown += [each for each in reports if isinstance(each, Grown)]
         self.pieces += [each.piece for each in reports if isinstance(each, GenTokens)][:keep]

@@ -81,7 +81,7 @@ async def test_a_client_that_takes_nothing_holds_up_nobody_who_needs_its_memory(
             limits=limits,
             start_soon=nursery.start_soon,
             escrow=None,
-            on_turn=lambda _turn: None,
+            on_turn=lambda _turn, _times: None,
             unpaid=UnpaidWork(),
             compiling=CompileTurns(),
         )
