@@ -5,7 +5,8 @@
     P2PNodeError
     ├── LocalError          ours: it stops what we were doing
     │   ├── ConfigError     a flag, file or setting the user can change
-    │   │   └── UsageError  what was typed makes no sense
+    │   │   ├── UsageError  what was typed makes no sense
+    │   │   └── BudgetError the key that pays for a question does not allow it
     │   ├── EngineError     the inference engine failed or can't do what was asked
     │   ├── ChainError      the wallet or the ledger failed
     │   └── StorageError    the disk or a store failed
@@ -71,6 +72,21 @@ class ConfigError(LocalError):
 
 class UsageError(ConfigError):
     """What was typed makes no sense; nothing was done."""
+
+
+BudgetReason = Literal["model", "price", "day", "total", "expired", "revoked"]
+
+
+class BudgetError(ConfigError):
+    """The key that a question came with does not pay for it, or not for more of it. Nothing was closed.
+
+    ``reason`` is what of the key forbids it; ``retry_after_s`` says when asking again may help, where it may.
+    """
+
+    def __init__(self, message: str, *, reason: BudgetReason, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.reason: BudgetReason = reason
+        self.retry_after_s = retry_after_s
 
 
 class EngineError(LocalError):

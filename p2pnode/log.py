@@ -13,7 +13,7 @@ from typing import Literal, TextIO
 import structlog
 
 from p2pnode.streams import screen_of
-from p2pnode.words import one_line, printable
+from p2pnode.words import one_line, printable, without_secrets
 
 Level = Literal["debug", "info", "warning", "error"]
 
@@ -44,10 +44,11 @@ def _on_one_line(
     _logger: object, _method: str, event: structlog.types.EventDict
 ) -> structlog.types.EventDict:
     """Put each field, which may be a stranger's text, on one line. A traceback keeps its lines, each of them
-    clean."""
+    clean. A key's secret, which no caller logs, is left out should it stand in an error all the same."""
     for name, value in event.items():
         if isinstance(value, str):
-            event[name] = printable(value) if name == "exception" else one_line(value)
+            clean = without_secrets(value)
+            event[name] = printable(clean) if name == "exception" else one_line(clean)
     return event
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 _LINE_MAX: Final = 300
@@ -12,6 +13,15 @@ _CONTROLS: Final = {
     code: _REPLACEMENT for code in (*range(32), *range(127, 160), *_TURNS) if chr(code) not in "\n\t"
 }
 _BREAKS: Final = frozenset("\t\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029")
+
+
+KEY_SECRET: Final = re.compile("p2p-[0-9a-f]{48}")
+"""The secret of a key with a budget."""
+
+
+def without_secrets(text: str) -> str:
+    """The text without secrets of keys, which somebody may have put where they don't belong."""
+    return KEY_SECRET.sub("p2p-…", text) if "p2p-" in text else text
 
 
 def count_of(count: int, one: str, many: str | None = None) -> str:

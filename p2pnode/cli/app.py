@@ -22,6 +22,7 @@ from p2pnode.cli.gateway import gateway
 from p2pnode.cli.governance import COMMANDS
 from p2pnode.cli.hosts import hosts
 from p2pnode.cli.join import join
+from p2pnode.cli.keys import keys_app
 from p2pnode.cli.models import models_app
 from p2pnode.cli.offers import offer, withdraw
 from p2pnode.cli.options import Commands
@@ -71,6 +72,7 @@ for on_models in (*COMMANDS, offer, withdraw, evaluate, recommend):
 app.add_typer(models_app, name="models")
 app.add_typer(chain_app, name="chain")
 app.add_typer(funds_app, name="funds")
+app.add_typer(keys_app, name="keys")
 app.add_typer(sessions_app, name="sessions")
 app.add_typer(simulate_app, name="simulate")
 app.add_typer(stake_app, name="stake")

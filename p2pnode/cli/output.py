@@ -79,6 +79,9 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
                 ether_usd, earned, owed}; served is {since, sessions, turns, tokens_in, tokens_out} or null
     invite      invite{invite, reach}
     wallet      wallet.made{…} wallet{…} wallet.exported{…}
+    keys        new: key.made{secret, …} as key; list, show, set: key{id, name, state, budget, per_day, spent,
+                spent_day, claimed, price_in_max, price_out_max, models, made_at, expires_at, revoked_at}:
+                token units, null for no limit; revoke: key.revoked{…} as key
     funds       funds{account, wallet, ether_wei, authorised, escrow, signed, spent, owed, earned,
                 withdrawable, elsewhere, elsewhere_open, stuck} settlement.waiting{}
                 withdrawn{to, amount, transaction}; send: plan{…} sent{…} as models vote

@@ -559,7 +559,7 @@ class Answer:
                 self._runtime.tell("prefill", {"processed": progress.processed, "total": progress.total})
             case TurnFailed() as failed:
                 attempt.failed(failed)
-                raise turn_error(failed)
+                raise turn.refusal or turn_error(failed)
             case TurnDone() as over:
                 if self._check is not None:
                     self._check.finish(over.done.reason)

@@ -47,6 +47,7 @@ from p2pnode.protocols.inference.prompt_rules import seed_of
 
 _TOKENIZER_HOSTS: Final = 3
 if TYPE_CHECKING:
+    from p2pnode.payments.journal.keys import Key
     from p2pnode.payments.payer import Payer
     from p2pnode.payments.redelivery import Redeliverer
 
@@ -176,6 +177,7 @@ class Client:
         response_format: ResponseFormat | None = None,
         logprobs: int = -1,
         seed: int | None = None,
+        budget: Key | None = None,
         held: Held | None = None,
     ) -> Answer:
         """Ask a question; iterate over the result for pieces of text as they stream.
@@ -186,10 +188,11 @@ class Client:
         and a tool's name. ``response_format`` shapes the content. ``logprobs`` asks for those of the answer's
         tokens and so many likely ones, ``seed`` makes sampling repeatable on one engine. ``model``: a name of
         the catalogue or a model id; the default model otherwise. ``peer``: the multiaddr of the host to ask;
-        then none is searched. ``context``: see ``ChatOptions``. ``held``: what came of this answer before, to
-        go on from. Raises, while iterating: ``NoHostError``, ``RefusedError``, ``UnreachableError``, and
-        ``LocalError`` where this side can't or may not pay; ``ConfigError`` for an unknown model or malformed
-        multiaddr, at once.
+        then none is searched. ``context``: see ``ChatOptions``. ``budget``: the key that pays. ``held``: what
+        came of this answer before, to go on from. Raises, while iterating: ``NoHostError``,
+        ``RefusedError``, ``UnreachableError``, and ``LocalError`` where this side can't or may not pay
+        (``BudgetError`` where the key does not); ``ConfigError`` for an unknown model or malformed multiaddr,
+        at once.
         """
         options = ChatOptions(
             model=model,
@@ -203,6 +206,7 @@ class Client:
             response_format=response_format or ResponseFormat(),
             logprobs=logprobs,
             seed=None if seed is None else seed_of(seed),
+            budget=budget,
         )
         return self.answer(messages, options, held=held)
 
@@ -217,6 +221,7 @@ class Client:
         model: str | None = None,
         peer: str | None = None,
         filters: Filters | None = None,
+        budget: Key | None = None,
     ) -> Embedding:
         """The vector of each text: iterate over the result, which gives tuples of numbers in their order.
 
@@ -224,7 +229,7 @@ class Client:
         billed once, as input. Other parameters and what is raised are as in :meth:`chat`; ``ConfigError`` for
         a text that is empty, at once.
         """
-        options = ChatOptions(model=model, peer=peer, filters=filters)
+        options = ChatOptions(model=model, peer=peer, filters=filters, budget=budget)
         return self._questions.embedding(texts, options)
 
     async def vocabulary(self, model: str | None = None, *, ask_hosts: bool = False) -> Vocabulary | None:

@@ -8,7 +8,7 @@ of streams: ``session.py`` drives them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Final
@@ -28,7 +28,7 @@ from p2pnode.protocols.inference.commands import Ask
 from p2pnode.protocols.inference.messages import Accept, Left
 
 if TYPE_CHECKING:
-    from p2pnode.payments.payer import Purchase
+    from p2pnode.payments.payer import Purchase, Reserved
 
 log = structlog.get_logger()
 FREE_DIALLED: Final = 3
@@ -97,21 +97,18 @@ class Lease:
         if self.purchase is not None:
             await self.purchase.accepted(accept)
 
-    async def reserve(self, ask: Ask) -> Ask:
-        """A turn with what it may add to what is spent today, held against all other turns of this user.
+    async def reserve(self, ask: Ask, window: int) -> Reserved | None:
+        """What a turn may add to what is spent, held against all other turns of this user; None where it is
+        free. ``window`` output tokens may be on their way unpaid.
 
-        Raises ``SpendingLimitError`` where it could not even begin, and ``StorageError``.
+        Raises ``SpendingLimitError`` and ``BudgetError`` where it could not even begin, and ``StorageError``.
         """
-        if self.purchase is None:
-            return ask
-        tokens_in = ask.input_max if ask.input_exact is None else ask.input_exact
-        granted = await self.purchase.reserve(tokens_in, ask.body.tokens_out_max)
-        return replace(ask, spend_max=granted)
+        return None if self.purchase is None else await self.purchase.reserve(ask, window)
 
-    async def release(self, ask: Ask, tokens_in: int, tokens_out: int) -> None:
-        """A turn is over that :meth:`reserve` gave, and was billed these tokens; others are under way."""
-        if self.purchase is not None and ask.spend_max is not None:
-            await self.purchase.release(ask.spend_max, tokens_in, tokens_out)
+    async def release(self, ask: Ask, reserved: Reserved | None, tokens_in: int, tokens_out: int) -> None:
+        """A turn is over that :meth:`reserve` allowed, and was billed these tokens; others are under way."""
+        if self.purchase is not None and reserved is not None:
+            await self.purchase.release(ask, reserved, tokens_in, tokens_out)
 
     async def rest(self) -> None:
         """No turn is under way: nothing is reserved."""

@@ -190,6 +190,7 @@ class SessionPool:
                     candidate.offer,
                     tokens_in=sum(ask.input_max for ask in wanted[:count]),
                     tokens_out=sum(ask.body.tokens_out_max for ask in wanted[:count]),
+                    opened_for=wanted[0],
                     addresses=self._runtime.node.network.addresses_of(candidate.advert.peer),
                 )
             except (FundsError, SpendingLimitError):

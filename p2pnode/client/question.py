@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias, cast, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast, get_args
 
 import trio
 
@@ -57,6 +57,9 @@ from p2pnode.protocols.inference.messages import (
 from p2pnode.protocols.inference.prompt_rules import JSON_DEPTH_MAX, check_prompt
 from p2pnode.protocols.wire import decode_record, encode
 from p2pnode.storage.model_peers import fetch_prompt_files
+
+if TYPE_CHECKING:
+    from p2pnode.payments.journal.keys import Key, KeyLimits
 
 ContextChoice: TypeAlias = Literal["refuse", "drop-oldest"]
 Messages: TypeAlias = str | Sequence[Mapping[str, Any] | ChatMessage]
@@ -229,6 +232,9 @@ class ChatOptions:
     logprobs: int = -1
     seed: bytes | None = None
     """16 bytes; drawn for each answer where there is none."""
+    budget: Key | None = None
+    """The key whose budget pays, and which says what may be asked of whom; None for the wallet's limits
+    alone."""
     cache_key: bytes | None = None
     """16 bytes. Turns of one session share a host's cache where they have the same key."""
     prefer: PeerId | None = None
@@ -277,7 +283,8 @@ class Questions:
 
         ``trusted``: a host that the user trusts knows what was said before.
 
-        Raises ``ConfigError`` for an unknown model, a malformed multiaddr, and a prompt that no host takes.
+        Raises ``ConfigError`` for an unknown model, a malformed multiaddr, and a prompt that no host takes,
+        and ``BudgetError`` for what the key may not ask.
         """
         known, body = self._question(messages, options)
         return self._answer(known, PartialAnswer.of(body, held), options, watcher=watcher, trusted=trusted)
@@ -305,8 +312,10 @@ class Questions:
                 search.pass_over(each, "its vectors and those of other hosts are not of one model")
             return search
 
+        budget = options.budget.id if options.budget is not None else b""
+
         def make_ask(body: PromptBody) -> Ask:
-            return Ask(body, known.input_max(body))
+            return Ask(body, known.input_max(body), budget=budget)
 
         return Answer(
             self._runtime,
@@ -330,6 +339,7 @@ class Questions:
         Raises ``ConfigError``.
         """
         known = resolve_model(options.model if options.model is not None else DEFAULT_MODEL)
+        self._check_budget(options, known)
         filters = options.filters or Filters()
 
         def make(turn: EmbeddingTurn) -> Answer:
@@ -416,10 +426,20 @@ class Questions:
             rules = replace(rules, only=rules.only | {split_peer(peer)[1]})
         verified = allowed.verified or self._runtime.config.verified
         caps = allowed.caps | needs_of(body)
+        if options.budget is not None:
+            allowed = _allowed_by_key(allowed, options.budget.limits)
         return peer, replace(allowed, rules=rules, caps=caps, verified=verified)
+
+    def _check_budget(self, options: ChatOptions, known: KnownModel) -> None:
+        """Raise ``BudgetError`` where the key may not ask for this model, or not any more."""
+        if options.budget is not None:
+            from p2pnode.payments.keys import check_model
+
+            check_model(options.budget, known.model, self._runtime.now())
 
     def _question(self, messages: Messages, options: ChatOptions) -> tuple[KnownModel, PromptBody]:
         known = resolve_model(options.model if options.model is not None else DEFAULT_MODEL)
+        self._check_budget(options, known)
         body = PromptBody(
             messages=chat_messages(messages, options.system),
             tools=options.tools,
@@ -441,6 +461,22 @@ class Questions:
             )
             raise ConfigError(msg)
         return known, body
+
+
+def _allowed_by_key(allowed: Filters, limits: KeyLimits) -> Filters:
+    """What the user allows for a question, and the key for any."""
+    models = limits.models
+    return replace(
+        allowed,
+        price_in_max=_lower(allowed.price_in_max, limits.price_in_max),
+        price_out_max=_lower(allowed.price_out_max, limits.price_out_max),
+        equivalents=tuple(each for each in allowed.equivalents if not models or each in models),
+    )
+
+
+def _lower(one: int | None, other: int | None) -> int | None:
+    """The lower of two limits; None is none."""
+    return min((each for each in (one, other) if each is not None), default=None)
 
 
 def _installed_path(models_dir: Path, model: ModelId) -> Path | None:

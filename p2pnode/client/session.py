@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import structlog
 import trio
@@ -44,12 +45,17 @@ from p2pnode.protocols.inference.commands import (
     Quoted,
     Receipted,
     SessionFailed,
+    Signed,
+    SpendMax,
     Start,
     TokensTaken,
     TurnDone,
     TurnFailed,
 )
-from p2pnode.protocols.inference.messages import CHECKPOINT_EVERY, CODEC, PROTOCOL, Accept, Left
+from p2pnode.protocols.inference.messages import CHECKPOINT_EVERY, CODEC, PROTOCOL, WINDOW, Accept, Left
+
+if TYPE_CHECKING:
+    from p2pnode.payments.payer import Reserved
 
 log = structlog.get_logger()
 
@@ -61,6 +67,10 @@ class SessionTurn:
         self.session, self.ask = session, ask
         # What the application has not read waits here: no more than the read credit, and its text.
         self._send, self._receive = trio.open_memory_channel[ClientEmission](math.inf)
+        self.reserved: Reserved | None = None
+        """What it may spend, where it is paid."""
+        self.refusal: LocalError | None = None
+        """Why this side did not ask it, or ended it."""
         self.is_cancelled = False
         self.asker_waits = False
         """Whether :meth:`Session.ask` waits until it can be asked."""
@@ -465,10 +475,12 @@ class Session:
             # That spares a round trip. Such pay can be kept without a quote, by a host that read another
             # prompt or none: so it goes only to one that finished a turn for this wallet.
             ask = replace(ask, input_exact=ask.prompt_tokens)
+        window = self.accept.window if self.accept is not None else WINDOW
         try:
-            ask = await self._lease.reserve(ask)
+            reserved = await self._lease.reserve(ask, window)
         except ConfigError as error:  # a limit of the user's: it ends this turn, and closes nothing
             turn = SessionTurn(self, ask)
+            turn.refusal = error
             turn.hand_on(TurnFailed(None, str(error), cause="capped", key=ask.key))
             return turn
         finally:
@@ -476,8 +488,11 @@ class Session:
             self._note_change()
         if self._driver is None or self.over:
             raise self.error()
-        key = next(self._keys)
-        turn = self._turns[key] = SessionTurn(self, replace(ask, key=key))
+        ask = replace(ask, key=(key := next(self._keys)))
+        if self._purchase is not None and reserved is not None:
+            ask = self._purchase.begin(ask, reserved)
+        turn = self._turns[key] = SessionTurn(self, ask)
+        turn.reserved = reserved
         self._shares.begin(turn)
         if self._back.is_set():
             self._driver.command_nowait(turn.ask)
@@ -525,7 +540,7 @@ class Session:
             self._dormant.cancel()
         self._command(End())
 
-    def _command(self, value: CancelTurn | TokensTaken | LeaveSession | End) -> None:
+    def _command(self, value: SpendMax | CancelTurn | TokensTaken | LeaveSession | End) -> None:
         if self._driver is not None and not self.over:
             self._driver.command_nowait(value)
 
@@ -533,6 +548,8 @@ class Session:
         if self._purchase is not None and await self._purchase.noted(value):
             return
         match value:
+            case Signed():
+                await self._signed(value)
             case Accepted(accept=accept):
                 if self.accept is None or accept.generation > self.accept.generation:
                     await self._lease.accepted(accept)
@@ -563,13 +580,24 @@ class Session:
             case _:
                 self._turn_emitted(value)
 
-    async def _outcome(self, turn: SessionTurn | None, value: ClientEmission) -> None:
+    async def _signed(self, value: Signed) -> None:
+        """A voucher goes to the disk before it is sent. Then it is known what turns of keys may spend."""
+        if self._purchase is None:
+            return
+        window = self.accept.window if self.accept is not None else WINDOW
+        for key, spend_max in await self._purchase.signed(value, window):
+            self._command(SpendMax(spend_max, key))
+
+    async def _outcome(self, turn: SessionTurn | None, value: TurnDone | TurnFailed) -> None:
         """A turn is over; None where it was given up before. What it did not use it no longer holds."""
         try:
+            capped = isinstance(value, TurnFailed) and value.cause == "capped"
+            if capped and turn is not None and self._purchase is not None:
+                turn.refusal = self._purchase.why_capped(turn.ask.key)
             if not self.is_busy:
                 await self._lease.rest()
             elif turn is not None:
-                await self._lease.release(turn.ask, turn.tokens_in, turn.tokens_out)
+                await self._lease.release(turn.ask, turn.reserved, turn.tokens_in, turn.tokens_out)
         finally:
             # Also where that can't be written down: nothing else ends its reader's wait.
             if turn is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, TypeAlias
 
@@ -18,7 +18,7 @@ import trio
 
 from p2pnode.chain.wallet.wallet import open_wallet
 from p2pnode.config import NodeConfig
-from p2pnode.errors import ChainError, RefusedError, StorageError
+from p2pnode.errors import BudgetError, ChainError, RefusedError, StorageError
 from p2pnode.extras import why_missing
 from p2pnode.ids import ModelId, PeerId, SessionId
 from p2pnode.node.datadir import DataDir
@@ -27,12 +27,15 @@ from p2pnode.node.staked_hosts import StakedHosts
 from p2pnode.payments.books import open_books, open_journal, profile_of_config
 from p2pnode.payments.evidence import note_shown
 from p2pnode.payments.journal.journal import BoughtSession, Journal
+from p2pnode.payments.journal.keys import Granted
 from p2pnode.payments.session_signer import SessionSigner
 from p2pnode.payments.spending import Market, SpendingLimits, why_unpayable
+from p2pnode.payments.turn_budgets import TurnBudgets, input_bound
 from p2pnode.protocols.adverts.messages import Advert, Offer
 from p2pnode.protocols.crypto import Signer, keccak256, sign_digest
 from p2pnode.protocols.inference.channel import ClientPayment
 from p2pnode.protocols.inference.commands import (
+    Ask,
     ClientEmission,
     Disputed,
     FirstTurnFinished,
@@ -54,7 +57,6 @@ _RECONCILE_S: Final = 3.0
 _SALT_TAG: Final = b"p2pnode/salt/1"
 LEAST_TOKENS: Final = WINDOW + CHECKPOINT_EVERY
 """What may be on its way when a turn is told to end: it is asked only where so much can be paid."""
-DEPOSIT_MAX: Final = 2**63 - 1
 _LEFT_MARGIN_S: Final = 60
 """A session whose time is up so soon is not resumed: its host may be settling it."""
 _DAY_S: Final = 86_400
@@ -85,6 +87,8 @@ class Purchase:
     limits: SpendingLimits
     salt: bytes = field(repr=False)
     """The secret of its receipt chain."""
+    budgets: TurnBudgets
+    """What of it is spent for which turn, and by which key."""
     left: LeftPurchase | None = None
     """What it goes on from, where it was left before."""
 
@@ -114,25 +118,48 @@ class Purchase:
             await self.journal.bought_delivered(session, accept.voucher.amount)
         await self.journal.bought_gone_on(session, accept.generation)
 
-    async def reserve(self, tokens_in: int, tokens_out: int) -> int:
-        """Token units that a turn of at most these sizes may add to what is spent today.
+    async def reserve(self, ask: Ask, window: int) -> Reserved:
+        """What a turn may add to what is spent, held against all other turns of this wallet and of its key.
 
-        Less than it might cost where little is left of the day: the turn then ends when that is used up.
-        Raises ``SpendingLimitError`` where it could not even begin, and ``StorageError``.
+        Less than it might cost where little is left of the day or of a key's budget: the turn then ends when
+        that is used up. ``window`` output tokens may be on their way unpaid. Raises ``SpendingLimitError``
+        and ``BudgetError`` where it could not even begin, and ``StorageError``.
         """
-        wanted = self._price(tokens_in, tokens_out)
-        least = self._price(0, min(tokens_out, LEAST_TOKENS))
-        return await self.journal.bought_reserve(self.session, self.limits, wanted, least, self.now())
+        tokens_in, tokens_out = input_bound(ask), ask.body.tokens_out_max
+        counted = ask.input_max if ask.input_exact is None else ask.input_exact
+        day, granted = await self.journal.bought_reserve(
+            self.session,
+            self.limits,
+            self._price(counted, tokens_out),
+            self._price(0, min(tokens_out, LEAST_TOKENS)),
+            self.now(),
+            claim=self.budgets.claim(ask.budget, tokens_in, tokens_out, window),
+        )
+        return Reserved(day, granted)
 
-    async def release(self, granted: int, tokens_in: int, tokens_out: int) -> None:
+    def begin(self, ask: Ask, reserved: Reserved) -> Ask:
+        """The turn, which has its name now, with what it may spend."""
+        spend_max = self.budgets.begin(ask.key, ask.body.tokens_out_max, reserved.of_key, reserved.day)
+        return replace(ask, spend_max=spend_max)
+
+    async def release(self, ask: Ask, reserved: Reserved, tokens_in: int, tokens_out: int) -> None:
         """A turn is over that was billed these tokens: give back what it did not use."""
-        unused = granted - self._price(tokens_in, tokens_out)
+        unused = reserved.day - self._price(tokens_in, tokens_out)
         if unused > 0:
             await self.journal.bought_release(self.session, unused)
+        if (ended := self.budgets.end(ask.key, tokens_in, tokens_out)) is not None:
+            granted, keep = ended
+            await self.journal.key_release(granted.claim, keep)
 
     async def release_all(self) -> None:
         """No turn is under way: give back all that was reserved."""
-        await self.journal.bought_release(self.session, DEPOSIT_MAX)
+        self.budgets.rest()
+        await self.journal.bought_release_all(self.session)
+
+    def why_capped(self, turn: int) -> BudgetError | None:
+        """Why a turn was ended, where its key's budget did that."""
+        capped = self.budgets.capped_by(turn)
+        return None if capped is None else self.journal.key_refusal(*capped, self.now())
 
     def _price(self, tokens_in: int, tokens_out: int) -> int:
         terms = self.payment.terms
@@ -157,14 +184,18 @@ class Purchase:
         """Another machine of this wallet uses it."""
         await self.journal.bought_elsewhere(self.session)
 
+    async def signed(self, value: Signed, window: int) -> list[tuple[int, int]]:
+        """Record a voucher; durable when it returns. Returns what turns of keys may spend from now on."""
+        shares = self.budgets.shares(value.voucher.amount, value.parts, window)
+        claimed = await self.journal.signed(self.session, value.voucher, self.now(), shares)
+        return self.budgets.claimed(claimed)
+
     async def noted(self, value: ClientEmission) -> bool:
         """Durable when it returns, but a receipt: that is with the voucher that answers it.
 
         True for what concerns nobody else.
         """
         match value:
-            case Signed(voucher=voucher):
-                await self.journal.signed(self.session, voucher, self.now())
             case FirstTurnFinished():
                 await self.journal.bought_finished(self.session)
             case Disputed(receipt=receipt):
@@ -181,6 +212,14 @@ class Purchase:
         if heard and (bought := self.journal.purchase(self.session)) is not None and bought.owed is not None:
             await self.journal.bought_delivered(self.session, bought.owed.amount)
         await self.journal.bought_over(self.session)
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """What a turn may spend: token units of the wallet's day, and of its key where it has one."""
+
+    day: int
+    of_key: Granted | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,6 +346,7 @@ class Payer:
             opened.signer.now,
             self._limits,
             receipt_salt(secret),
+            TurnBudgets(taken.terms, max(taken.terms.session_fee, voucher.amount if voucher else 0)),
             LeftPurchase(voucher, receipt, taken.generation),
         )
 
@@ -325,21 +365,34 @@ class Payer:
         *,
         tokens_in: int,
         tokens_out: int,
+        opened_for: Ask | None = None,
         addresses: Sequence[str] = (),
     ) -> Purchase:
         """Sign for a session that covers a turn of these sizes. Raises ``LocalError``, saying what to do.
 
-        ``addresses`` are where the host was reached: it is looked for there when something is owed to it.
+        ``opened_for`` is the turn whose key, if it has one, pays the fee. ``addresses`` are where the host
+        was reached: it is looked for there when something is owed to it.
         """
         opened = await self._opened(nursery)
         if (reason := await self._why_not_again(opened, advert)) != "":
             raise RefusedError("payment_required", reason)
+        granted: list[Granted] = []
         payment = await opened.signer.open(
-            advert, offer, tokens_in=tokens_in, tokens_out=tokens_out, addresses=addresses
+            advert,
+            offer,
+            tokens_in=tokens_in,
+            tokens_out=tokens_out,
+            opened_for=opened_for,
+            addresses=addresses,
+            on_granted=granted.append,
         )
         bought = opened.journal.purchase(payment.session)
         secret = bought.voucher_secret if bought is not None else b""
-        return Purchase(payment, opened.journal, opened.signer.now, self._limits, receipt_salt(secret))
+        budgets = TurnBudgets(payment.terms, payment.terms.session_fee)
+        budgets.opened_for(granted[0] if granted else None)
+        return Purchase(
+            payment, opened.journal, opened.signer.now, self._limits, receipt_salt(secret), budgets
+        )
 
     async def _why_not_again(self, opened: OpenPayer, advert: Advert) -> str:
         """Why this host gets no session: today it took two fees and accepted neither session. Or ""."""

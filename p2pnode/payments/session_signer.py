@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 import structlog
@@ -24,6 +25,7 @@ from p2pnode.models.catalogue import shown_name
 from p2pnode.net.multiaddrs import without_peer
 from p2pnode.payments.funds import reconcile
 from p2pnode.payments.journal.journal import BoughtSession, Journal
+from p2pnode.payments.journal.keys import Granted
 from p2pnode.payments.spending import (
     FundsError,
     Market,
@@ -34,10 +36,12 @@ from p2pnode.payments.spending import (
     fields_of,
     why_unpayable,
 )
+from p2pnode.payments.turn_budgets import first_claim, input_bound
 from p2pnode.protocols.adverts.messages import Advert, Offer
 from p2pnode.protocols.crypto import Signer, key_address, recover_address, sign_digest
 from p2pnode.protocols.inference.channel import ClientPayment
-from p2pnode.protocols.inference.messages import SessionTerms
+from p2pnode.protocols.inference.commands import Ask
+from p2pnode.protocols.inference.messages import WINDOW, SessionTerms
 from p2pnode.protocols.typed_data import Domain, authorisation_digest, session_id
 
 log = structlog.get_logger()
@@ -89,12 +93,21 @@ class SessionSigner:
         return why_unpayable(advert, offer, market, self._limits, self.address)
 
     async def open(
-        self, advert: Advert, offer: Offer, *, tokens_in: int, tokens_out: int, addresses: Sequence[str] = ()
+        self,
+        advert: Advert,
+        offer: Offer,
+        *,
+        tokens_in: int,
+        tokens_out: int,
+        opened_for: Ask | None = None,
+        addresses: Sequence[str] = (),
+        on_granted: Callable[[Granted], None] = lambda _granted: None,
     ) -> ClientPayment:
         """Sign for a session whose deposit covers a turn of these sizes, and more such turns where it can.
 
-        Raises ``SpendingLimitError``, ``FundsError`` (with the address to fill), ``ChainError`` and
-        ``StorageError``.
+        Where a key pays for the turn ``opened_for``, the fee and that turn must fit its budget;
+        ``on_granted`` gets what it was granted. Raises ``SpendingLimitError``, ``BudgetError``,
+        ``FundsError`` (with the address to fill), ``ChainError`` and ``StorageError``.
         """
         if advert.offer(offer.model) != offer:
             msg = "this host's offer has changed since it was chosen: search again"
@@ -102,22 +115,40 @@ class SessionSigner:
         if (reason := self.exclusion(advert, offer)) != "":
             msg = f"host {advert.peer} can't be paid: it {reason}"
             raise ChainError(msg)
+        sign = partial(
+            self._open,
+            advert,
+            offer,
+            tokens_in=tokens_in,
+            tokens_out=tokens_out,
+            opened_for=opened_for,
+            addresses=addresses,
+            on_granted=on_granted,
+        )
         try:
-            return await self._open(advert, offer, tokens_in, tokens_out, addresses)
+            return await sign()
         except (SpendingLimitError, FundsError):
             # Sessions may have been settled, or never opened, since the chain was last asked.
             try:
                 await self.reconcile()
             except UnavailableError as error:
                 log.debug("spending.not_reconciled", reason=str(error))
-        return await self._open(advert, offer, tokens_in, tokens_out, addresses)
+        return await sign()
 
     async def reconcile(self) -> None:
         """Ask the chain about every session that isn't known to be over. Raises ``UnavailableError``."""
         await reconcile(self._journal, self._ledger, self.now())
 
     async def _open(
-        self, advert: Advert, offer: Offer, tokens_in: int, tokens_out: int, addresses: Sequence[str]
+        self,
+        advert: Advert,
+        offer: Offer,
+        *,
+        tokens_in: int,
+        tokens_out: int,
+        opened_for: Ask | None,
+        addresses: Sequence[str],
+        on_granted: Callable[[Granted], None],
     ) -> ClientPayment:
         balance = (await self._ledger.balances(self.address)).usdc
         rule = WalletRule(self._limits, balance, shown_address(self.address))
@@ -143,7 +174,13 @@ class SessionSigner:
         )
         # Before the signature exists: what is not in the journal would not count for other processes, and a
         # crash would leave a deposit that a host may take and nobody knows of.
-        await self._journal.bought(record, rule, now)
+        claim = None
+        if opened_for is not None and opened_for.budget:
+            tokens = input_bound(opened_for), opened_for.body.tokens_out_max
+            claim = first_claim(terms, opened_for.budget, *tokens, window=WINDOW, fee=terms.session_fee)
+        granted = await self._journal.bought(record, rule, now, claim)
+        if granted is not None:
+            on_granted(granted)
         try:
             name = shown_name(offer.model)
             words = describe(terms, valid_before, host=advert.peer, model=name, chain=domains.chain_id)

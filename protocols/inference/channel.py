@@ -12,7 +12,7 @@ prompts, engines or streams. All amounts are token units; only the price of the 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -21,7 +21,14 @@ from p2pnode.errors import ProtocolError
 from p2pnode.ids import ModelId, PeerId, SessionId
 from p2pnode.protocols.crypto import Recover, Signer, abi_encode, keccak256, recover_address
 from p2pnode.protocols.effects import Effects
-from p2pnode.protocols.inference.commands import FirstTurnFinished, Issued, Paid, Receipted, Signed
+from p2pnode.protocols.inference.commands import (
+    FirstTurnFinished,
+    Issued,
+    Paid,
+    PaidPart,
+    Receipted,
+    Signed,
+)
 from p2pnode.protocols.inference.messages import (
     N_CTX_MAX,
     READ_STALL_S,
@@ -386,6 +393,64 @@ class ChannelReceiver:
 # ---- the client's side
 
 
+@dataclass(slots=True)
+class _TurnCounts:
+    """Billed input and receipted output of one turn, and how much of both vouchers have named."""
+
+    key: int
+    tokens_in: int = 0
+    tokens_out: int = 0
+    named_in: int = 0
+    named_out: int = 0
+    over: bool = False
+
+
+class _PaidTurns:
+    """Of which turns the counts are that a voucher adds: only then is it known who spends what."""
+
+    def __init__(self) -> None:
+        self._turns: dict[int, _TurnCounts] = {}
+
+    def begin(self, turn: int, key: int) -> None:
+        self._turns[turn] = _TurnCounts(key)
+
+    def pay_input(self, turn: int, tokens_in: int) -> None:
+        if turn in self._turns:
+            self._turns[turn].tokens_in = tokens_in
+
+    def receipted(self, counts: Mapping[int, int]) -> None:
+        for turn, tokens_out in counts.items():
+            if turn in self._turns:
+                self._turns[turn].tokens_out = tokens_out
+
+    def end(self, turn: int) -> None:
+        """It moves no more. What of it no voucher has named yet the next one does."""
+        counts = self._turns.get(turn)
+        if counts is None:
+            return
+        counts.over = True
+        if counts.named_in >= counts.tokens_in and counts.named_out >= counts.tokens_out:
+            del self._turns[turn]
+
+    def named(self) -> tuple[PaidPart, ...]:
+        """A voucher names all counts as they are now: what it adds of each turn."""
+        parts = []
+        for number, turn in tuple(self._turns.items()):
+            # An advance that was not used had named more input than was billed in the end.
+            more_in = max(0, turn.tokens_in - turn.named_in)
+            more_out = max(0, turn.tokens_out - turn.named_out)
+            if more_in or more_out:
+                parts.append(PaidPart(turn.key, more_in, more_out))
+            turn.named_in += more_in
+            turn.named_out += more_out
+            if turn.over:
+                del self._turns[number]
+        return tuple(parts)
+
+    def clear(self) -> None:
+        self._turns.clear()
+
+
 @dataclass(frozen=True, slots=True)
 class _Advance:
     """A voucher for input that the host has not quoted yet, and the one before it."""
@@ -443,6 +508,7 @@ class ChannelSender:
         self._advance: _Advance | None = None
         self._owes = False
         """Whether a receipt holds that no voucher names yet."""
+        self._turns = _PaidTurns()
 
     def begin(self, meter: Meter) -> None:
         """The session is open; ``meter`` counts what it costs."""
@@ -505,6 +571,7 @@ class ChannelSender:
         self._waiting.clear()
         self._unanswered.clear()
         self._paid_turns.clear()
+        self._turns.clear()
         self._advance, self._owes = None, False
 
     def fault_of_left(self, accept: Accept, session: SessionId) -> str | None:
@@ -571,6 +638,11 @@ class ChannelSender:
 
     # ---- paying
 
+    def begin_turn(self, turn: int, key: int) -> None:
+        """A turn is asked that the role knows as ``key``."""
+        if not self.free:
+            self._turns.begin(turn, key)
+
     def advance(self, turn: int, tokens_in: int, effects: Effects) -> None:
         """Pay for input before the host quoted it, where nothing else stands out."""
         if self.free or self._advance is not None or self._waiting or self._unanswered:
@@ -630,13 +702,20 @@ class ChannelSender:
         self._lost += wanted and turn in self._unanswered
         self._unanswered.discard(turn)
         self._paid_turns.discard(turn)
+        self._turns.end(turn)
         if self._advance is not None and self._advance.turn == turn:
             self._drop(self._advance)
         self._pay(effects)
 
-    def settle(self, receipt: Receipt, keys: tuple[int, ...], effects: Effects) -> None:
-        """Answer a receipt that holds: by an ack where it is free, otherwise by its exact voucher."""
+    def settle(
+        self, receipt: Receipt, keys: tuple[int, ...], effects: Effects, counts: Mapping[int, int]
+    ) -> None:
+        """Answer a receipt that holds: by an ack where it is free, otherwise by its exact voucher.
+
+        ``counts`` has the output so far of the turns that moved, by their numbers.
+        """
         checkpoint = receipt.checkpoint
+        self._turns.receipted(counts)
         if self.free:
             effects.send(Ack(seq=checkpoint.tokens_out))
         effects.emit(Receipted(receipt, keys))
@@ -644,8 +723,10 @@ class ChannelSender:
         self._owes = not self.free
         self._pay(effects)
 
-    def conclude(self, effects: Effects) -> None:
+    def conclude(self, effects: Effects, counts: Mapping[int, int]) -> None:
         """The host was lost: sign for exactly what came, also for what no receipt covers. It isn't sent.
+
+        ``counts`` has the output of the turns under way, by their numbers.
 
         A session that goes on forgets it: the exact vouchers of its receipts follow there. After an advance
         that was not quoted the last voucher says more: a final one, below it, would be refused.
@@ -653,14 +734,15 @@ class ChannelSender:
         if self.payment is None or self.paid_ahead:
             return
         last, meter = self.final_voucher, self.meter
-        counts = (meter.tokens_in, meter.tokens_out)
-        if counts == ((0, 0) if last is None else (last.tokens_in, last.tokens_out)):
+        totals = (meter.tokens_in, meter.tokens_out)
+        if totals == ((0, 0) if last is None else (last.tokens_in, last.tokens_out)):
             return
         seq, _, root = self._receipt
         self._unsent = exact_voucher(
-            self.payment, self._session, seq=seq, tokens_in=counts[0], tokens_out=counts[1], root=root
+            self.payment, self._session, seq=seq, tokens_in=totals[0], tokens_out=totals[1], root=root
         )
-        effects.emit(Signed(self._unsent))
+        self._turns.receipted(counts)
+        effects.emit(Signed(self._unsent, self._turns.named()))
 
     def rejoin(self, best: Voucher | None, effects: Effects) -> str | None:
         """Send again what follows ``best``, the last voucher that the host took. Returns why it can't be."""
@@ -682,6 +764,7 @@ class ChannelSender:
         self._waiting.clear()
         self._unanswered.clear()
         self._paid_turns.clear()
+        self._turns.clear()
         self._advance, self._owes = None, False
         if last is not None:
             self._sent.append(last)
@@ -715,6 +798,7 @@ class ChannelSender:
         if self.payment is None:
             return None
         seq, tokens_out, root = self._receipt
+        self._turns.pay_input(turn, tokens_in - self.meter.tokens_in)
         voucher = exact_voucher(
             self.payment,
             self._session,
@@ -728,7 +812,7 @@ class ChannelSender:
         self._sent.append(voucher)
         # In this order: no host may hold a voucher that our journal doesn't know. One that a crash kept from
         # being sent is in the journal, and a resume sends it.
-        effects.emit(Signed(voucher))
+        effects.emit(Signed(voucher, self._turns.named()))
         effects.send(voucher)
         return voucher
 

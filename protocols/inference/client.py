@@ -51,6 +51,7 @@ from p2pnode.protocols.inference.commands import (
     LeaveSession,
     SessionCause,
     SessionFailed,
+    SpendMax,
     Start,
     TokensTaken,
     TurnDone,
@@ -188,6 +189,9 @@ class ClientSession:
                     self._start(now)
             case Ask():
                 self._ask(command, now)
+            case SpendMax(key=key, spend_max=spend_max):
+                if (turn := self._turn_of(key)) is not None:
+                    turn.spend_max = spend_max
             case CancelTurn(key=key):
                 if (turn := self._turn_of(key)) is not None:
                     self._upload.drop(turn.number)
@@ -263,6 +267,7 @@ class ClientSession:
         turn = held.turns[held.asked] = ClientTurn(
             held.asked, ask, held, self._times, len(raw), is_new=is_new
         )
+        self._channel.begin_turn(turn.number, turn.key)
         turn.metered.request = request_hash(raw)
         self._upload.add(turn.number, raw)
         self._heard(now)
@@ -361,9 +366,12 @@ class ClientSession:
             turn = held.turns.get(number)
             return turn.metered if turn is not None else None
 
-        keys = tuple(held.turns[number].key for number in meter.moved if number in held.turns)
+        moved = {
+            number: turn.metered.tokens_out for number, turn in held.turns.items() if number in meter.moved
+        }
         held.receipt = meter.check(message, metered, channel.verify)
-        channel.settle(held.receipt, keys, self._effects)
+        keys = tuple(held.turns[number].key for number in moved)
+        channel.settle(held.receipt, keys, self._effects, moved)
 
     def _end_turn(
         self, held: HeldSession, turn: ClientTurn, outcome: TurnDone | TurnFailed, now: float
@@ -527,7 +535,8 @@ class ClientSession:
         cause: SessionCause = "answered",
     ) -> None:
         if self._held is not None and self._phase == "open" and cause != "fault":
-            self._channel.conclude(self._effects)
+            counts = {turn.number: turn.metered.tokens_out for turn in self._held.turns.values()}
+            self._channel.conclude(self._effects, counts)
         self._phase = "over"
         self._effects.cancel_timers()
         self._effects.emit(SessionFailed(code, detail, retry_after_s, cause))

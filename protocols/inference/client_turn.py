@@ -165,6 +165,8 @@ class ClientTurn:
         self.number, self.ask, self.is_new = number, ask, is_new
         self.outcome: TurnDone | TurnFailed | None = None
         self.cancelled = False
+        self.spend_max = ask.spend_max
+        """What it may add to what is spent; None: any."""
         self.metered = MeteredTurn(number=number)
         self.deadline = math.inf
         """By when the host must do something for it."""
@@ -226,14 +228,14 @@ class ClientTurn:
         return self._caps(self._billed)
 
     def _caps(self, billed: int) -> bool:
-        if self.ask.spend_max is None:
+        if self.spend_max is None:
             return False
         out, terms = self.metered.tokens_out, self._channel.terms
         # A window past a voucher that is on its way may come after it was told to end.
         unstopped = self._held.accept.window + CHECKPOINT_EVERY
         more = min(unstopped, self.ask.body.tokens_out_max - out)
         cost = amount_due(terms, billed, out + more) - terms.session_fee
-        return (more > 0 or not self.is_paid) and cost > self.ask.spend_max
+        return (more > 0 or not self.is_paid) and cost > self.spend_max
 
     def cap(self, effects: Effects, now: float) -> None:
         """End the turn: what was delivered is paid, and nothing is closed."""

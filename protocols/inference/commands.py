@@ -350,6 +350,16 @@ class Ask:
     key: int = 0
     spend_max: int | None = None
     """What the turn may add to what is spent, in token units: it ends when that is used up. None: any."""
+    budget: bytes = b""
+    """The role's id of the key whose budget pays for it; empty for none. No machine reads it."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpendMax:
+    """The turn may add ``spend_max`` to what is spent in all, whatever it was asked with."""
+
+    spend_max: int
+    key: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,7 +392,7 @@ class End:
     """Close the session."""
 
 
-ClientCommand: TypeAlias = Start | Ask | CancelTurn | TokensTaken | LeaveSession | End
+ClientCommand: TypeAlias = Start | Ask | SpendMax | CancelTurn | TokensTaken | LeaveSession | End
 
 # ---- ClientSession -> client role
 
@@ -462,13 +472,23 @@ class Disputed:
 
 
 @dataclass(frozen=True, slots=True)
+class PaidPart:
+    """What a voucher pays of one turn that no voucher before it paid: billed input, and output tokens."""
+
+    key: int
+    tokens_in: int
+    tokens_out: int
+
+
+@dataclass(frozen=True, slots=True)
 class Signed:
     """A voucher is about to be sent or, where the host was lost, will be handed to it when it returns.
 
-    Make it durable before returning.
+    Make it durable before returning. ``parts`` has the turns that it pays for.
     """
 
     voucher: Voucher
+    parts: tuple[PaidPart, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

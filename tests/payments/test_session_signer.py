@@ -22,6 +22,7 @@ from p2pnode.models.catalogue import shown_name
 from p2pnode.money import usdc_text
 from p2pnode.payments.funds import EXPIRED_S
 from p2pnode.payments.journal.journal import BoughtSession, Journal, SpendingRule
+from p2pnode.payments.journal.keys import Claim, Granted
 from p2pnode.payments.session_signer import EXPIRY_S, VALID_S
 from p2pnode.payments.spending import (
     FEES,
@@ -137,9 +138,12 @@ async def test_the_key_in_the_journal_signs_the_vouchers_of_the_session(world: S
 async def test_it_is_written_down_and_said_before_it_is_signed(world: SpendingWorld) -> None:
     written = world.journal.bought
 
-    async def noting(record: BoughtSession, rule: SpendingRule, now: int) -> None:
-        await written(record, rule, now)
+    async def noting(
+        record: BoughtSession, rule: SpendingRule, now: int, claim: Claim | None = None
+    ) -> Granted | None:
+        granted = await written(record, rule, now, claim)
         world.events.append("written")
+        return granted
 
     world.journal.bought = noting  # type: ignore[method-assign]
     await turn(world.signer(), *priced())

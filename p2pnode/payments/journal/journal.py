@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
@@ -19,9 +19,10 @@ import trio
 
 from p2pnode.chain.evm.order_book import Ending, SentOrder, SignedTransaction
 from p2pnode.durable import SqliteDisk, SqliteFile, WriteQueue
-from p2pnode.errors import StorageError
+from p2pnode.errors import BudgetError, StorageError
 from p2pnode.ids import PeerId, SessionId
-from p2pnode.payments.journal import orders, payee, payer
+from p2pnode.payments.journal import keys, orders, payee, payer
+from p2pnode.payments.journal.keys import Claim, Granted, Key, KeyLimits, KeyShare, KeyUsage
 from p2pnode.payments.journal.orders import WalletOnChain
 from p2pnode.payments.journal.owner import Owner, is_alive
 from p2pnode.payments.journal.records import (
@@ -203,28 +204,41 @@ class Journal:
 
     # ---- client
 
-    async def bought(self, record: BoughtSession, rule: SpendingRule, now: int) -> None:
+    async def bought(
+        self, record: BoughtSession, rule: SpendingRule, now: int, claim: Claim | None = None
+    ) -> Granted | None:
         """Record a deposit before it is signed. Raises what ``rule`` raises; then nothing is recorded.
 
-        What ``rule`` is shown holds for all processes on this data dir until this returns.
+        What ``rule`` is shown holds for all processes on this data dir until this returns. Where a key pays,
+        ``claim`` is that of the turn for which the session is opened: raises ``BudgetError``, too.
         """
-        owner = self._name()
-        alive = partial(is_alive, self.path)
-        await self._writer.write(
-            partial(payer.buy, record=record, rule=rule, now=now, owner=owner, alive=alive)
-        )
+        granted: list[Granted | None] = []
+        asked: dict[str, Any] = {
+            "now": now, "owner": self._name(), "alive": partial(is_alive, self.path), "claim": claim,
+        }  # fmt: skip
+        await self._writer.write(lambda db: granted.append(payer.buy(db, record, rule, **asked)))
+        return granted[0]
 
     async def bought_reserve(
-        self, session: SessionId, rule: TurnRule, wanted: int, least: int, now: int
-    ) -> int:
+        self,
+        session: SessionId,
+        rule: TurnRule,
+        wanted: int,
+        least: int,
+        now: int,
+        *,
+        claim: Claim | None = None,
+    ) -> tuple[int, Granted | None]:
         """Let a turn add what ``rule`` grants of ``wanted`` token units to what was spent; how much that is.
 
         It holds for all processes on this data dir until vouchers use it or :meth:`bought_release` gives it
-        back. Raises what the rule raises.
+        back. So does what is granted of a key's budget, where ``claim`` asks for it. Raises what the rule
+        raises, and ``BudgetError``.
         """
-        granted: list[int] = []
+        granted: list[tuple[int, Granted | None]] = []
         asked: dict[str, Any] = {
-            "wanted": wanted, "least": least, "now": now, "alive": partial(is_alive, self.path),
+            "wanted": wanted, "least": least, "now": now, "owner": self._name(),
+            "alive": partial(is_alive, self.path), "claim": claim,
         }  # fmt: skip
         await self._writer.write(lambda db: granted.append(payer.reserve(db, session, rule, **asked)))
         return granted[0]
@@ -232,6 +246,14 @@ class Journal:
     async def bought_release(self, session: SessionId, units: int) -> None:
         """Give back what a turn did not use of what was reserved."""
         await self._writer.write(partial(payer.release, session=session, units=units))
+
+    async def bought_release_all(self, session: SessionId) -> None:
+        """Give back all that was reserved, and all that was claimed of keys: no turn is under way."""
+        await self._writer.write(partial(payer.release_all, session=session))
+
+    async def key_release(self, claim: int, keep: int) -> None:
+        """Give back what a turn of a key did not use, but for ``keep`` token units still to be signed."""
+        await self._writer.write(partial(keys.release, claim_=claim, keep=keep))
 
     async def bought_left(
         self, session: SessionId, until: int | None, generation: int, settle_above: int = 0
@@ -337,9 +359,17 @@ class Journal:
         """Record that it can't be opened: its authorisation is past, or never left this process."""
         await self._writer.write(partial(payer.expired, session=session))
 
-    async def signed(self, session: SessionId, voucher: Voucher, now: int) -> None:
-        """Record a voucher, before it is sent. The highest one stays; what it adds is spent now."""
-        await self._writer.write(partial(payer.signed, session=session, voucher=voucher, now=now))
+    async def signed(
+        self, session: SessionId, voucher: Voucher, now: int, shares: Sequence[KeyShare] = ()
+    ) -> dict[int, int]:
+        """Record a voucher, before it is sent. The highest one stays; what it adds is spent now.
+
+        ``shares`` has what it adds for turns of keys. Returns what these may still add, by their claims.
+        """
+        claimed: dict[int, int] = {}
+        asked: dict[str, Any] = {"voucher": voucher, "now": now, "shares": shares}
+        await self._writer.write(lambda db: claimed.update(payer.signed(db, session, **asked)))
+        return claimed
 
     def purchases(self, *states: BoughtState) -> list[BoughtSession]:
         """Purchases in any of these states (in any, without one), the oldest first."""
@@ -380,6 +410,36 @@ class Journal:
     def taken_unserved(self, host: bytes, since: int) -> int:
         """How many sessions since ``since`` a host's wallet took the fee of and never accepted."""
         return self._read(partial(payer.taken_unserved, host=host, since=since))
+
+    # ---- keys
+
+    async def key_add(self, key: Key, digest: bytes) -> None:
+        """Record a new key and the hash of its secret. Raises ``ConfigError`` for a name in use."""
+        await self._writer.write(partial(keys.add, key=key, digest=digest))
+
+    async def key_change(self, key: bytes, limits: KeyLimits) -> None:
+        """Give a key other limits."""
+        await self._writer.write(partial(keys.change, key=key, limits=limits))
+
+    async def key_revoke(self, key: bytes, now: int) -> None:
+        """Let a key pay for nothing more."""
+        await self._writer.write(partial(keys.revoke, key=key, now=now))
+
+    def all_keys(self) -> list[Key]:
+        """All keys, the oldest first, those that were revoked included."""
+        return self._read(keys.all_keys)
+
+    def key_with_digest(self, digest: bytes) -> tuple[Key, bytes] | None:
+        """The key whose secret has this hash, and the hash as it is recorded; None where there is none."""
+        return self._read(partial(keys.with_digest, digest=digest))
+
+    def key_usage(self, key: bytes, now: int) -> KeyUsage:
+        """What was spent on a key, and what is claimed of it."""
+        return self._read(partial(keys.usage, key=key, now=now))
+
+    def key_refusal(self, key: bytes, least: int, now: int) -> BudgetError:
+        """Why an answer that was stopped could not have ``least`` token units more of a key's budget."""
+        return self._read(partial(keys.refusal, key_id=key, least=least, now=now))
 
     # ---- orders to the chain
 

@@ -19,11 +19,13 @@ session the newest are kept, and of one that is over none after a month. Nothing
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from p2pnode.errors import StorageError
 from p2pnode.ids import PeerId, SessionId
+from p2pnode.payments.journal import keys
+from p2pnode.payments.journal.keys import Claim, Granted, KeyShare
 from p2pnode.payments.journal.owner import ELSEWHERE
 from p2pnode.payments.journal.records import (
     BoughtSession,
@@ -62,13 +64,21 @@ def buy(
     *,
     owner: str,
     alive: Callable[[str], bool],
-) -> None:
-    """Insert what is about to be signed, if ``rule`` allows it beside all that was signed before."""
+    claim: Claim | None = None,
+) -> Granted | None:
+    """Insert what is about to be signed, if ``rule`` allows it beside all that was signed before.
+
+    ``claim`` is that of the turn for which the session is opened, where a key pays for it.
+    """
     rule.check(spending(db, record.terms, record.host, now, alive))
     _insert(db, record, now, owner)
     _spend(db, record.session, record.terms.session_fee, now)
     prune_receipts(db, now - TAKEN_KEPT_S)
     db.execute("DELETE FROM spent WHERE at < ?", (now - 2 * DAY_S,))
+    keys.make_rough(db, now)
+    if claim is None:
+        return None
+    return keys.claim(db, claim, record.session, record.terms, now=now, owner=owner, alive=alive)
 
 
 def _spend(db: sqlite3.Connection, session: SessionId, units: int, now: int) -> None:
@@ -88,24 +98,36 @@ def reserve(
     wanted: int,
     least: int,
     now: int,
+    owner: str,
     alive: Callable[[str], bool],
-) -> int:
+    claim: Claim | None = None,
+) -> tuple[int, Granted | None]:
     """Let a turn add what ``rule`` grants of ``wanted``, and hold it against all other turns until then.
 
-    Raises what the rule raises; then nothing is reserved.
+    ``claim`` is there where a key pays for the turn: then it gets a part of that one's budget, too. Raises
+    what the rule raises, and ``BudgetError``; then nothing is reserved.
     """
     found = one(db, session)
     if found is None:
         msg = f"session {session.hex()} is not in the journal: was an older journal restored?"
         raise StorageError(msg)
     granted = rule.grant(wanted, least, spending(db, found.terms, found.host, now, alive))
+    of_key = None
+    if claim is not None:
+        of_key = keys.claim(db, claim, session, found.terms, now=now, owner=owner, alive=alive)
     db.execute("UPDATE bought SET reserved = reserved + ? WHERE session = ?", (granted, session))
-    return granted
+    return granted, of_key
 
 
 def release(db: sqlite3.Connection, session: SessionId, units: int) -> None:
     """A turn is over that used all but ``units`` of what was reserved for it."""
     db.execute("UPDATE bought SET reserved = MAX(0, reserved - ?) WHERE session = ?", (units, session))
+
+
+def release_all(db: sqlite3.Connection, session: SessionId) -> None:
+    """No turn is under way: nothing is reserved, of the day or of a key's budget."""
+    db.execute("UPDATE bought SET reserved = 0 WHERE session = ?", (session,))
+    keys.release_session(db, session)
 
 
 def restored(db: sqlite3.Connection, record: BoughtSession, receipt: Receipt | None, now: int) -> None:
@@ -205,7 +227,8 @@ def mined(db: sqlite3.Connection, session: SessionId) -> None:
 def over(db: sqlite3.Connection, session: SessionId) -> None:
     """Nothing more will be signed for the session."""
     move(db, "bought", session, ("signed", "open", "over"), "over")
-    db.execute("UPDATE bought SET left_until = NULL, reserved = 0 WHERE session = ?", (session,))
+    db.execute("UPDATE bought SET left_until = NULL WHERE session = ?", (session,))
+    release_all(db, session)
 
 
 def left_session(
@@ -214,10 +237,11 @@ def left_session(
     """Nobody uses the session any more. Its host keeps it until ``until``, where that is known."""
     move(db, "bought", session, ("over",), "open", same=("open", "settled"))
     db.execute(
-        "UPDATE bought SET left_until = ?, generation = ?, reserved = 0, owner = '',"
+        "UPDATE bought SET left_until = ?, generation = ?, owner = '',"
         " settle_above = MAX(settle_above, ?) WHERE session = ?",
         (until, generation, settle_above, session),
     )
+    release_all(db, session)
 
 
 def kept(
@@ -253,7 +277,8 @@ def take(
     found = kept(db, now, alive, session=session)
     if not found:
         return None
-    db.execute("UPDATE bought SET owner = ?, reserved = 0 WHERE session = ?", (owner, session))
+    db.execute("UPDATE bought SET owner = ? WHERE session = ?", (owner, session))
+    release_all(db, session)
     return found[0]
 
 
@@ -301,28 +326,33 @@ def settled(db: sqlite3.Connection, session: SessionId, spent: int, now: int) ->
         "UPDATE bought SET spent = ?, settled_at = COALESCE(settled_at, ?) WHERE session = ?",
         (spent, now, session),
     )
-    db.execute("UPDATE bought SET reserved = 0, left_until = NULL WHERE session = ?", (session,))
+    db.execute("UPDATE bought SET left_until = NULL WHERE session = ?", (session,))
+    release_all(db, session)
 
 
 def expired(db: sqlite3.Connection, session: SessionId) -> None:
     """The session is not on the chain, and can't be opened any more: nothing was spent."""
     move(db, "bought", session, ("signed", "open", "over"), "expired", same=("expired",))
     db.execute("DELETE FROM spent WHERE session = ?", (session,))
-    db.execute("UPDATE bought SET reserved = 0, left_until = NULL WHERE session = ?", (session,))
+    db.execute("UPDATE bought SET left_until = NULL WHERE session = ?", (session,))
+    release_all(db, session)
 
 
-def signed(db: sqlite3.Connection, session: SessionId, voucher: Voucher, now: int) -> None:
+def signed(
+    db: sqlite3.Connection, session: SessionId, voucher: Voucher, now: int, shares: Sequence[KeyShare] = ()
+) -> dict[int, int]:
     """Set the best voucher (the highest; of equal amounts the later) and the last one.
 
     They differ where input was paid that a host never billed: what the host is owed is the last. What the
-    best one adds is spent, and comes out of what was reserved for it.
+    best one adds is spent, and comes out of what was reserved for it. ``shares`` says what of it is for turns
+    that keys pay for. Returns what these turns may still add, by their claims.
     """
     row = db.execute(
         "SELECT MAX(session_fee, voucher_amount) AS before FROM bought WHERE session = ?", (session,)
     ).fetchone()
     if row is None:
         state_of(db, "bought", session)  # raises
-        return
+        return {}
     if (added := voucher.amount - row["before"]) > 0:
         _spend(db, session, added, now)
         release(db, session, added)
@@ -331,6 +361,7 @@ def signed(db: sqlite3.Connection, session: SessionId, voucher: Voucher, now: in
         (pack(voucher), voucher.amount, session, voucher.amount),
     )
     db.execute("UPDATE bought SET final = ? WHERE session = ?", (pack(voucher), session))
+    return keys.signed(db, session, shares, now)
 
 
 def delivered(db: sqlite3.Connection, session: SessionId, amount: int) -> None:

@@ -6,6 +6,7 @@ that are left and resumed later, and what was spent when: of what an earlier for
 was spent when it was settled and any other when it was opened. Format 5 has the window of each hosted
 session, and finds what is due by an index: of what format 4 holds, a session was granted at least the
 smallest window. It marks purchases whose host has finished a turn: of earlier ones that is not known.
+Format 6 has the keys that apps ask with, and what is spent on each.
 How the file is made, opened and written is ``durable.py``'s.
 """
 
@@ -17,6 +18,7 @@ from typing import Final
 
 from p2pnode.durable import FileFormat, SqliteDisk, SqliteFile, run_script
 from p2pnode.ids import SessionId
+from p2pnode.payments.journal.keys import KEY_TABLES
 from p2pnode.payments.journal.orders import ORDERS_TABLES
 from p2pnode.payments.journal.records import unpack
 from p2pnode.protocols.inference.messages import WINDOW, Checkpoint, SessionTerms
@@ -130,6 +132,7 @@ CREATE TABLE bought (
 CREATE INDEX bought_by_state ON bought (state, opened_at);
 {TAKEN_TABLES}
 {SPENT_TABLE}
+{KEY_TABLES}
 {ORDERS_TABLES}
 
 CREATE TABLE cursors (name TEXT PRIMARY KEY, block INTEGER NOT NULL) WITHOUT ROWID;
@@ -168,6 +171,7 @@ ALTER TABLE bought ADD COLUMN finished INTEGER NOT NULL DEFAULT 0;
 """What format 5 added."""
 _ORDERS_VERSION: Final = 3
 _LEFT_VERSION: Final = 4
+_WINDOW_VERSION: Final = 5
 
 
 def journal_file(path: Path, disk: SqliteDisk | None = None) -> SqliteFile:
@@ -188,7 +192,9 @@ def _upgrade(db: sqlite3.Connection, found: int) -> None:
     if found < _LEFT_VERSION:
         for script in (_LEFT, SPENT_TABLE, _SPENT_BEFORE):
             run_script(db, script)
-    run_script(db, _WINDOW)
+    if found < _WINDOW_VERSION:
+        run_script(db, _WINDOW)
+    run_script(db, KEY_TABLES)
 
 
 def _copy_receipts(db: sqlite3.Connection, session: sqlite3.Row) -> None:
@@ -205,7 +211,7 @@ def _copy_receipts(db: sqlite3.Connection, session: sqlite3.Row) -> None:
 
 _FORMAT: Final = FileFormat(
     application=int.from_bytes(b"p2pn", "big"),
-    version=5,
+    version=6,
     tables=_SCHEMA,
     foreign="it is no journal. Restore it from your backup, or move it away to begin a new one",
     remedies={

@@ -286,9 +286,9 @@ async def test_what_a_turn_may_still_add_is_held_against_the_turns_of_all_proces
     await journal.bought(bought(1), Anything(), NOW)
     async with writing(tmp_path / "journal.sqlite") as other:
         await other.bought(bought(2), Anything(), NOW)
-        assert await journal.bought_reserve(session(1), limits, 50_000, 1_000, NOW) == 50_000
+        assert await journal.bought_reserve(session(1), limits, 50_000, 1_000, NOW) == (50_000, None)
         left = 100_000 - 2 * fee - 50_000
-        assert await other.bought_reserve(session(2), limits, 50_000, 1_000, NOW) == left
+        assert await other.bought_reserve(session(2), limits, 50_000, 1_000, NOW) == (left, None)
         with pytest.raises(SpendingLimitError, match=r"answers that are under way may take 0\.06 USDC"):
             await other.bought_reserve(session(2), limits, 50_000, 1_000, NOW)
         await journal.signed(session(1), voucher(1, fee + 20_000), NOW)

@@ -9,6 +9,7 @@ import pytest
 
 from p2pnode.errors import StorageError
 from p2pnode.payments.journal.journal import Journal
+from p2pnode.payments.journal.keys import KeyUsage
 from p2pnode.payments.journal.orders import WalletOnChain
 from p2pnode.payments.journal.records import pack
 from p2pnode.protocols.inference.messages import Checkpoint
@@ -17,8 +18,9 @@ from tests.payments.journals import DAY, NOW, PEER, TERMS, Anything, bought, hos
 from tests.protocols.support import Identity
 
 SIGNER = Identity("receipts")
+BEFORE_6 = "DROP TABLE key_claims; DROP TABLE key_spent; DROP TABLE keys;"
 BEFORE_5 = (
-    "DROP INDEX hosted_by_due; ALTER TABLE hosted DROP COLUMN window_ids;"
+    f"{BEFORE_6} DROP INDEX hosted_by_due; ALTER TABLE hosted DROP COLUMN window_ids;"
     "ALTER TABLE bought DROP COLUMN finished;"
 )
 BEFORE_4 = f"{BEFORE_5} DROP TABLE spent;" + "".join(
@@ -138,6 +140,20 @@ async def test_a_session_of_format_4_has_the_smallest_window_and_is_found_when_i
     journal.close()
 
 
+async def test_one_of_format_5_gets_its_keys_and_keeps_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    async with writing(path) as journal:
+        await journal.bought(bought(3), Anything(), NOW)
+    db = sqlite3.connect(path)
+    db.executescript(f"{BEFORE_6} PRAGMA user_version = 5;")
+    db.close()
+    journal = Journal.open(path)
+    assert journal.all_keys() == []
+    assert [each.session for each in journal.purchases()] == [session(3)]
+    assert journal.key_usage(b"\x01" * 8, NOW) == KeyUsage(day=0, total=0, claimed=0)
+    journal.close()
+
+
 async def test_it_is_done_once_however_many_open_it(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
     await old_journal(path)
@@ -146,7 +162,7 @@ async def test_it_is_done_once_however_many_open_it(tmp_path: Path) -> None:
         assert len(journal.receipts(session(1))) == 3
         journal.close()
     db = sqlite3.connect(path)
-    assert db.execute("PRAGMA user_version").fetchone() == (5,)
+    assert db.execute("PRAGMA user_version").fetchone() == (6,)
     names = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     db.close()
     assert "receipts_1" not in names

@@ -404,7 +404,7 @@ class Crossing:
             case m.Checkpoint() as claimed:
                 assert self.client.accepts_total(claimed.tokens_in)
                 receipt = self.counted.check(claimed, self.theirs.get, self.client.verify)
-                self.client.settle(receipt, (), self.effects)
+                self.client.settle(receipt, (), self.effects, {})
             case other:
                 raise AssertionError(other)
         self.client_says()
@@ -541,7 +541,7 @@ def test_a_client_pays_nothing_ahead_in_a_free_session_and_the_exact_voucher_in_
     signed, send = effects.take()
     assert isinstance(signed, Emit)
     assert isinstance(send, Send)
-    assert signed.value == Signed(send.message), "durable before it is sent"
+    assert signed.value == Signed(send.message, signed.value.parts), "durable before it is sent"
 
 
 @pytest.mark.parametrize(("finished", "most"), [(False, 1), (True, 2)])
