@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 from p2pnode.errors import EngineLostError
@@ -68,9 +68,9 @@ def results(answered: Sequence[Answered]) -> tuple[TaskResult, ...]:
     return tuple(TaskResult(task=name, right=sum(of[name]), items=len(of[name])) for name in names)
 
 
-def sampling_of(item: Item) -> SamplingParams:
-    """Greedy."""
-    return SamplingParams(tokens_max=item.tokens_max, temperature=0)
+def sampling_of(item: Item, *, thinks: bool) -> SamplingParams:
+    """Greedy, with room for thoughts where the model has any."""
+    return SamplingParams(tokens_max=item.tokens_max + (_THOUGHT_MAX if thinks else 0), temperature=0)
 
 
 def format_of(item: Item) -> ResponseFormat:
@@ -87,16 +87,16 @@ def engine_asker(engine: Engine, info: EngineInfo) -> Asker:
         body = PromptBody(
             messages=(ChatMessage.of("user", item.text),),
             response_format=format_of(item) if "schema" in info.features else ResponseFormat(),
-            sampling=sampling_of(item),
+            sampling=sampling_of(item, thinks=False),
             seed=bytes(16),
         )
         prompt = await engine.prompt(body)
         thinks = prompt.reasons or prompt.thinking
         by_logprobs = bool(item.options) and not thinks and "logprobs" in info.features
-        tokens = 1 if by_logprobs else item.tokens_max + (_THOUGHT_MAX if thinks else 0)
+        sampling = sampling_of(item, thinks=thinks)
         request = GenerateRequest(
             prompt_ids=prompt.ids,
-            sampling=SamplingParams(tokens_max=tokens, temperature=0, stop=prompt.stop),
+            sampling=replace(sampling, tokens_max=1) if by_logprobs else sampling,
             seed=0,
             cache_key=_CACHE_KEY,
             text_pending=prompt.text_pending,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
@@ -92,7 +92,14 @@ def keep_choice(data_dir: Path, model: LocalModel, timings: list[Timing]) -> Tim
 
 
 def _key(model: LocalModel) -> str:
-    return f"{model_id_text(model.model_id)} {version('xllamacpp')} {_processor()} {cores_here()}"
+    return f"{model_id_text(model.model_id)} {_build()} {_processor()} {cores_here()}"
+
+
+def _build() -> str:
+    try:
+        return version("xllamacpp")
+    except PackageNotFoundError:
+        return "none"  # of which nothing is remembered
 
 
 def _processor() -> str:

@@ -6,17 +6,33 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from p2pnode.cli.ask import MaxSpendOption
+from p2pnode.cli.client import make_client
 from p2pnode.cli.models import NameArgument
-from p2pnode.cli.options import DataDirOption, JsonOption, LogOption, blaming, configure, data_of
+from p2pnode.cli.options import (
+    ChainOption,
+    DataDirOption,
+    JsonOption,
+    LogOption,
+    YesOption,
+    blaming,
+    check_target,
+    configure,
+    data_of,
+)
 from p2pnode.cli.output import Output
 from p2pnode.cli.quality import keep_quality, print_quality, quality_fields
+from p2pnode.cli.user_input import confirm
 from p2pnode.words import count_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from p2pnode.client.client import Client
+    from p2pnode.client.question import ChatOptions
     from p2pnode.models.engine import Engine, EngineInfo
     from p2pnode.models.evaluation.evaluation import Answered
+    from p2pnode.models.evaluation.task_set import Item
     from p2pnode.node.datadir import DataDir
 
 
@@ -28,6 +44,13 @@ def evaluate(
         int, typer.Option(min=0, max=2**32 - 1, help="Which items come first; the figures name it.")
     ] = 0,
     engine: Annotated[str, typer.Option(help="auto, llamacpp, exllama or scripted.")] = "auto",
+    peer: Annotated[
+        str | None,
+        typer.Option("--peer", help="Ask this host instead, a multiaddr; what it can cost is said before."),
+    ] = None,
+    chain: ChainOption = None,
+    max_spend: MaxSpendOption = None,
+    yes: YesOption = False,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
     log_level: LogOption = "error",
@@ -46,10 +69,24 @@ def evaluate(
 
         with blaming("--tasks"):
             items = task_set().items([] if tasks == "all" else tasks.split(","), limit=limit, seed=seed)
+        answered: list[Answered] = []
+        if peer is not None:
+            check_target(name, peer)
+            client = make_client(
+                output,
+                data_dir,
+                None,
+                mdns=False,
+                discovery=False,
+                chain=chain,
+                spend_session_max=max_spend,
+            )
+            async with client:
+                await _evaluate_host(output, client, name, peer, seed, items, answered, yes=yes)
+            return
         data = data_of(data_dir)
         data.prepare()
         model, made = await _engine(data, name, engine)
-        answered: list[Answered] = []
         try:
             info = await made.load()
             try:
@@ -93,6 +130,93 @@ async def _engine(data: DataDir, name: str, asked: str) -> tuple[Any, Engine]:
     return local.model_id, make_engine(spec, local)
 
 
+async def _evaluate_host(
+    output: Output,
+    client: Client,
+    name: str,
+    peer: str,
+    seed: int,
+    items: Sequence[Item],
+    answered: list[Answered],
+    *,
+    yes: bool,
+) -> None:
+    """Ask a host, once its user knows what that can cost.
+
+    Nothing is kept: only the host says which weights it has.
+    """
+    from dataclasses import replace
+
+    from p2pnode.client.ranking import is_priced
+    from p2pnode.errors import NoHostError
+    from p2pnode.money import usdc_text
+    from p2pnode.protocols.adverts.messages import Capability
+
+    longest = max(items, key=lambda item: len(item.text.encode()))
+    roomy = replace(longest, tokens_max=max(item.tokens_max for item in items), schema=None)
+    (found, *_) = await client.estimate(roomy.text, _options(roomy, name, peer, Capability.REASONING))
+    if found.candidate.excluded:
+        raise NoHostError(f"this host may not be asked: {found.candidate.excluded}")
+    offer, cost = found.candidate.offer, found.cost
+    most = cost.fee + (cost.total - cost.fee) * len(items)
+    priced = is_priced(offer)
+    what = f"{count_of(len(items), 'item')} cost at most {usdc_text(most)} there" if priced else "it is free"
+    output.event("cost", {"items": len(items), "cost_max": most}, text=f"[{what}]")
+    if priced:
+        await confirm(output, f"{what}: they are asked", yes=yes)
+
+    async def ask(item: Item) -> str:
+        async with client.answer(item.text, _options(item, name, peer, offer.caps)) as answer:
+            async for _ in answer:
+                pass
+        return answer.text
+
+    sheets = await client.sheets([found.candidate.advert])
+    info = _info(sheets.get(found.candidate.advert.peer), offer.model)
+    try:
+        await _ask_all(output, items, ask, answered)
+    finally:
+        if answered:
+            _finish(output, None, offer.model, info, seed, answered, asked=len(items))
+
+
+def _options(item: Item, name: str, peer: str, caps: int) -> ChatOptions:
+    """How a host with these capabilities is asked."""
+    from p2pnode.client.question import ChatOptions
+    from p2pnode.models.evaluation.evaluation import format_of, sampling_of
+    from p2pnode.protocols.adverts.messages import Capability
+    from p2pnode.protocols.inference.messages import ResponseFormat
+    from p2pnode.protocols.inference.prompt_rules import seed_of
+
+    return ChatOptions(
+        model=name,
+        peer=peer,
+        sampling=sampling_of(item, thinks=bool(caps & Capability.REASONING)),
+        response_format=format_of(item) if caps & Capability.SCHEMA else ResponseFormat(),
+        seed=seed_of(0),
+    )
+
+
+def _info(sheet: Any, model: Any) -> EngineInfo:
+    """What a host says of its engine, in letters that a record may hold."""
+    from p2pnode.models.engine import EngineInfo
+
+    offer = sheet.offer(model) if sheet is not None else None
+    profile = offer.profile if offer is not None else None
+
+    def said(text: str) -> str:
+        return "".join(letter for letter in text if letter.isascii() and letter.isprintable())
+
+    return EngineInfo(
+        engine=(said(profile.engine) if profile is not None else "") or "unknown",
+        build=said(profile.build) if profile is not None else "",
+        kv_types=said(profile.kv_types) if profile is not None else "",
+        quantisation="",
+        n_ctx=0,
+        slots=0,
+    )
+
+
 async def _ask_all(output: Output, items: Sequence[Any], ask: Any, answered: list[Answered]) -> None:
     from contextlib import aclosing
 
@@ -109,10 +233,16 @@ async def _ask_all(output: Output, items: Sequence[Any], ask: Any, answered: lis
 
 
 def _finish(
-    output: Output, data: DataDir, model: Any, info: EngineInfo, seed: int, answered: Sequence[Answered], *,
+    output: Output,
+    data: DataDir | None,
+    model: Any,
+    info: EngineInfo,
+    seed: int,
+    answered: Sequence[Answered],
+    *,
     asked: int,
-) -> None:  # fmt: skip
-    """Keep the figures of what was answered, and print them."""
+) -> None:
+    """Print the figures of what was answered, and keep them in ``data`` where that is given."""
     from datetime import UTC, datetime
 
     from p2pnode.models.evaluation.evaluation import results
@@ -129,7 +259,7 @@ def _finish(
         kv_types=info.kv_types,
         measured=datetime.now(UTC).date().isoformat(),
     )
-    kept = keep_quality(data, quality)
+    kept = data is not None and keep_quality(data, quality)
     lost = sum(each.lost for each in answered)
     if output.as_json:
         more = {"asked": asked, "answered": len(answered), "lost": lost, "kept": kept}
@@ -140,5 +270,7 @@ def _finish(
         output.note(f"stopped after {len(answered)} of {count_of(asked, 'item')}: these are their figures")
     if lost:
         output.note(f"at {count_of(lost, 'item')} the engine died; they count as wrong")
-    if not kept:
+    if data is None:
+        output.note("not kept: these are this host's answers, and only it says which weights it has")
+    elif not kept:
         output.note("an earlier figure of more items is kept instead of this one")

@@ -60,7 +60,8 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
                 verify: verified{name, path, files}
                 evaluate: item{task, index, right, answer, lost} evaluated{model, task_set, seed, tasks,
                 scores, overall, engine, build, kv_types, measured, asked, answered, lost, kept}: quality is
-                the same down to measured, and by: whose figure it is, empty for this machine's
+                the same down to measured, and by: whose figure it is, empty for this machine's;
+                with --peer before that cost{items, cost_max}, and what ask tells of hosts and payments
                 recommend: machine{memory, cores, disk, gpu_memory, weights_per_s} and, for each model, the
                 most promising first, recommendation{name, id, fits, why, memory, tokens_per_s, would_fit,
                 here, size_bytes, quantisation, licence, tasks, quality}

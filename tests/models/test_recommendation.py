@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -151,12 +152,22 @@ def test_the_machine_is_asked(tmp_path: Path) -> None:
     assert machine_here(tmp_path, tmp_path, memory=5).memory == 5
 
 
-def test_a_calibration_here_says_how_fast_weights_are_read(tmp_path: Path, smollm: LocalModel) -> None:
+def _not_installed(name: str) -> str:
+    raise PackageNotFoundError(name)
+
+
+def test_a_calibration_here_says_how_fast_weights_are_read(
+    tmp_path: Path, smollm: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     remember(tmp_path, smollm)
     timing = Timing(threads=1, batch=32, prefill_s=1.0, decode_s=0.5)
     calibrate.keep_choice(tmp_path, smollm, [timing])
     assert timing.tokens_per_s == 64
     assert machine_here(tmp_path, tmp_path).weights_per_s == 64 * smollm.manifest.size_bytes
+    with monkeypatch.context() as patched:
+        patched.setattr(calibrate, "version", _not_installed)
+        assert machine_here(tmp_path, tmp_path).weights_per_s is None
+        assert calibrate.read_choice(tmp_path, smollm) is None
     text = json.loads((tmp_path / calibrate.FILE).read_text())
     (key,) = text["choices"]
     text["choices"] = {key.replace("m1", "m2"): asdict(timing)}
