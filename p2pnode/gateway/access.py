@@ -17,6 +17,7 @@ from typing import Final, Protocol
 from p2pnode.client.ranking import Filters
 from p2pnode.files import read_secret_or_none, write_private
 from p2pnode.gateway.faults import KeyRefusedError
+from p2pnode.payments.journal.keys import Key
 from p2pnode.scopes import is_loopback
 
 _BYTES: Final = 24
@@ -33,16 +34,19 @@ class Caller:
     """Names of models that may be asked; None for any."""
     filters: Filters = field(default_factory=Filters)
     """The highest prices and cost; the request may ask for lower ones."""
+    budget: Key | None = None
+    """The key whose budget pays for what is asked, as ``ChatOptions`` takes it."""
 
 
 class KeyRing(Protocol):
     """Knows the callers."""
 
-    required: bool
-    """Whether nobody may ask without a key."""
+    @property
+    def required(self) -> bool:
+        """Whether nobody may ask without a key."""
 
     async def authorise(self, token: str) -> Caller:
-        """Who has this key; "" where none was sent. Raises ``KeyRefusedError``."""
+        """Who has this key; "" where none was sent. Raises ``LocalError``."""
 
 
 class OpenRing:

@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 from p2pnode.errors import (
+    BudgetError,
+    BudgetReason,
     ChainError,
     ConfigError,
     EngineError,
@@ -45,6 +47,15 @@ _KEY_STATUS: Final[dict[KeyFault, int]] = {
     "model": 403,
     "rate": 429,
 }
+_BUDGET_STATUS: Final[dict[BudgetReason, int]] = {
+    "expired": 401,
+    "revoked": 401,
+    "model": 403,
+    "price": 403,
+    "day": 429,
+    "total": 402,
+}
+"""Where it doesn't help to wait."""
 _WIRE: Final[dict[WireCode, tuple[int, str]]] = {
     "model_not_available": (503, "no_host"),
     "capacity": (503, "capacity"),
@@ -107,6 +118,9 @@ def bad_request(message: str, param: str | None = None) -> FaultError:
 def fault_of(error: P2PNodeError) -> Fault:
     """An error of the package as a fault."""
     match error:
+        case BudgetError(reason=budget, retry_after_s=wait_s):
+            status = _BUDGET_STATUS[budget] if wait_s is None else 429
+            return Fault(status=status, code=f"key_{budget}", message=str(error), retry_after_s=wait_s)
         case KeyRefusedError(reason=reason, retry_after_s=wait_s):
             code = f"key_{reason}"
             return Fault(status=_KEY_STATUS[reason], code=code, message=str(error), retry_after_s=wait_s)

@@ -228,6 +228,7 @@ class Gateway:
             response_format=turn.response_format,
             logprobs=turn.logprobs,
             seed=turn.seed,
+            budget=caller.budget,
             cache_key=key,
             prefer=self._homes.get(key),
         )
@@ -238,7 +239,8 @@ class Gateway:
         """The vectors of texts, not begun. Raises ``FaultError`` and ``P2PNodeError``."""
         model = self.model_of(name)
         check_model(model, routing, caller)
-        return self._client.embed(texts, model=model, filters=within(routing.filters, caller.filters))
+        filters = within(routing.filters, caller.filters)
+        return self._client.embed(texts, model=model, filters=filters, budget=caller.budget)
 
     @asynccontextmanager
     async def events(

@@ -29,6 +29,7 @@ from p2pnode.files import not_writable, off_the_loop, write_private
 from p2pnode.gateway.access import gateway_ring
 from p2pnode.gateway.app import AppOptions, Observer, make_app
 from p2pnode.gateway.gateway import Gateway
+from p2pnode.gateway.keys import BudgetRing
 from p2pnode.http_server import HttpBounds, HttpServer, parse_listen
 from p2pnode.limits import Limits
 from p2pnode.scopes import is_loopback
@@ -84,7 +85,8 @@ async def serving_gateway(
     host, port = parse_listen(options.listen)
     aliases = read_aliases(options.aliases)
     data = client.runtime.data
-    ring = await off_the_loop(partial(gateway_ring, data.gateway_key, host, pays=client.runtime.pays))
+    others = await off_the_loop(partial(gateway_ring, data.gateway_key, host, pays=client.runtime.pays))
+    ring = BudgetRing(others, data.journal)
     gateway = Gateway(client, aliases=aliases, trust_host=options.trust_host)
     app_options = AppOptions(
         origins=options.origins,
@@ -122,6 +124,7 @@ async def serving_gateway(
                 with trio.move_on_after(limits.drain_deadline_s + limits.close_deadline_s):
                     await ended.wait()
         finally:
+            ring.close()
             server.close()
             data.gateway_json.unlink(missing_ok=True)
 
