@@ -52,7 +52,7 @@ OFFENCES = {
         ("p2pnode/bounded.py", "import time"),
     ],
     "gateway-faces": [
-        ("p2pnode/gateway/chat.py", "import starlette.requests"),
+        ("p2pnode/gateway/chat.py", "import starlette"),
         ("p2pnode/gateway/turn.py", "import time"),
         ("p2pnode/gateway/fields.py", "import trio"),
     ],

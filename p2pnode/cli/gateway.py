@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeAlias
 
 import typer
 
@@ -24,6 +25,7 @@ from p2pnode.cli.output import Output
 if TYPE_CHECKING:
     from p2pnode.client.client import Client
     from p2pnode.gateway.server import GatewayOptions, RunningGateway
+    from p2pnode.host.join import Join
 
 AliasOption: TypeAlias = Annotated[
     list[str] | None,
@@ -132,3 +134,83 @@ def tell_of(tell: Callable[..., None], running: RunningGateway) -> None:
         "key_file": str(running.key_file) if running.keys_required else "",
     }
     tell("gateway", fields, text=f"gateway    {running.url}/v1, to be used {who}")
+
+
+class GatewayBeside:
+    """The gateway of ``p2pnode join --gateway``, beside a node.
+
+    It asks with a client of its own, as ``p2pnode ask`` does: a client finds the node by its data dir, and so
+    asks its models with those of others.
+    """
+
+    def __init__(self, listen: str, output: Output, data_dir: Path | None, **flags: Any) -> None:
+        import trio
+
+        self._listen, self._output, self._data_dir, self._flags = listen, output, data_dir, flags
+        self._listening, self._stopping = trio.Event(), trio.Event()
+
+    @classmethod
+    def of(cls, listen: str | None, output: Output, data_dir: Path | None, **flags: Any) -> Self | None:
+        """None where no gateway was asked for. ``flags`` are those of its client."""
+        return None if listen is None else cls(listen, output, data_dir, **flags)
+
+    @property
+    def _options(self) -> GatewayOptions:
+        return gateway_options(self._listen, "--gateway", None, None, trust_host=False)
+
+    def check(self) -> None:
+        """Raise ``MissingExtraError`` where packages are missing, ``UsageError`` for what is no address."""
+        from p2pnode.extras import need
+
+        need("`p2pnode join --gateway`", "gateway")
+        _ = self._options
+
+    def listening_to(
+        self, report: Callable[[str, dict[str, Any]], None]
+    ) -> Callable[[str, dict[str, Any]], None]:
+        """The same reporter, which tells us when the node listens."""
+
+        def tell(name: str, fields: dict[str, Any]) -> None:
+            report(name, fields)
+            if name == "listening":
+                self._listening.set()
+
+        return tell
+
+    def stop(self) -> None:
+        """Let requests under way end, then end."""
+        self._stopping.set()
+
+    async def run(self, node: Join) -> None:
+        """Run the node, and the gateway once it listens. When one of them ends, the other ends in order.
+
+        Raises what ended the first one.
+        """
+        import trio
+
+        from p2pnode.errors import P2PNodeError
+
+        failed: list[P2PNodeError] = []
+
+        async def serve() -> None:
+            await self._listening.wait()
+            try:
+                async with make_client(
+                    self._output, self._data_dir, None, discovery=True, **self._flags
+                ) as c:
+                    await serve_until(self._output, c, self._options, self._stopping)
+            except P2PNodeError as error:
+                failed.append(error)
+                node.stop()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve)
+            try:
+                await node.run()
+            except P2PNodeError as error:
+                failed.append(error)
+            self.stop()
+            if not self._listening.is_set():
+                nursery.cancel_scope.cancel()
+        if failed:
+            raise failed[0]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 import typer
 
 from p2pnode.cli.background import BackgroundOption
+from p2pnode.cli.gateway import GatewayBeside
 from p2pnode.cli.options import (
     BootstrapOption,
     ChainOption,
@@ -216,6 +217,15 @@ QuietOption: TypeAlias = Annotated[
 ]
 
 
+GatewayOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--gateway",
+        help="Serve OpenAI's and Anthropic's API at HOST:PORT too, as 127.0.0.1:8080; see `p2pnode gateway`.",
+    ),
+]
+
+
 def join(
     models: ModelsArgument = None,
     data_dir: DataDirOption = None,
@@ -253,6 +263,7 @@ def join(
     s5_accounts: S5AccountsOption = None,
     s5_origin: S5OriginOption = None,
     metrics: MetricsOption = None,
+    gateway: GatewayOption = None,
     mdns: MdnsOption = None,
     moved: MovedOption = False,
     ready_file: ReadyOption = None,
@@ -271,6 +282,7 @@ def join(
     report = JoinReporter(output, quiet=quiet)
 
     running: list[Join] = []
+    beside = GatewayBeside.of(gateway, output, data_dir, mdns=mdns, chain=chain)
     named = [*(models or ()), *(model or ())] or None
 
     def configured() -> NodeConfig:
@@ -317,6 +329,8 @@ def join(
 
     def check(config: NodeConfig) -> None:
         """Raise for what makes no sense or is missing, before anything is made or fetched."""
+        if beside is not None:
+            beside.check()
         _need_packages(config)
         _check(listen or (), bootstrap or (), named or (), upstream, ready_file)
         _check_announced(config.announce, "--announce" if announce else "config.toml, announce")
@@ -330,8 +344,8 @@ def join(
     async def serve(config: NodeConfig) -> None:
         options = JoinOptions(ready_file=ready_file, moved=moved, scripted_tokens_per_s=scripted_tokens_per_s)
         await _tell_of_servers(config, report)
-        running.append(Join(config, options, report))
-        await running[0].run()
+        running.append(Join(config, options, beside.listening_to(report) if beside else report))
+        await (running[0].run() if beside is None else beside.run(running[0]))
         report("stopped", {})
 
     async def run() -> None:
@@ -358,7 +372,7 @@ def join(
     def interrupt() -> bool:
         output.end_echo()
         report("stopping", {})
-        for each in running:
+        for each in (*running, *((beside,) if beside else ())):
             each.stop()
         return bool(running)
 

@@ -245,6 +245,14 @@ class Client:
             found = await self._questions.vocabulary(known)
         return found
 
+    async def count(self, messages: Messages, options: ChatOptions) -> tuple[int, bool]:
+        """How many tokens a prompt has, and whether that is exact; see ``Questions.count``."""
+        counted = await self._questions.count(messages, options)
+        if not counted[1]:
+            await self.vocabulary(options.model, ask_hosts=True)  # with it comes what renders
+            counted = await self._questions.count(messages, options)
+        return counted
+
     async def estimate(self, messages: Messages, options: ChatOptions | None = None) -> list[Estimate]:
         """What a question can cost at each host that may be asked; see ``Questions.estimate``."""
         return await self._questions.estimate(messages, options or ChatOptions())

@@ -64,6 +64,7 @@ if TYPE_CHECKING:
 ContextChoice: TypeAlias = Literal["refuse", "drop-oldest"]
 Messages: TypeAlias = str | Sequence[Mapping[str, Any] | ChatMessage]
 _DAY_S: Final = 86_400
+_BYTES_PER_TOKEN: Final = 4
 _NO_EMBEDDINGS: Final = (
     "Hosts with llama.cpp make them, unless memory is short or their owner wants none (--no-embeddings)"
 )
@@ -436,6 +437,18 @@ class Questions:
             from p2pnode.payments.keys import check_model
 
             check_model(options.budget, known.model, self._runtime.now())
+
+    async def count(self, messages: Messages, options: ChatOptions) -> tuple[int, bool]:
+        """How many tokens a prompt has, and whether that is exact, as where its tokenizer is on this machine.
+
+        Otherwise it is an estimate: one token for four bytes, as in English with most tokenizers. Raises
+        ``ConfigError``.
+        """
+        known, body = self._question(messages, options)
+        rendered = await self.renderers.rendered(known.model, body)
+        if rendered is not None:
+            return rendered[0], True
+        return max(1, known.input_max(body) // _BYTES_PER_TOKEN), False
 
     def _question(self, messages: Messages, options: ChatOptions) -> tuple[KnownModel, PromptBody]:
         known = resolve_model(options.model if options.model is not None else DEFAULT_MODEL)

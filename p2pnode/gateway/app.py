@@ -14,6 +14,7 @@ import time
 from array import array
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final, TypeAlias
 
@@ -28,7 +29,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from p2pnode.errors import P2PNodeError
 from p2pnode.files import off_the_loop
-from p2pnode.gateway import chat
+from p2pnode.gateway import chat, messages
 from p2pnode.gateway.access import Caller, KeyRing, token_of
 from p2pnode.gateway.faults import Fault, FaultError, fault_of
 from p2pnode.gateway.fields import Fields, read_object
@@ -55,6 +56,7 @@ _ID_BYTES: Final = 12
 _LARGE_JSON: Final = 1 << 18
 """Bytes; more are parsed in a thread."""
 _JSON: Final = "application/json"
+_APIS: Final = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/messages", "/v1/models")
 _LEFT: Final = 499
 """The status in the log of a request whose client went away."""
 Read: TypeAlias = Callable[[Fields, Stamp], Asked]
@@ -112,11 +114,13 @@ def make_app(
     """The whole API."""
     options = options or AppOptions()
     desk = _Desk(gateway, ring, limits, options.observe)
-    openai = chat.error_object
+    openai, anthropic = chat.error_object, messages.error_object
     routes: list[BaseRoute] = [
         _post("/v1/chat/completions", _Door(desk, "chat", openai, _answering(desk, chat.read_chat))),
         _post("/v1/completions", _Door(desk, "completions", openai, _answering(desk, chat.read_completion))),
         _post("/v1/embeddings", _Door(desk, "embeddings", openai, partial(_embed, desk))),
+        _post("/v1/messages", _Door(desk, "messages", anthropic, _answering(desk, messages.read_messages))),
+        _post("/v1/messages/count_tokens", _Door(desk, "count", anthropic, partial(_count, desk))),
         Route("/v1/models", _Door(desk, "models", openai, partial(_models, desk)), methods=["GET"]),
         Route(
             "/v1/models/{name:path}", _Door(desk, "models", openai, partial(_model, desk)), methods=["GET"]
@@ -321,6 +325,7 @@ class _Telling:
         self._exchange, self._writer, self._replies, self._idle_s = exchange, writer, replies, idle_s
         self._ended: dict[int, Ended] = {}
         self._started = False
+        self._sent_at = trio.current_time()
         self.fault: FaultError | None = None
         self.whole: Response | None = None
 
@@ -364,7 +369,7 @@ class _Telling:
         """Send pieces as they come, and a sign of life where none does."""
         while not self.over:
             frames = b""
-            with trio.move_on_after(self._idle_s) as waited:
+            with trio.move_on_at(self._sent_at + self._idle_s) as waited:
                 frames = self._frames(await events.receive())
             if waited.cancelled_caught:
                 await self._send(self._writer.idle())
@@ -410,6 +415,7 @@ class _Telling:
             await self._exchange.send({"type": "http.response.start", "status": 200, "headers": raw})
             frames = self._writer.begin() + frames
         await self._exchange.send({"type": "http.response.body", "body": frames, "more_body": more})
+        self._sent_at = trio.current_time()
 
 
 def _fault_error(error: P2PNodeError) -> FaultError:
@@ -514,10 +520,31 @@ async def _while_connected(
 # ---- what can be asked, and how it is here
 
 
+async def _count(desk: _Desk, exchange: _Exchange) -> None:
+    """How many tokens a prompt has; about how many, where the model's tokenizer can't be had."""
+    fields = await desk.fields(exchange.request)
+    turn = messages.read_turn(fields)
+    exchange.record.model = turn.model
+    routing = routing_of(exchange.request.headers, fields)
+    count, is_exact = await desk.gateway.count(turn, routing, exchange.caller)
+    exchange.record.tokens_in = count
+    headers = {f"{HEADER}exact": "true" if is_exact else "false"}
+    await exchange.respond(JSONResponse({"input_tokens": count}, headers=headers))
+
+
 async def _models(desk: _Desk, exchange: _Exchange) -> None:
     found = await desk.gateway.models()
     data = [_model_object(each, exchange.stamp.created) for each in found]
-    await exchange.respond(JSONResponse({"object": "list", "data": data, "models": data}))
+    names = [each.name for each in found]
+    told = {
+        "object": "list",
+        "data": data,
+        "models": data,
+        "has_more": False,
+        "first_id": names[0] if names else None,
+        "last_id": names[-1] if names else None,
+    }
+    await exchange.respond(JSONResponse(told))
 
 
 async def _model(desk: _Desk, exchange: _Exchange) -> None:
@@ -532,12 +559,13 @@ async def _model(desk: _Desk, exchange: _Exchange) -> None:
 
 
 def _model_object(model: ServedModel, created: int) -> dict[str, Any]:
-    """A model in the words of several programs: OpenAI's, vLLM's and Codex's."""
+    """A model in the words of several programs: OpenAI's, Anthropic's, vLLM's and Codex's."""
     return {
         "id": model.name,
         "object": "model",
         "type": "model",
         "created": created,
+        "created_at": datetime.fromtimestamp(created, UTC).isoformat(),
         "owned_by": "p2pnode",
         "display_name": model.name,
         "slug": model.name,
@@ -566,7 +594,7 @@ async def _health(desk: _Desk, _request: Request) -> Response:
 
 
 async def _root(_request: Request) -> Response:
-    return JSONResponse({"name": "p2pnode gateway", "apis": ["/v1/chat/completions", "/v1/models"]})
+    return JSONResponse({"name": "p2pnode gateway", "apis": list(_APIS)})
 
 
 async def _mounted(app: ASGIApp, exchange: _Exchange) -> None:
@@ -578,8 +606,10 @@ def _post(path: str, door: _Door) -> Route:
     return Route(path, door, methods=["POST"])
 
 
-async def _no_route(_request: Request, error: Exception) -> Response:
+async def _no_route(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     words = {404: "there is no such address here", 405: "this address takes no such method"}
     message = words.get(status, str(error))
-    return _fault_response(chat.error_object, Fault(status=status, code="not_found", message=message))
+    words_of = messages if request.url.path.startswith("/v1/messages") else chat
+    fault = Fault(status=status, code="not_found", message=message)
+    return _fault_response(words_of.error_object, fault)

@@ -235,6 +235,20 @@ class Gateway:
         answer = self._client.answer(turn.messages, options)
         return Reply(answer, vocabulary, on_host=lambda host: self._homes.put(key, host))
 
+    async def count(self, turn: Turn, routing: Routing, caller: Caller) -> tuple[int, bool]:
+        """How many tokens a prompt has, and whether that is exact. Raises as :meth:`answers`."""
+        model = self.model_of(turn.model)
+        check_model(model, routing, caller)
+        options = ChatOptions(
+            model=model,
+            tools=turn.tools,
+            tool_choice=turn.tool_choice,
+            parallel_tool_calls=turn.parallel_tool_calls,
+            response_format=turn.response_format,
+            sampling=turn.sampling,
+        )
+        return await self._client.count(turn.messages, options)
+
     def embedding(self, name: str, texts: Sequence[str], routing: Routing, caller: Caller) -> Embedding:
         """The vectors of texts, not begun. Raises ``FaultError`` and ``P2PNodeError``."""
         model = self.model_of(name)

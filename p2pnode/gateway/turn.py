@@ -7,6 +7,7 @@ and :class:`Ended` in the words of its API. Nothing in between knows which API i
 from __future__ import annotations
 
 import hashlib
+from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -22,6 +23,7 @@ from p2pnode.money import usdc_number, usdc_units
 from p2pnode.protocols.inference.messages import (
     ChatMessage,
     FinishReason,
+    Part,
     ResponseFormat,
     SamplingParams,
     Tool,
@@ -168,6 +170,14 @@ class Stamp:
 
     id: str
     created: int
+
+
+def picture(fields: Fields, mime: str, data: str, name: str) -> Part:
+    """A picture that came in base64, in the field ``name``. Raises ``FaultError``."""
+    try:
+        return Part(kind="image", data=b64decode(data, validate=True), mime=mime[:64])
+    except ValueError as error:
+        raise fields.fault(name, "is no base64") from error
 
 
 def with_choices(turn: Turn, count: int) -> tuple[Turn, ...]:

@@ -489,7 +489,7 @@ class Tool:
     """A function that the model may call; ``parameters`` is JSON text of a JSON Schema, "" for any object."""
 
     name: Name
-    description: Annotated[str, Size(0, 8192)] = ""
+    description: Annotated[str, Size(0, 1 << 15)] = ""
     parameters: JsonText = ""
 
 
