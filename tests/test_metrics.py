@@ -17,6 +17,7 @@ from structlog.testing import capture_logs
 
 from p2pnode.client import metrics as of_client
 from p2pnode.errors import ConfigError
+from p2pnode.gateway import metrics as of_gateway
 from p2pnode.host import metrics as of_host
 from p2pnode.metrics import LABELS_MAX, OTHER, Family, Figure, Metrics, MetricsApp, serving_metrics
 from p2pnode.node import metrics as of_node
@@ -27,6 +28,7 @@ FAMILIES: tuple[Family, ...] = (
     *of_node.FAMILIES,
     *of_client.FAMILIES,
     *of_storage.FAMILIES,
+    *of_gateway.FAMILIES,
 )
 DASHBOARD = Path(__file__).parent.parent / "docs" / "grafana" / "p2pnode.json"
 PRIVATE = {"peer", "host", "address", "session", "key", "wallet", "prompt", "ip", "url"}
@@ -50,7 +52,7 @@ def _values(family: Any) -> dict[tuple[str, ...], float]:
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_a_metric_is_named_and_described_as_prometheus_has_it(family: Family) -> None:
-    assert re.fullmatch(r"p2pnode_(host|node|client|storage)_[a-z0-9_]+", family.name)
+    assert re.fullmatch(r"p2pnode_(host|node|client|storage|gateway)_[a-z0-9_]+", family.name)
     assert not family.name.endswith(("_total", "_count", "_sum", "_bucket"))
     assert family.text[0].isupper() or family.text[0].isdigit()
     assert family.text.endswith(".")

@@ -10,6 +10,7 @@ import typer
 from p2pnode.cli.ask import ask
 from p2pnode.cli.background import stop
 from p2pnode.cli.bench import bench
+from p2pnode.cli.block import block, blocked, unblock
 from p2pnode.cli.chain import chain_app
 from p2pnode.cli.chat import chat
 from p2pnode.cli.demo import demo
@@ -24,7 +25,7 @@ from p2pnode.cli.hosts import hosts
 from p2pnode.cli.join import join
 from p2pnode.cli.keys import keys_app
 from p2pnode.cli.models import models_app
-from p2pnode.cli.offers import offer, withdraw
+from p2pnode.cli.offers import offer, pause, resume, withdraw
 from p2pnode.cli.options import Commands
 from p2pnode.cli.recommendation import recommend
 from p2pnode.cli.sessions import sessions_app
@@ -38,7 +39,6 @@ app = Commands(
     name="p2pnode",
     help="A node in a peer-to-peer marketplace for LLM inference, with no central component.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich's help takes as long to import as all the rest of `--help`
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -65,6 +65,8 @@ def _options(
 
 for command in (join, ask, chat, embed, gateway, hosts, invite, status, stop, doctor, bench, demo):
     app.command()(command)
+for of_owner in (pause, resume, block, unblock, blocked):
+    app.command()(of_owner)
 sessions_app.command()(evidence)
 app.command("unstake")(unbond)
 for on_models in (*COMMANDS, offer, withdraw, evaluate, recommend):

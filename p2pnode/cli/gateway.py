@@ -118,9 +118,13 @@ def gateway_options(
 
 async def serve_until(output: Output, client: Client, options: GatewayOptions, stopping: Any) -> None:
     """Serve until ``stopping`` (an event) is set, and end in order."""
+    from p2pnode.gateway.metrics import measure_gateway, measured
     from p2pnode.gateway.server import serving_gateway
 
+    options, metrics = measured(options, client)
     async with serving_gateway(client, options, limits=client.runtime.limits) as running:
+        if metrics is not None:
+            measure_gateway(metrics, running.gateway)
         tell_of(output.event, running)
         await stopping.wait()
 

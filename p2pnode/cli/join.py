@@ -622,6 +622,8 @@ def _auto(event: str, fields: dict[str, Any]) -> str:
 
 
 def _leaving(event: str) -> str:
+    if event == "stopped":
+        return "left the network"
     if event != "stopping":
         return ""
     return f"leaving: letting answers end{' (Ctrl-C again leaves at once)' if sys.stderr.isatty() else ''}"
@@ -640,6 +642,16 @@ def _of_model(event: str, fields: dict[str, Any]) -> str:
             return f"withdrawn  {fields['name']}: {fields['reason']}"
         case _:
             return _serving(fields)
+
+
+def _pause(name: str, fields: dict[str, Any]) -> str:
+    """A pause of the host, or its end, as a line."""
+    if name == "not_paused":
+        return "nobody had paused this node"
+    why = ", ".join(fields.get("why", ()))
+    if name == "paused":
+        return f"paused     {why}: offers are withdrawn, answers under way end"
+    return f"resumed    still paused: {why}" if why else "resumed    serving again"
 
 
 def _serving(model: dict[str, Any]) -> str:
@@ -765,11 +777,11 @@ class JoinReporter:
                 )
             case "model.offered" | "model.warm" | "model.cold" | "model.withdrawn" | "model.no_embeddings":
                 return _of_model(name, fields)
+            case "paused" | "not_paused" | "resumed":
+                return _pause(name, fields)
             case "answered":
                 return _answered(fields)
             case "settled":
                 return f"settled    {usdc_text(fields['amount'])}, session {fields['session'][:8]}"
-            case "stopped":
-                return "left the network"
             case _:
                 return _auto(name, fields) if name.startswith("auto.") else _leaving(name)

@@ -1,4 +1,4 @@
-"""``p2pnode models offer|withdraw``: what a running node serves, changed without leaving the network."""
+"""``p2pnode models offer|withdraw``, ``pause``, ``resume``: change what a running node serves."""
 
 from __future__ import annotations
 
@@ -49,6 +49,20 @@ def withdraw(
 ) -> None:
     """Have the running node serve a model no longer: answers under way end, then it is unloaded."""
     _ask(data_dir, {"do": "withdraw", "model": name}, as_json=as_json, log_level=log_level)
+
+
+def pause(
+    data_dir: DataDirOption = None, as_json: JsonOption = False, log_level: LogOption = "error"
+) -> None:
+    """Have the running node serve nobody for now: offers are withdrawn, answers under way end."""
+    _ask(data_dir, {"do": "pause"}, as_json=as_json, log_level=log_level)
+
+
+def resume(
+    data_dir: DataDirOption = None, as_json: JsonOption = False, log_level: LogOption = "error"
+) -> None:
+    """Have a node that was paused serve again. A restarted node serves anyway."""
+    _ask(data_dir, {"do": "resume"}, as_json=as_json, log_level=log_level)
 
 
 def _ask(data_dir: Any, command: dict[str, Any], *, as_json: bool, log_level: str) -> None:

@@ -55,6 +55,8 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
                 s5{url} metrics{url} stopping{} stopped{} background{pid, log}
                 with --suggest-price suggestion{asked, price_in, price_out, gas_cost, session_fee}
                 answered{peer, tokens_in, tokens_out, reason, cost} settled{session, amount}
+    pause, resume  paused{why} resumed{why} not_paused{}
+    block       blocked{peer, new, reason}; unblock: unblocked{peer}; blocked: peer{peer, since, reason}
     models      model{name, id, size_bytes, quantisation, n_ctx, licence, path, quality}
                 pull: licence{name, licence} model.progress{…} and model{name, id, path};
                 verify: verified{name, path, files}

@@ -56,7 +56,7 @@ class HostRules:
         """Why a host may not be asked; "" where it may."""
         names = names_of(advert)
         if names & self.never:
-            return "you said never to ask it"
+            return "you said never to ask it (--never, or `p2pnode block`)"
         if self.only:
             return "" if names & self.only else "you said to ask only others"
         if self.trusted_only and not names & self.trust:

@@ -40,6 +40,7 @@ from p2pnode.models.prompt_files import KeptPromptFiles, PromptFiles
 from p2pnode.models.tokenizer import vocabulary_in
 from p2pnode.models.vocabulary import Vocabulary, load_vocabulary
 from p2pnode.net.multiaddrs import split_peer
+from p2pnode.node.block_list import BlockList
 from p2pnode.protocols.inference.commands import Ask
 from p2pnode.protocols.inference.embeddings import embed_tokens_max
 from p2pnode.protocols.inference.messages import (
@@ -420,7 +421,10 @@ class Questions:
         """The multiaddr of the host that is named, if any, and which hosts may be asked for this."""
         allowed = options.filters or Filters()
         trusted = HostRules.of(trust=self._runtime.config.trust).trust
-        rules = replace(allowed.rules, trust=allowed.rules.trust | trusted)
+        blocked = {str(each.peer) for each in BlockList(self._runtime.data.blocked).read()}
+        rules = replace(
+            allowed.rules, trust=allowed.rules.trust | trusted, never=allowed.rules.never | blocked
+        )
         peer = pasted(options.peer) if options.peer is not None else None
         if peer is not None:
             # Who names a host wants it, stranger or not.

@@ -59,6 +59,8 @@ class Admission(Generic[P]):
         self._places: dict[PeerId, dict[P, None]] = {}
         self.is_draining = False
         """Whether the host stops: nothing new is taken."""
+        self.paused = ""
+        """Why nothing new is taken for a while; "" while it is."""
 
     @property
     def places(self) -> frozenset[P]:
@@ -90,9 +92,11 @@ class Admission(Generic[P]):
 
     def refuses_all(self) -> Refuse | None:
         """Why nothing new is taken from anybody; None where it is."""
-        if not self.is_draining:
-            return None
-        return Refuse(code="shutting_down", detail="this host is going away: try another")
+        if self.is_draining:
+            return Refuse(code="shutting_down", detail="this host is going away: try another")
+        if self.paused:
+            return Refuse(code="shutting_down", detail=f"this host is paused ({self.paused}): try another")
+        return None
 
     def decide_open(self, newcomer: P, now: float) -> Refuse | P | None:
         """Whether a new session is taken: a refusal, the place that must give way first, or None.

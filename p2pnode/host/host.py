@@ -170,6 +170,7 @@ class Host:
         """How often an engine's arithmetic was asked for."""
         self.totals = Totals()
         self.refusals = Refusals()
+        self._pauses: dict[str, None] = {}
         self.observe: Callable[[ServedTurn], None] = lambda _turn: None
         """Is told of each turn at its end."""
 
@@ -291,6 +292,36 @@ class Host:
             provided.cancel()
         self._note_change()
 
+    def pause(self, why: str) -> None:
+        """Withdraw all offers, and take nothing new: turns under way end, and then their sessions.
+
+        There may be several reasons; the host serves again once each of them was taken back by
+        :meth:`resume`.
+        """
+        if why in self._pauses:
+            return
+        self._pauses[why] = None
+        self._admission.paused = ", ".join(self._pauses)
+        log.info("host.paused", why=why)
+        for session in self._admission.places:
+            session.drain()
+        self._note_change()
+
+    def resume(self, why: str) -> bool:
+        """Take one reason back; False where it was none."""
+        if why not in self._pauses:
+            return False
+        del self._pauses[why]
+        self._admission.paused = ", ".join(self._pauses)
+        log.info("host.resumed", why=why, still=list(self._pauses))
+        self._note_change()
+        return True
+
+    @property
+    def pauses(self) -> tuple[str, ...]:
+        """Why nothing is offered now; empty where all is."""
+        return tuple(self._pauses)
+
     async def _tell_of(self, model: ModelId) -> None:
         """Take part in the topic of a model, and have the DHT name this host for it."""
         await self._node.follow([model])
@@ -380,13 +411,18 @@ class Host:
             Announcement(
                 binding=self._identity.binding,
                 addresses=tuple(Address(multiaddr=each) for each in self._node.advertised(ADDRESSES_TOLD)),
-                offers=tuple(map(self._offer, self._pool.models)),
+                offers=tuple(map(self._offer, self._offered)),
                 load=self._load(),
                 draining=self._admission.is_draining,
                 sheet=self._sheet(),
                 release_min=RELEASE_MIN,
             )
         )
+
+    @property
+    def _offered(self) -> tuple[HostedModel, ...]:
+        """What is advertised now."""
+        return () if self._pauses else self._pool.models
 
     def _sheet(self) -> Sheet:
         served = [

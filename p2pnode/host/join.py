@@ -8,7 +8,7 @@ from contextlib import ExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import structlog
 import trio
@@ -61,6 +61,7 @@ from p2pnode.models.scripted import ScriptedConfig
 from p2pnode.money import price_text
 from p2pnode.net.multiaddrs import split_peer, without_peer
 from p2pnode.net.transports import free_listen
+from p2pnode.node.block_list import BlockList
 from p2pnode.node.datadir import DataDir, ReadyFile
 from p2pnode.node.identity import (
     BoundChain,
@@ -87,6 +88,8 @@ from p2pnode.storage.public_files import PublicFiles
 log = structlog.get_logger()
 _CONTEXT_AMPLE = 4096
 """A context that is shorter because of other models isn't worth that they stay in memory."""
+BY_OWNER: Final = "its owner paused it"
+"""Why a host is paused that was told to by a command."""
 LISTEN_DEFAULT = (
     "/ip4/0.0.0.0/tcp/4001",
     "/ip6/::/tcp/4001",
@@ -182,7 +185,17 @@ class Join:
                     trio.open_nursery() as nursery,
                 ):
                     await nursery.start(node.run)
-                    control = ControlSocket({"offer": self._offer, "withdraw": self._withdraw})
+                    await self._apply_blocks(node)
+                    control = ControlSocket(
+                        {
+                            "offer": self._offer,
+                            "withdraw": self._withdraw,
+                            "pause": self._pause,
+                            "resume": self._resume,
+                            "blocked": self._blocked,
+                            "state": self._state,
+                        }
+                    )
                     self._control = str(control.path)
                     node.start_soon(control.run)
                     await self._write_node_json(node)
@@ -687,6 +700,37 @@ class Join:
             raise ConfigError(f"{name} is not served here: the models are {served}")
         host.withdraw(found[0].model)
         report("model.withdrawn", {"name": found[0].name, "reason": "its owner withdrew it"})
+
+    async def _pause(self, _command: Mapping[str, Any], report: Report) -> None:
+        self._serving().pause(BY_OWNER)
+        report("paused", {"why": list(self._serving().pauses)})
+
+    async def _resume(self, _command: Mapping[str, Any], report: Report) -> None:
+        if not self._serving().resume(BY_OWNER):
+            report("not_paused", {})
+        report("resumed", {"why": list(self._serving().pauses)})
+
+    async def _blocked(self, _command: Mapping[str, Any], report: Report) -> None:
+        if self._node is not None:
+            report("blocked", {"count": await self._apply_blocks(self._node)})
+
+    async def _apply_blocks(self, node: Node) -> int:
+        """Have the node keep to its owner's block list; how many are on it. Raises ``ConfigError``."""
+        blocked = await off_the_loop(BlockList(self._data.blocked).read)
+        node.block([each.peer for each in blocked])
+        return len(blocked)
+
+    async def _state(self, _command: Mapping[str, Any], report: Report) -> None:
+        """What only the running node knows, for ``p2pnode status``."""
+        host = self._host
+        report(
+            "state",
+            {
+                "paused": list(host.pauses) if host is not None else [],
+                "refusals": [asdict(each) for each in host.refusals.last] if host is not None else [],
+                "refused": dict(host.refusals.counts) if host is not None else {},
+            },
+        )
 
     def _serving(self) -> Host:
         if self._host is None or self._stopping:

@@ -132,6 +132,11 @@ class DataDir:
         return self.root / "quality.json"
 
     @property
+    def blocked(self) -> Path:
+        """Peers that the owner blocked."""
+        return self.root / "blocked.json"
+
+    @property
     def free_sessions(self) -> Path:
         """Free sessions that were left with hosts, and their keys."""
         return self.root / "free.json"

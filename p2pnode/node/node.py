@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -23,7 +23,7 @@ from p2pnode.ids import ModelId, PeerId
 from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.net.address_policy import interface_addresses, mixed
 from p2pnode.net.multiaddrs import without_peer
-from p2pnode.net.network import Network, NetworkConfig
+from p2pnode.net.network import Network, NetworkConfig, PeerChange
 from p2pnode.net.saved_peers import SavedPeers
 from p2pnode.net.stream import Stream
 from p2pnode.net.swarm import OriginRule
@@ -114,6 +114,8 @@ class Node:
             stakes=setup.stakes,
         )
         self.faults = FaultLedger()
+        self._blocked: frozenset[PeerId] = frozenset()
+        self.network.watch_peers(self._on_peer)
         self.sleep = SleepWatch(setup.limits, setup.wall)
         store = None
         if setup.saved_peers is not None:
@@ -178,7 +180,7 @@ class Node:
         """
 
         async def serve(stream: Stream) -> None:
-            if self.faults.shunned(stream.peer, trio.current_time()):
+            if stream.peer in self._blocked or self.faults.shunned(stream.peer, trio.current_time()):
                 await stream.reset()
                 return
             fault = await handler(stream)
@@ -187,6 +189,18 @@ class Node:
                 self.network.charge(stream.peer, f"breach of {protocol}", BREACH_WEIGHT)
 
         self.network.serve(protocol, serve, streams_per_peer=streams_per_peer)
+
+    def block(self, peers: Collection[PeerId]) -> None:
+        """Have nothing to do with these peers from now on, and with others again: connections to them are
+        closed, now and whenever one is there, and no stream of theirs is served."""
+        self._blocked = frozenset(peers)
+        for peer in self.network.connected_peers():
+            self._on_peer(peer, "connected")
+
+    def _on_peer(self, peer: PeerId, change: PeerChange) -> None:
+        if change == "connected" and peer in self._blocked and self._nursery is not None:
+            log.info("peer.blocked", peer=peer)
+            self._nursery.start_soon(self.network.disconnect, peer)
 
     def stop(self) -> None:
         """Ask :meth:`run` to end in order."""
