@@ -1,74 +1,57 @@
 """``Catalogue``: the models that can be named: from what a user types to a manifest and a source.
 
-A user names a model by its catalogue name, by its model id, or by the path of any GGUF file or model folder,
-which gets an entry named after it. This module fetches nothing and hashes nothing.
+A user names a model by its name in the catalogue that ships, by ``LIST/NAME`` in a list that is subscribed
+(``models/subscriptions.py``), by its model id, or by the path of any GGUF file or model folder, which gets an
+entry named after it. A bare name is never that of a list's model: no curator can take over a name that people
+type. This module fetches nothing and hashes no models.
 """
 
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import tomllib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
+import structlog
+
 from p2pnode.errors import ConfigError
 from p2pnode.files import user_path
 from p2pnode.ids import ModelId
-from p2pnode.models.manifest import (
-    SCRIPTED,
-    Manifest,
-    model_id,
-    model_id_text,
-    parse_model_id,
-    scripted_model_id,
-)
-from p2pnode.models.pull.sources import Source, parse_source
+from p2pnode.models.catalogue_entry import KEYS, CatalogueEntry, entry_of
+from p2pnode.models.manifest import SCRIPTED, Manifest, model_id_text, parse_model_id, scripted_model_id
+from p2pnode.models.quality import Quality
+from p2pnode.models.subscriptions import Subscriptions
 
 DEFAULT_MODEL: Final = "smollm2-135m-instruct"
-_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_IN_LIST: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}/[a-z0-9][a-z0-9._-]{0,63}", re.IGNORECASE)
 _SHARD: Final = re.compile(r"-[0-9]{5}-of-[0-9]{5}$")
-_SOURCES_MAX: Final = 16
-_KEYS: Final = frozenset({"description", "licence", "source", "manifest"})
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CatalogueEntry:
-    """One model that can be pulled.
-
-    ``sources`` are tried in turn. What is named by its path has ``path`` and no ``sources``, and no
-    ``manifest`` until ``pull`` has hashed its files.
-    """
-
-    name: str
-    description: str = ""
-    licence: str = ""
-    sources: tuple[Source, ...] = ()
-    manifest: Manifest | None = None
-    path: Path | None = None
-
-    @property
-    def model_id(self) -> ModelId | None:
-        """The model's id; None while its manifest is unknown."""
-        return None if self.manifest is None else model_id(self.manifest)
+log = structlog.get_logger(__name__)
 
 
 class Catalogue:
-    """The models known by name."""
+    """The models known by name. Iterating gives those that ship, without any list's."""
 
-    def __init__(self, entries: dict[str, CatalogueEntry]) -> None:
-        self._entries = entries
+    def __init__(self, entries: dict[str, CatalogueEntry], lists: Subscriptions | None = None) -> None:
+        self._entries, self.lists = entries, lists
+
+    @classmethod
+    def of(cls, models_dir: Path) -> Catalogue:
+        """The catalogue that ships, and the lists that are subscribed in ``models_dir``, which are read when
+        they are needed."""
+        return cls(_shipped(), Subscriptions(models_dir))
 
     @classmethod
     def load(cls, *more: Path) -> Catalogue:
         """The catalogue that ships, and those of the files ``more``, whose entries replace earlier ones of
         the same name."""
-        shipped = resources.files(__package__).joinpath("catalogue.toml").read_text(encoding="utf-8")
-        entries = parse_catalogue(shipped, "models/catalogue.toml")
+        entries = _shipped()
         for path in more:
             try:
                 entries |= parse_catalogue(path.read_text(encoding="utf-8"), str(path))
@@ -80,11 +63,16 @@ class Catalogue:
         return iter(self._entries.values())
 
     def find(self, name_or_id_or_path: str) -> CatalogueEntry:
-        """The entry that a user named. Raises ``ConfigError`` with the nearest name when there is none."""
+        """The entry that a user named. Raises ``ConfigError`` with the nearest name when there is none.
+
+        Blocks on the disk, for what is in a list.
+        """
         text = name_or_id_or_path
         if found := self._entries.get(text.lower()):
             return found
         if found := self._by_id(text):
+            return found
+        if self.lists is not None and _IN_LIST.fullmatch(text) and (found := self.lists.find(text.lower())):
             return found
         path = user_path(text)
         kind = _kind_at(path, named="/" in text)
@@ -93,7 +81,10 @@ class Catalogue:
             name = re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip("-._")[:64] or "model"
             return CatalogueEntry(name=name, description=f"a {kind} on this machine", path=path.resolve())
         if text.endswith(".gguf") or "/" in text:
-            raise ConfigError(f"{text}: there is no such file; check the path of the GGUF file or folder")
+            raise ConfigError(
+                f"{text}: there is no such file, and no such model in a list: check the path of the GGUF "
+                "file or folder, or see `p2pnode models search`"
+            )
         near = difflib.get_close_matches(text.lower(), self._entries, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(self._entries))};"
         raise ConfigError(
@@ -101,12 +92,46 @@ class Catalogue:
             "the path of a GGUF file or of a model folder works too"
         )
 
+    def manifest_of(self, model: ModelId) -> Manifest | None:
+        """The manifest of a model by its id, where any catalogue has it. Blocks on the disk."""
+        found = self._by_id(model_id_text(model))
+        return found.manifest if found is not None else None
+
+    def qualities(self, model: ModelId) -> list[tuple[str, Quality]]:
+        """What subscribed lists say of how well a model does, with each list's name. Blocks on the disk."""
+        return [(entry.list_name, each) for entry in self._in_lists(model) for each in entry.quality]
+
+    def every_entry(self) -> Iterator[CatalogueEntry]:
+        """All models that can be named: those that ship, then those of each list. A damaged list is told in
+        the log and passed over. Blocks on the disk."""
+        yield from self
+        for each in self.lists or ():
+            assert self.lists is not None  # noqa: S101 - it is what is walked through
+            try:
+                yield from self.lists.entries(each)
+            except ConfigError as error:
+                log.warning("models.list_damaged", name=each.name, reason=str(error))
+
+    def of_list(self, name: str) -> Iterable[CatalogueEntry]:
+        """The models of one list, by its name or key. Blocks on the disk. Raises ``ConfigError``."""
+        lists = self.lists if self.lists is not None else Subscriptions(Path())
+        return lists.entries(lists.named(name))
+
     def _by_id(self, text: str) -> CatalogueEntry | None:
         try:
             wanted = parse_model_id(text)
         except ConfigError:
             return None
-        return next((entry for entry in self if entry.model_id == wanted), None)
+        found = (entry for entry in self if entry.model_id == wanted)
+        return next(found, None) or next(iter(self._in_lists(wanted)), None)
+
+    def _in_lists(self, model: ModelId) -> list[CatalogueEntry]:
+        return self.lists.with_id(model) if self.lists is not None else []
+
+
+def _shipped() -> dict[str, CatalogueEntry]:
+    text = resources.files(__package__).joinpath("catalogue.toml").read_text(encoding="utf-8")
+    return parse_catalogue(text, "models/catalogue.toml")
 
 
 @cache
@@ -130,34 +155,68 @@ def _kind_at(path: Path, *, named: bool) -> str:
         return ""  # a name that no file can have
 
 
-def parse_catalogue(text: str, where: str) -> dict[str, CatalogueEntry]:
-    """The entries of a catalogue file. Raises ``ConfigError`` that names what is wrong in it."""
+def parse_catalogue(text: str, where: str, *, sources_needed: bool = True) -> dict[str, CatalogueEntry]:
+    """The entries of a catalogue file. Raises ``ConfigError`` that names what is wrong in it.
+
+    ``sources_needed``: a model without a source, which can only come from peers, is refused.
+    """
     try:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{where}: {error}; correct the file") from error
-    return {name: _entry(name, table, where) for name, table in tables.items()}
+    return {name: _entry(name, table, where, sources_needed) for name, table in tables.items()}
 
 
-def _entry(name: str, table: Any, where: str) -> CatalogueEntry:
-    if not _NAME.fullmatch(name):
-        raise ConfigError(f"{where}: {name!r} is no model name: use a-z, 0-9, dots, dashes, underscores")
-    if not isinstance(table, dict) or not table.keys() <= _KEYS or not {"source", "manifest"} <= table.keys():
-        raise ConfigError(f"{where}: [{name}] needs source and manifest, and may have description, licence")
-    sources = table["source"] if isinstance(table["source"], list) else [table["source"]]
-    texts = [table.get("description", ""), table.get("licence", ""), *sources]
-    if not all(isinstance(text, str) for text in texts) or not isinstance(table["manifest"], dict):
-        raise ConfigError(
-            f"{where}: [{name}] description and licence are texts, source is one or a list of them, and "
-            "manifest is a table"
-        )
-    manifest = Manifest.from_mapping(table["manifest"])
-    if not manifest.verified or not 1 <= len(sources) <= _SOURCES_MAX:
-        raise ConfigError(f"{where}: [{name}] needs files with hashes, and 1 to {_SOURCES_MAX} sources")
-    return CatalogueEntry(
-        name=name,
-        description=table.get("description", ""),
-        licence=table.get("licence", ""),
-        sources=tuple(parse_source(text) for text in sources),
-        manifest=manifest,
-    )
+def _entry(name: str, table: Any, where: str, sources_needed: bool) -> CatalogueEntry:
+    if not isinstance(table, dict) or not table.keys() <= KEYS:
+        raise ConfigError(f"{where}: [{name}] is a table of {', '.join(sorted(KEYS))}")
+    try:
+        return entry_of(name, table, sources_needed=sources_needed)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def catalogue_text(entries: Iterable[CatalogueEntry]) -> str:
+    """The entries as a file that :func:`parse_catalogue` reads. Raises ``ConfigError`` for one without a
+    manifest."""
+    return "\n".join(map(_text_of, entries))
+
+
+def _text_of(entry: CatalogueEntry) -> str:
+    if entry.manifest is None:
+        raise ConfigError(f"{entry.name} has no manifest yet: `p2pnode models pull` makes it of the files")
+    name = f'"{entry.name}"'
+    lines = [f"[{name}]"]
+    said = ("description", "licence", "licence_url", "licence_sha256", "remarks")
+    lines += [f"{key} = {_toml(text)}" for key in said if (text := getattr(entry, key))]
+    texts = {
+        "aliases": entry.aliases,
+        "tasks": entry.tasks,
+        "source": [source.text for source in entry.sources],
+    }
+    lines += [f"{key} = {_toml(list(value))}" for key, value in texts.items() if value]
+    if entry.memory is not None:
+        lines.append(f"memory = {{ bytes = {entry.memory.bytes}, n_ctx = {entry.memory.n_ctx} }}")
+    table = entry.manifest.to_mapping()
+    files, overhead = table.pop("files"), table.pop("template_overhead")
+    lines += ["", f"[{name}.manifest]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
+    lines.append(f"template_overhead = {_inline(overhead)}")
+    for file in files:
+        hashes = [f"{key} = {_toml(value)}" for key, value in file.items()]
+        lines += ["", f"[[{name}.manifest.files]]", *hashes]
+    for each in entry.quality:
+        record = each.to_mapping()
+        tasks = record.pop("tasks")
+        del record["model"]
+        lines += ["", f"[[{name}.quality]]", *(f"{key} = {_toml(value)}" for key, value in record.items())]
+        lines.append(f"tasks = {_inline(tasks)}")
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: str | int | list[str] | list[int]) -> str:
+    # A JSON text without escapes of its own is one of TOML: all texts here are printable.
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _inline(table: Mapping[str, Any]) -> str:
+    return "{ " + ", ".join(f"{_toml(key)} = {_toml(value)}" for key, value in table.items()) + " }"

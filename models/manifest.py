@@ -21,7 +21,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 from p2pnode.errors import ConfigError
@@ -33,6 +33,7 @@ _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _WORD: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 _NAME: Final = re.compile(r"[ -~]{0,128}")
 _COUNT_MAX: Final = 1 << 48
+_CANONICAL: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 FILES_MAX: Final = 1024
 """Files of one model, at most."""
 PATH_MAX: Final = 128
@@ -128,7 +129,9 @@ class Manifest:
         for field in ("tokenizer", "chat_template"):
             _require(_is_hash(getattr(self, field)), field, "64 lower-case hex digits")
         for field in ("architecture", "quantisation"):
-            _require(_WORD.fullmatch(str(getattr(self, field))), field, "a word of at most 64 characters")
+            word = getattr(self, field)
+            named = isinstance(word, str) and _WORD.fullmatch(word) is not None
+            _require(named, field, "a word of at most 64 characters")
         _require(_is_count(self.n_ctx, least=1), "n_ctx", "a positive integer")
         for field in ("fixed", "per_message"):
             ok = _is_count(getattr(self.template_overhead, field), least=0)
@@ -152,7 +155,14 @@ class Manifest:
 
     def canonical(self) -> bytes:
         """The manifest as canonical JSON."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode("ascii")
+        return _CANONICAL.encode(self.to_mapping()).encode("ascii")
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The manifest as a table of JSON, the inverse of :meth:`from_mapping`. Lists have ten thousand."""
+        values = {name: getattr(self, name) for name in self.__slots__}
+        files = [{name: getattr(file, name) for name in file.__slots__} for file in self.files]
+        overhead = {name: getattr(self.template_overhead, name) for name in self.template_overhead.__slots__}
+        return {**values, "files": files, "template_overhead": overhead}
 
     def blob(self) -> bytes:
         """The bytes whose SHA-256 is the model's id."""

@@ -111,6 +111,10 @@ class Limits:
     renew_interval_s: float = 3600.0
     renew_at_end_s: float = 2.0
     share_bytes_per_s: float = 8.0 * (1 << 20)
+    list_read_s: float = 60.0
+    list_refresh_deadline_s: float = 180.0
+    lists_check_s: float = 600.0
+    lists_refresh_s: float = 86_400.0
     store_streams_max: int = 64
     store_streams_per_peer: int = 4
     announce_interval_s: float = 3000.0

@@ -6,6 +6,7 @@
     conversation   HKDF(root, "session-enc" | sid) seals, HKDF(root, "session-reg" | sid) signs its pointer
     index          HKDF(root, "index") seals, HKDF(root, "index-reg") signs; its sid is 16 zero bytes
     owner          HKDF(root, "owner"): the Ed25519 key that a store counts the user's blobs by
+    model list     HKDF(root, "model-list" | its name) signs the pointer of a list that the user publishes
 
 Each HKDF is SHA-256 with the salt above, and gives 32 bytes. Nothing here is derived from an address or from
 a signature of a wallet. Words and files are not known here; a ``repr`` shows nothing secret.
@@ -37,6 +38,18 @@ class LogKeys:
     sid: bytes
     entry_key: EntryKey
     sealing: bytes = field(repr=False)
+    _signing: Ed25519PrivateKey = field(repr=False, compare=False)
+
+    def entry(self, revision: int, data: bytes) -> Entry:
+        """A signed pointer. Raises ``ProtocolError`` out of the registry's bounds."""
+        return make_entry(self.entry_key, revision, data, self._signing.sign)
+
+
+@dataclass(frozen=True, slots=True)
+class ListKey:
+    """What publishes one list of models: the key that is the list's for everybody, and signs its pointer."""
+
+    entry_key: EntryKey
     _signing: Ed25519PrivateKey = field(repr=False, compare=False)
 
     def entry(self, revision: int, data: bytes) -> Entry:
@@ -80,6 +93,11 @@ class StorageKeys:
     def index(self) -> LogKeys:
         """The keys of the index: the list of conversations and paid sessions."""
         return self._log(INDEX_SID, b"index", b"index-reg")
+
+    def model_list(self, name: str) -> ListKey:
+        """The key of the list of models that this user publishes under ``name``."""
+        signing = Ed25519PrivateKey.from_private_bytes(_derive(self._root, b"model-list" + name.encode()))
+        return ListKey(EntryKey(signing.public_key().public_bytes_raw()), signing)
 
     def conversation(self, sid: bytes) -> LogKeys:
         """The keys of one conversation."""

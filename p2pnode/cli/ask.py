@@ -26,6 +26,7 @@ from p2pnode.cli.options import (
     blaming,
     check_target,
     configure,
+    data_of,
     units_of,
 )
 from p2pnode.cli.output import Output, shorten
@@ -189,7 +190,7 @@ def ask(
     async def run() -> None:
         from p2pnode.client.question import ChatOptions
 
-        check_target(model, peer, no_discovery=no_discovery)
+        check_target(model, peer, data_dir, no_discovery=no_discovery)
         sampling = make_sampling(max_tokens, temperature, top_p, stop)
         client = make_client(
             output,
@@ -206,8 +207,9 @@ def ask(
         )
         said = await _conversation_of(output, messages, question)
         filters = make_filters(
-            max_cost, only, never, accept_equivalent, verified=verified, min_reputation=min_reputation
-        )
+            max_cost, only, never, accept_equivalent,
+            verified=verified, min_reputation=min_reputation, data_dir=data_dir,
+        )  # fmt: skip
         options = ChatOptions(
             model=model,
             peer=peer,
@@ -314,6 +316,7 @@ def make_filters(
     *,
     verified: bool | None = None,
     min_reputation: float = 0.0,
+    data_dir: Path | None = None,
 ) -> Any:
     """Which hosts may be asked. Raises ``UsageError`` that names the flag."""
     from p2pnode.client.host_rules import HostRules
@@ -325,7 +328,8 @@ def make_filters(
     with blaming("--never"):
         rules = replace(rules, never=HostRules.of(never=never or ()).never)
     with blaming("--accept-equivalent"):
-        equivalents = tuple(resolve_model(name).model for name in equivalent or ())
+        models_dir = data_of(data_dir).models
+        equivalents = tuple(resolve_model(name, models_dir).model for name in equivalent or ())
     return Filters(
         cost_max=None if max_cost is None else units_of(max_cost, "--max-cost"),
         rules=rules,

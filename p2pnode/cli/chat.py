@@ -151,7 +151,7 @@ def chat(
     async def run() -> None:
         from p2pnode.client.question import ChatOptions
 
-        check_target(model, peer, no_discovery=no_discovery)
+        check_target(model, peer, data_dir, no_discovery=no_discovery)
         sampling = make_sampling(max_tokens, temperature, top_p, stop)
         asked = prompt_options(tool, tool_choice, schema, answer_format)
         program = find_program(tool_command, asked["tools"], yes=yes)
@@ -175,7 +175,13 @@ def chat(
             sampling=sampling,
             seed=seed_given(seed),
             filters=make_filters(
-                max_cost, only, never, accept_equivalent, verified=verified, min_reputation=min_reputation
+                max_cost,
+                only,
+                never,
+                accept_equivalent,
+                verified=verified,
+                min_reputation=min_reputation,
+                data_dir=data_dir,
             ),
             context=checked_context(context),
             **asked,

@@ -109,7 +109,7 @@ def resume(
     async def run() -> None:
         from p2pnode.client.question import ChatOptions
 
-        check_target(model, None)
+        check_target(model, None, data_dir)
         sampling = make_sampling(max_tokens, temperature, top_p, stop)
         options = ChatOptions(
             model=model,

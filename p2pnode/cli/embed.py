@@ -70,7 +70,7 @@ def embed(
     output = Output(as_json=as_json, data_dir=data_dir)
 
     async def run() -> None:
-        check_target(model, peer, no_discovery=no_discovery)
+        check_target(model, peer, data_dir, no_discovery=no_discovery)
         client = make_client(
             output,
             data_dir,

@@ -71,7 +71,7 @@ def evaluate(
             items = task_set().items([] if tasks == "all" else tasks.split(","), limit=limit, seed=seed)
         answered: list[Answered] = []
         if peer is not None:
-            check_target(name, peer)
+            check_target(name, peer, data_dir)
             client = make_client(
                 output,
                 data_dir,
@@ -113,7 +113,7 @@ async def _engine(data: DataDir, name: str, asked: str) -> tuple[Any, Engine]:
     if name == SCRIPTED:
         return scripted_model_id(), make_engine(EngineSpec(name="scripted", n_ctx=8 * N_CTX, slots=1))
     with blaming(""):
-        entry = Catalogue.load().find(name)
+        entry = Catalogue.of(data.models).find(name)
     local = await pull(entry, data.models)
     with blaming("--engine"):
         chosen = engine_name_for(local, asked)

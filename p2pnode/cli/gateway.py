@@ -19,10 +19,13 @@ from p2pnode.cli.options import (
     MdnsOption,
     blaming,
     configure,
+    data_of,
 )
 from p2pnode.cli.output import Output
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from p2pnode.client.client import Client
     from p2pnode.gateway.server import GatewayOptions, RunningGateway
     from p2pnode.host.join import Join
@@ -76,7 +79,7 @@ def gateway(
 
     async def run() -> None:
         need("`p2pnode gateway`", "gateway")
-        options = gateway_options(listen, "--listen", alias, origin, trust_host=trust_host)
+        options = gateway_options(listen, "--listen", alias, origin, data_dir, trust_host=trust_host)
         client = make_client(
             output,
             data_dir,
@@ -98,7 +101,13 @@ def gateway(
 
 
 def gateway_options(
-    listen: str, flag: str, alias: list[str] | None, origin: list[str] | None, *, trust_host: bool
+    listen: str,
+    flag: str,
+    alias: list[str] | None,
+    origin: list[str] | None,
+    data_dir: Path | None,
+    *,
+    trust_host: bool,
 ) -> GatewayOptions:
     """The options of these flags. Raises ``UsageError`` that names the flag that is wrong."""
     from p2pnode.gateway.server import GatewayOptions, read_aliases
@@ -108,7 +117,7 @@ def gateway_options(
     with blaming(flag):
         parse_listen(listen)
     with blaming("--alias"):
-        read_aliases(alias or ())
+        read_aliases(alias or (), data_of(data_dir).models)
     with blaming("--origin"):
         origins = tuple(check_origin(each) for each in origin or ())
     return GatewayOptions(
@@ -160,7 +169,7 @@ class GatewayBeside:
 
     @property
     def _options(self) -> GatewayOptions:
-        return gateway_options(self._listen, "--gateway", None, None, trust_host=False)
+        return gateway_options(self._listen, "--gateway", None, None, self._data_dir, trust_host=False)
 
     def check(self) -> None:
         """Raise ``MissingExtraError`` where packages are missing, ``UsageError`` for what is no address."""

@@ -340,7 +340,7 @@ def _with_manifest(config: NodeConfig, text: str) -> tuple[str, ModelId, bytes]:
         if text in (local.name, model_id_text(local.model_id)):
             return local.name, local.model_id, local.manifest.canonical()
     with blaming("MODEL"):
-        entry = Catalogue.load().find(text)
+        entry = Catalogue.of(DataDir(config.data_dir).models).find(text)
     if entry.manifest is not None and not entry.manifest.verified:
         raise UsageError(f"MODEL: the manifest of {text} proves no weights: nobody can check what it names")
     if entry.model_id is None or entry.manifest is None:

@@ -65,7 +65,7 @@ def hosts(
     output = Output(as_json=as_json, data_dir=data_dir)
 
     async def run() -> None:
-        check_target(model, None)
+        check_target(model, None, data_dir)
         filters = Filters(
             price_in_max=None if max_price_in is None else units_of(max_price_in, "--max-price-in"),
             price_out_max=None if max_price_out is None else units_of(max_price_out, "--max-price-out"),

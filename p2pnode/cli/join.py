@@ -332,7 +332,7 @@ def join(
         if beside is not None:
             beside.check()
         _need_packages(config)
-        _check(listen or (), bootstrap or (), named or (), upstream, ready_file)
+        _check(listen or (), bootstrap or (), named or (), upstream, ready_file, data_dir)
         _check_announced(config.announce, "--announce" if announce else "config.toml, announce")
         if metrics is not None:
             from p2pnode.http_server import parse_listen
@@ -516,6 +516,7 @@ def _check(
     models: Sequence[str],
     upstream: str | None,
     ready_file: Path | None,
+    data_dir: Path | None,
 ) -> None:
     """Raise ``UsageError`` for flags that make no sense, before anything is made or fetched."""
     from p2pnode.models.catalogue import Catalogue
@@ -540,7 +541,7 @@ def _check(
     with blaming("--model"):
         for name in models:
             if name != SCRIPTED:
-                Catalogue.load().find(name)
+                Catalogue.of(data_of(data_dir).models).find(name)
 
 
 def _check_announced(announce: Sequence[str], where: str) -> None:

@@ -84,7 +84,7 @@ def new(
     async def run(book: KeyBook) -> None:
         from p2pnode.payments.keys import KeyLimits
 
-        limits = _changed(KeyLimits(), budget, per_day, max_price_in, max_price_out, model, expires)
+        limits = _changed(KeyLimits(), data_dir, budget, per_day, max_price_in, max_price_out, model, expires)
         with blaming(""):
             made = await book.new(name, limits)
         if as_json:
@@ -119,7 +119,7 @@ def change(
         found = book.named(name)
         given = (budget, per_day, max_price_in, max_price_out, model, expires)
         with blaming(""):
-            key = await book.change(name, _changed(found.limits, *given))
+            key = await book.change(name, _changed(found.limits, data_dir, *given))
         _show(output, book, key)
 
     _with_book(run, output, data_dir, log_level)
@@ -217,6 +217,7 @@ def _with_book(
 
 def _changed(
     limits: KeyLimits,
+    data_dir: Path | None,
     budget: str | None,
     per_day: str | None,
     price_in: str | None,
@@ -237,17 +238,17 @@ def _changed(
         if text is not None:
             changes[field] = None if text == _NONE else units_of(text, flag)
     if models is not None:
-        changes["models"] = () if models == [_NONE] else tuple(_model(each) for each in models)
+        changes["models"] = () if models == [_NONE] else tuple(_model(each, data_dir) for each in models)
     if expires is not None:
         changes["expires_at"] = None if expires == _NONE else _time(expires)
     return replace(limits, **changes)
 
 
-def _model(name: str) -> bytes:
+def _model(name: str, data_dir: Path | None) -> bytes:
     from p2pnode.client.question import resolve_model
 
     with blaming("--model"):
-        return resolve_model(name).model
+        return resolve_model(name, data_of(data_dir).models).model
 
 
 def _time(text: str) -> int:

@@ -81,7 +81,9 @@ def data_of(data_dir: Path | None) -> DataDir:
     return DataDir(build_config(data_dir).data_dir)
 
 
-def check_target(model: str | None, peer: str | None, *, no_discovery: bool = False) -> None:
+def check_target(
+    model: str | None, peer: str | None, data_dir: Path | None, *, no_discovery: bool = False
+) -> None:
     """Raise ``UsageError`` when nobody could be meant by these flags. Tries nothing."""
     from p2pnode.client.question import resolve_model
     from p2pnode.errors import UsageError
@@ -96,7 +98,7 @@ def check_target(model: str | None, peer: str | None, *, no_discovery: bool = Fa
             split_peer(pasted(peer))
     if model is not None:
         with blaming("--model"):
-            resolve_model(model)
+            resolve_model(model, data_of(data_dir).models)
 
 
 def all_meant(known: Iterable[Item], begins: str, id_of: Callable[[Item], str]) -> list[Item]:

@@ -57,8 +57,10 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
                 answered{peer, tokens_in, tokens_out, reason, cost} settled{session, amount}
     pause, resume  paused{why} resumed{why} not_paused{}
     block       blocked{peer, new, reason}; unblock: unblocked{peer}; blocked: peer{peer, since, reason}
-    models      model{name, id, size_bytes, quantisation, n_ctx, licence, path, quality}
-                pull: licence{name, licence} model.progress{…} and model{name, id, path};
+    models      list, search: model{name, id, list, aliases, description, remarks, architecture, size_bytes,
+                quantisation, n_ctx, licence, licence_url, tasks, memory, path, quality, hosts?}; hosts is
+                {count, price_in, price_out}; pull: licence{name, licence, url} model.progress{…} and
+                model{name, id, path};
                 verify: verified{name, path, files}
                 evaluate: item{task, index, right, answer, lost} evaluated{model, task_set, seed, tasks,
                 scores, overall, engine, build, kv_types, measured, asked, answered, lost, kept}: quality is
@@ -67,6 +69,11 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
                 recommend: machine{memory, cores, disk, gpu_memory, weights_per_s} and, for each model, the
                 most promising first, recommendation{name, id, fits, why, memory, tokens_per_s, would_fit,
                 here, size_bytes, quantisation, licence, tasks, quality}
+                lists: list{name, key, revision, entries, left_out, created, description, taken_at, asked_at};
+                lists subscribe, refresh, import: list.taken{…, reasons} list.unchanged{…}
+                list.stays{name, reason, hostile}; publish, withdraw: list.published{name, key, revision,
+                entries, size, places}; unsubscribe: list.given_up{name, key};
+                export: list.exported{name, path, size}
                 calibrate: calibrated{name, threads, batch, prefill_s, decode_s}
                 offer: as join, model.offered{name, id, price_in, price_out, session_fee, memory,
                 gpu_memory, pinned, state}; withdraw: model.withdrawn{name, reason}

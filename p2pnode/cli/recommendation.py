@@ -13,7 +13,7 @@ from p2pnode.cli.quality import known_fields, known_quality, own_qualities, qual
 
 if TYPE_CHECKING:
     from p2pnode.ids import ModelId
-    from p2pnode.models.catalogue import CatalogueEntry
+    from p2pnode.models.catalogue_entry import CatalogueEntry
     from p2pnode.models.local_models import LocalModel
     from p2pnode.models.quality import Quality
     from p2pnode.models.recommendation import Machine, Option, Recommendation
@@ -78,7 +78,8 @@ def options_here(data: DataDir, engines: dict[str, str]) -> list[Option]:
 
     ``engines``: why each engine can't be used here, "" for one that can.
     """
-    from p2pnode.models.catalogue import Catalogue, CatalogueEntry
+    from p2pnode.models.catalogue import Catalogue
+    from p2pnode.models.catalogue_entry import CatalogueEntry
     from p2pnode.models.local_models import installed
 
     here: dict[ModelId | None, LocalModel] = {each.model_id: each for each in installed(data.models)}

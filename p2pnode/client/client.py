@@ -237,7 +237,8 @@ class Client:
 
         ``ask_hosts``: where it is not, up to three hosts of the model are asked for it, in vain perhaps.
         """
-        known = resolve_model(model if model is not None else DEFAULT_MODEL)
+        named = model if model is not None else DEFAULT_MODEL
+        known = resolve_model(named, self.runtime.data.models)
         found = await self._questions.vocabulary(known)
         if found is None and ask_hosts:
             chosen = (await self.hosts(model)).chosen[:_TOKENIZER_HOSTS]
@@ -296,7 +297,8 @@ class Client:
 
     async def hosts(self, model: str | None = None, filters: Filters | None = None) -> Ranking:
         """Hosts of a model in the order they would be tried, and those left out with the reason."""
-        known = resolve_model(model if model is not None else DEFAULT_MODEL)
+        named = model if model is not None else DEFAULT_MODEL
+        known = resolve_model(named, self.runtime.data.models)
         allowed = filters or Filters()
         allowed = replace(allowed, verified=allowed.verified or self.runtime.config.verified)
         search = self.searches.new(known.model, allowed)

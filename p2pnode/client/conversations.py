@@ -54,7 +54,8 @@ class Conversations:
         With tools it isn't either: what is kept of a conversation has no calls, and would make no sense.
         """
         keep = keep and not options.tools
-        known = resolve_model(options.model if options.model is not None else DEFAULT_MODEL)
+        named = options.model if options.model is not None else DEFAULT_MODEL
+        known = resolve_model(named, self._runtime.data.models)
         replicator = None
         wanted = keep and self._runtime.config.save
         if wanted and not self.are_kept and (self._runtime.config.stores or self._runtime.config.s5_url):
@@ -71,7 +72,7 @@ class Conversations:
         """A conversation that was kept, with its model and sampling unless ``options`` name others."""
         replicator, stored = await self.replicator(), await self.open(sid)
         if options.model is not None or stored.model is None:
-            model = resolve_model(options.model or DEFAULT_MODEL).model
+            model = resolve_model(options.model or DEFAULT_MODEL, self._runtime.data.models).model
         else:
             model = stored.model
         sampling = options.sampling or stored.sampling

@@ -9,7 +9,8 @@ from typing import Final
 from p2pnode.client.client import Client
 from p2pnode.errors import ConfigError, RemoteError
 from p2pnode.ids import ModelId
-from p2pnode.models.catalogue import Catalogue, CatalogueEntry
+from p2pnode.models.catalogue import Catalogue
+from p2pnode.models.catalogue_entry import CatalogueEntry
 from p2pnode.models.local_models import LocalModel
 from p2pnode.models.manifest import model_id_text, parse_model_id
 from p2pnode.models.pull.pull import Progress, pull
@@ -26,7 +27,7 @@ async def pull_from_network(
     Nobody says under which licence one comes that is known by its id alone; ``licences`` are accepted. Raises
     ``ConfigError`` where nobody has all of it, and ``StorageError`` where it doesn't fit on the disk.
     """
-    entry = _known(name)
+    entry = _known(name, models_dir)
     model = parse_model_id(name) if entry is None else entry.model_id
     if model is None:
         raise ConfigError(f"{name} is on this machine: it is pulled from no peer")
@@ -38,10 +39,10 @@ async def pull_from_network(
         return await pull(entry, models_dir, progress=progress, peers=peers, licences=licences)
 
 
-def _known(name: str) -> CatalogueEntry | None:
+def _known(name: str, models_dir: Path) -> CatalogueEntry | None:
     """The entry of the catalogue; None for the id of a model that is not in it."""
     try:
-        return Catalogue.load().find(name)
+        return Catalogue.of(models_dir).find(name)
     except ConfigError:
         try:
             parse_model_id(name)

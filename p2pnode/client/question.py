@@ -98,10 +98,11 @@ class KnownModel:
         return len(body.prefix) + size + TEMPLATE_TOKENS_MAX + TEMPLATE_TOKENS_PER_MESSAGE_MAX * count
 
 
-def resolve_model(name: str) -> KnownModel:
-    """The model of a catalogue name, a model id (``m1…``) or a GGUF file that was pulled.
+def resolve_model(name: str, models_dir: Path) -> KnownModel:
+    """The model of a catalogue name, ``LIST/NAME`` of a list that is subscribed in ``models_dir``, a model id
+    (``m1…``) or a GGUF file that was pulled.
 
-    Raises ``ConfigError``.
+    Blocks on the disk. Raises ``ConfigError``.
     """
     if name == SCRIPTED:
         return KnownModel(scripted_model_id())
@@ -111,9 +112,8 @@ def resolve_model(name: str) -> KnownModel:
         except ConfigError:
             pass  # a name in the catalogue may begin so
         else:
-            manifests = (entry.manifest for entry in Catalogue.load() if entry.model_id == model)
-            return KnownModel(model, next(manifests, None))
-    entry = Catalogue.load().find(name)
+            return KnownModel(model, Catalogue.of(models_dir).manifest_of(model))
+    entry = Catalogue.of(models_dir).find(name)
     if entry.model_id is None:
         msg = f"{name} is a file: ask for it by its model id, which `p2pnode models list` and its host print"
         raise ConfigError(msg)
@@ -340,7 +340,8 @@ class Questions:
 
         Raises ``ConfigError``.
         """
-        known = resolve_model(options.model if options.model is not None else DEFAULT_MODEL)
+        named = options.model if options.model is not None else DEFAULT_MODEL
+        known = resolve_model(named, self._runtime.data.models)
         self._check_budget(options, known)
         filters = options.filters or Filters()
 
@@ -455,7 +456,8 @@ class Questions:
         return max(1, known.input_max(body) // _BYTES_PER_TOKEN), False
 
     def _question(self, messages: Messages, options: ChatOptions) -> tuple[KnownModel, PromptBody]:
-        known = resolve_model(options.model if options.model is not None else DEFAULT_MODEL)
+        named = options.model if options.model is not None else DEFAULT_MODEL
+        known = resolve_model(named, self._runtime.data.models)
         self._check_budget(options, known)
         body = PromptBody(
             messages=chat_messages(messages, options.system),

@@ -18,7 +18,8 @@ from p2pnode.errors import ChainError, ConfigError, EngineError
 from p2pnode.extras import why_missing
 from p2pnode.files import OTHERS, read_text_or_none
 from p2pnode.host.join import LISTEN_DEFAULT
-from p2pnode.models.catalogue import Catalogue, CatalogueEntry
+from p2pnode.models.catalogue import Catalogue
+from p2pnode.models.catalogue_entry import CatalogueEntry
 from p2pnode.models.engine import GenerateRequest
 from p2pnode.models.engines import EngineSpec, make_engine
 from p2pnode.models.manifest import SCRIPTED
@@ -150,7 +151,7 @@ class MachineChecks:
         return found.every, reach_code(found.announced, found.every, listens_on_all=on_all)
 
     def _entry(self) -> CatalogueEntry:
-        return Catalogue.load().find(self._model_name)
+        return Catalogue.of(self._data.models).find(self._model_name)
 
     async def model(self) -> Finding:
         """Whether the model's weights are here, and right."""

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, TypeAlias
 
 import structlog
@@ -160,7 +161,7 @@ class Gateway:
                 return model
         try:
             if name.startswith("m1"):
-                resolve_model(name)
+                resolve_model(name, self._client.runtime.data.models)
                 return name
         except ConfigError:
             pass
@@ -206,7 +207,7 @@ class Gateway:
 
     async def _reply(self, turn: Turn, routing: Routing, caller: Caller) -> Reply:
         model = self.model_of(turn.model)
-        check_model(model, routing, caller)
+        check_model(model, routing, caller, self._client.runtime.data.models)
         vocabulary: Vocabulary | None = None
         if turn.tools or turn.logprobs >= 0:
             vocabulary = await self._client.vocabulary(model, ask_hosts=bool(turn.tools))
@@ -238,7 +239,7 @@ class Gateway:
     async def count(self, turn: Turn, routing: Routing, caller: Caller) -> tuple[int, bool]:
         """How many tokens a prompt has, and whether that is exact. Raises as :meth:`answers`."""
         model = self.model_of(turn.model)
-        check_model(model, routing, caller)
+        check_model(model, routing, caller, self._client.runtime.data.models)
         options = ChatOptions(
             model=model,
             tools=turn.tools,
@@ -252,7 +253,7 @@ class Gateway:
     def embedding(self, name: str, texts: Sequence[str], routing: Routing, caller: Caller) -> Embedding:
         """The vectors of texts, not begun. Raises ``FaultError`` and ``P2PNodeError``."""
         model = self.model_of(name)
-        check_model(model, routing, caller)
+        check_model(model, routing, caller, self._client.runtime.data.models)
         filters = within(routing.filters, caller.filters)
         return self._client.embed(texts, model=model, filters=filters, budget=caller.budget)
 
@@ -271,14 +272,14 @@ class Gateway:
                 nursery.cancel_scope.cancel()
 
 
-def check_model(model: str, routing: Routing, caller: Caller) -> None:
+def check_model(model: str, routing: Routing, caller: Caller, models_dir: Path) -> None:
     """Raise ``KeyRefusedError`` or ``FaultError`` where this model may not be asked for a request."""
     if caller.models is not None and model not in caller.models:
         allowed = ", ".join(sorted(caller.models)) or "none"
         raise KeyRefusedError("model", f"this key may not ask {model}: it is for {allowed}")
     if not routing.quantisation:
         return
-    manifest = resolve_model(model).manifest
+    manifest = resolve_model(model, models_dir).manifest
     found = manifest.quantisation if manifest is not None else "unknown"
     if found.lower() != routing.quantisation.lower():
         msg = f"the quantisation of {model} is {found}, and {routing.quantisation[:40]} was asked for"

@@ -65,14 +65,14 @@ class RunningGateway:
     key_file: Path
 
 
-def read_aliases(given: Sequence[str]) -> tuple[tuple[str, str], ...]:
+def read_aliases(given: Sequence[str], models_dir: Path) -> tuple[tuple[str, str], ...]:
     """Pairs of a pattern and a model. Raises ``ConfigError``."""
     made = []
     for each in given:
         pattern, equals, model = each.rpartition("=")
         if not (equals and pattern.strip() and model.strip()):
             raise ConfigError(f"{each[:80]!r} is no PATTERN=MODEL, as 'claude-*=smollm2-135m-instruct'")
-        resolve_model(model.strip())
+        resolve_model(model.strip(), models_dir)
         made.append((pattern.strip(), model.strip()))
     return tuple(made)
 
@@ -83,7 +83,7 @@ async def serving_gateway(
 ) -> AsyncIterator[RunningGateway]:
     """The gateway over ``client``, which runs, until the block ends. Raises ``ConfigError``."""
     host, port = parse_listen(options.listen)
-    aliases = read_aliases(options.aliases)
+    aliases = read_aliases(options.aliases, client.runtime.data.models)
     data = client.runtime.data
     others = await off_the_loop(partial(gateway_ring, data.gateway_key, host, pays=client.runtime.pays))
     ring = BudgetRing(others, data.journal)

@@ -102,7 +102,7 @@ def _candidates() -> list[Candidate]:
 
 async def _measured(config: NodeConfig, name: str, report: Report) -> float:
     """Pull a model, and measure how many tokens it makes a second, one request alone."""
-    entry = Catalogue.load().find(name)
+    entry = Catalogue.of(DataDir(config.data_dir).models).find(name)
     report("model.pulling", {"name": entry.name})
 
     def progress(done: int, total: int | None) -> None:

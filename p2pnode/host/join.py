@@ -81,6 +81,7 @@ from p2pnode.payments.settlement_policy import settle_above
 from p2pnode.storage.key_file import ensure_storage_key
 from p2pnode.storage.local.store import LocalStore
 from p2pnode.storage.metrics import measure_store
+from p2pnode.storage.model_lists import keep_lists_fresh
 from p2pnode.storage.model_peers import make_public, share_files
 from p2pnode.storage.node_store import LOCAL_OWNER, StoreFor, keep_for_peers, open_store
 from p2pnode.storage.public_files import PublicFiles
@@ -381,6 +382,7 @@ class Join:
             if self._config.share_models:
                 node.start_soon(share_files, node, public, local)
         keep_for_peers(node, store, policy.admits, public)
+        node.start_soon(keep_lists_fresh, node, self._config)
         if models:
             host = Host(
                 node,
@@ -464,7 +466,7 @@ class Join:
                 price_out=settings.price_out or 0,
                 session_fee=settings.session_fee or 0,
             )
-        entry = Catalogue.load().find(name)
+        entry = Catalogue.of(self._data.models).find(name)
         if config.engine != ANY_ENGINE:
             require_engine(parse_engine_name(config.engine))  # before gigabytes are fetched
         report("model.pulling", {"name": entry.name})
@@ -568,7 +570,7 @@ class Join:
                 )
                 raise ConfigError(msg)
             return await trio.to_thread.run_sync(tokenizer_at, Path(weights))
-        entry = Catalogue.load().find(named)
+        entry = Catalogue.of(self._data.models).find(named)
         if entry.path is not None:
             return await trio.to_thread.run_sync(tokenizer_at, entry.path)
         return await pull(entry, self._data.models)

@@ -15,6 +15,7 @@ from p2pnode.contract_rules import SESSION_FEE_MAX
 from p2pnode.errors import ConfigError
 from p2pnode.models.catalogue import Catalogue
 from p2pnode.models.manifest import SCRIPTED, scripted_model_id
+from p2pnode.node.datadir import DataDir
 from p2pnode.node.finder import FoundHost
 from p2pnode.node.invite import read_bootstrap
 from p2pnode.node.keys import PeerKey
@@ -78,7 +79,8 @@ async def suggest(config: NodeConfig, ether_price_usdc_units: int) -> Suggestion
 
 async def _offers(config: NodeConfig) -> list[tuple[int, int]]:
     name = (config.models or (DEFAULT_MODEL,))[0]
-    model = scripted_model_id() if name == SCRIPTED else Catalogue.load().find(name).model_id
+    catalogue = Catalogue.of(DataDir(config.data_dir).models)
+    model = scripted_model_id() if name == SCRIPTED else catalogue.find(name).model_id
     if model is None:
         return []
     found: list[FoundHost] = []

@@ -217,7 +217,7 @@ def test_a_node_says_how_its_models_are_asked(
     models = [
         {
             "name": name,
-            "id": model_id_text(resolve_model(name).model),
+            "id": model_id_text(resolve_model(name, Path()).model),
             "price_in": 0,
             "price_out": 0,
             "state": "warm",

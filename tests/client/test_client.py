@@ -105,16 +105,16 @@ async def test_a_stale_node_file_is_ignored(tmp_path: Path) -> None:
 def test_models_are_known_by_name_and_by_id_and_a_file_is_not(tmp_path: Path) -> None:
     entry = Catalogue.load().find(DEFAULT_MODEL)
     assert entry.model_id is not None
-    assert resolve_model(DEFAULT_MODEL).model == entry.model_id
-    assert resolve_model(model_id_text(entry.model_id)).model == entry.model_id
-    assert resolve_model(SCRIPTED).model == scripted_model_id()
+    assert resolve_model(DEFAULT_MODEL, tmp_path).model == entry.model_id
+    assert resolve_model(model_id_text(entry.model_id), tmp_path).model == entry.model_id
+    assert resolve_model(SCRIPTED, tmp_path).model == scripted_model_id()
     with pytest.raises(ConfigError, match=r"unknown model 'smollm': did you mean 'smollm2-135m-instruct'\?"):
-        resolve_model("smollm")
+        resolve_model("smollm", tmp_path)
     with pytest.raises(ConfigError, match="unknown model 'm1nonsense'"):
-        resolve_model("m1nonsense")
+        resolve_model("m1nonsense", tmp_path)
     (tmp_path / "my.gguf").write_bytes(b"GGUF")
     with pytest.raises(ConfigError, match="is a file: ask for it by its model id"):
-        resolve_model(str(tmp_path / "my.gguf"))
+        resolve_model(str(tmp_path / "my.gguf"), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
+import httpx
 import pytest
+import trio
 
 from p2pnode.errors import ConfigError, StorageError
-from p2pnode.models.catalogue import DEFAULT_MODEL, Catalogue, CatalogueEntry
+from p2pnode.models.catalogue import DEFAULT_MODEL, Catalogue
+from p2pnode.models.catalogue_entry import CatalogueEntry
 from p2pnode.models.licences import LicenceError
 from p2pnode.models.local_models import LocalModel, describe_at, installed
+from p2pnode.models.pull.http import NotPublicError, PublicTransport
 from p2pnode.models.pull.pull import PullConfig, pull, verify
 from p2pnode.models.pull.sources import HttpSource, HubSource, PypiSource, Source
 from tests.models import model_folders
@@ -543,3 +549,59 @@ async def test_a_licence_that_is_not_free_is_accepted_first(tmp_path: Path, lice
         assert refused.value.licence == shown
         model = await pull(entry, tmp_path / "models", config=QUICK, licences=[shown.upper()])
         assert await pull(entry, tmp_path / "models", config=QUICK) == model  # it is here
+
+
+def listed(source: Source) -> CatalogueEntry:
+    """A model of a list that a stranger has signed."""
+    return replace(entry_of(source), name="small/tiny", list_name="small")
+
+
+class Names(trio.abc.HostnameResolver):
+    """Names and where they lead."""
+
+    def __init__(self, **addresses: str) -> None:
+        self._addresses = addresses
+
+    async def getaddrinfo(self, host: Any, port: Any, *_: Any, **__: Any) -> Any:
+        address = self._addresses[(host if isinstance(host, str) else host.decode()).partition(".")[0]]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0))]
+
+    async def getnameinfo(self, sockaddr: Any, flags: int) -> Any:
+        raise NotImplementedError
+
+
+async def test_a_lists_model_comes_from_no_address_of_this_machine(tmp_path: Path) -> None:
+    behaviour = Behaviour(content=CONTENT)
+    async with serving(behaviour) as address:
+        with pytest.raises(ConfigError, match=r"was not begun: 127.0.0.1 is not on the public internet"):
+            await pull(listed(HttpSource(address + "/x")), tmp_path, config=QUICK)
+        port = address.rpartition(":")[2]
+        trio.socket.set_custom_hostname_resolver(Names(inside="127.0.0.1"))
+        with pytest.raises(ConfigError, match=r"inside.example is not on the public internet"):
+            await pull(listed(HttpSource(f"http://inside.example:{port}/x")), tmp_path, config=QUICK)
+        assert behaviour.requests == []
+        # Hubs are the user's own choice, and so are the addresses of his own catalogue.
+        model = await pull(
+            listed(HubSource("owner/tiny", "main", "tiny.gguf")),
+            tmp_path,
+            config=replace(QUICK, hubs=(address,)),
+        )
+        assert (model.name, model.path.parent) == ("small/tiny", tmp_path)
+        assert model.path.name.startswith("small_tiny-")
+
+
+async def test_no_redirect_leads_into_a_private_network() -> None:
+    seen: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(302, headers={"Location": "http://inside.example/x"})
+
+    trio.socket.set_custom_hostname_resolver(Names(outside="93.184.216.34", inside="10.0.0.1"))
+    transport = PublicTransport(httpx.MockTransport(answer))
+    async with httpx.AsyncClient(transport=transport, follow_redirects=True) as client:
+        with pytest.raises(NotPublicError, match=r"inside.example"):
+            await client.get("https://outside.example/x")
+    (request,) = seen
+    assert (request.url.host, request.headers["Host"]) == ("93.184.216.34", "outside.example")
+    assert request.extensions["sni_hostname"] == "outside.example"

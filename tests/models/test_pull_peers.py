@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from p2pnode.errors import ConfigError, ProtocolError, StorageError, StoreRefusedError, UnreachableError
-from p2pnode.models.catalogue import CatalogueEntry
+from p2pnode.models.catalogue_entry import CatalogueEntry
 from p2pnode.models.local_models import describe_at, installed, sha256_of
 from p2pnode.models.manifest import CHUNK_BYTES, FileHashes, ModelFile
 from p2pnode.models.pull.peers import FilePeer, pull_from_peers

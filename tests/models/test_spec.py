@@ -26,9 +26,20 @@ from p2pnode.models.manifest import (
     parse_model_id,
     scripted_model_id,
 )
+from p2pnode.models.model_list import (
+    ENTRIES_MAX,
+    LINE_BYTES_MAX,
+    LIST_BYTES_MAX,
+    list_key_text,
+    parse_list,
+    parse_list_key,
+)
 from p2pnode.models.scripted import ScriptedEngine
+from p2pnode.models.subscriptions import NotTaken, Subscriptions, Take, judge
 from p2pnode.models.template_overhead import template_overhead
 from p2pnode.protocols.inference.messages import ChatMessage, PromptBody, SamplingParams, Tool
+from p2pnode.protocols.s5.entries import parse_entry
+from p2pnode.protocols.s5.ids import hash_of
 from p2pnode.protocols.wire import decode_record
 
 FOLDER: Final = Path(__file__).parents[2] / "models"
@@ -47,6 +58,40 @@ def test_a_manifest_has_one_id(told: dict[str, Any]) -> None:
     assert model_id(manifest).hex() == told["id"]
     assert model_id_text(model_id(manifest)) == told["text"]
     assert parse_model_id(told["text"]) == model_id(manifest)
+
+
+@pytest.mark.parametrize("told", VECTORS["lists"], ids=lambda told: told["name"])
+def test_a_document_is_a_list_or_none(told: dict[str, Any], tmp_path: Path) -> None:
+    blob = told["document"].encode("ascii")
+    assert hash_of(blob).hex() == told["hash"]
+    if told.get("refused"):
+        with pytest.raises(ConfigError, match="this list of models is refused"):
+            parse_list(blob)
+        return
+    taken, found = Subscriptions(tmp_path).take(parse_entry(bytes.fromhex(told["entry"])), blob, 0)
+    assert [entry.name for entry in found.entries] == told["models"]
+    assert list(found.left_out) == told["left_out"]
+    assert taken.pointer.points_at == hash_of(blob)
+
+
+@pytest.mark.parametrize("told", VECTORS["pointers"], ids=lambda told: told["name"])
+def test_what_follows_from_pointers_is_what_the_vectors_say(told: dict[str, Any]) -> None:
+    assert list_key_text(parse_list_key(told["text"])) == told["text"]
+    known = parse_entry(bytes.fromhex(told["known"])) if told["known"] else None
+    shown = [parse_entry(bytes.fromhex(each)) for each in told["shown"]]
+    verdict = judge(parse_list_key(told["text"]), known, shown)
+    assert parse_list_key(told["text"]).hex() == told["key"]
+    assert isinstance(verdict, NotTaken) is told["refused"]
+    assert (verdict.pointer.to_bytes().hex() if isinstance(verdict, Take) else None) == told["taken"]
+
+
+def test_the_bounds_of_a_list_are_those_of_the_spec() -> None:
+    assert f"| a list of models | {LIST_BYTES_MAX:,} bytes, {ENTRIES_MAX:,} models |" in SPEC
+    assert f"| a line of it | {LINE_BYTES_MAX:,} bytes |" in SPEC
+    stated = re.findall(
+        r"^\| `(\w+)` \|", SPEC.split("| key of the list |")[1].split("And of")[0], re.MULTILINE
+    )
+    assert stated == list(json.loads(VECTORS["lists"][0]["document"].splitlines()[1]))
 
 
 @pytest.mark.parametrize("told", VECTORS["refused_ids"], ids=lambda told: told["name"])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
 import trio
 
+from p2pnode.errors import ConfigError
 from p2pnode.models.answer import VERSION, AnswerPieces, Said, reader_of
 from p2pnode.models.catalogue import Catalogue
 from p2pnode.models.engine import GenerateRequest, Tokens
@@ -21,12 +23,16 @@ from p2pnode.models.manifest import (
     model_id_text,
     scripted_model_id,
 )
+from p2pnode.models.model_list import list_key_text, parse_list
 from p2pnode.models.renderer import Renderer
 from p2pnode.models.scripted import ScriptedEngine
+from p2pnode.models.subscriptions import NotTaken, Take, judge
 from p2pnode.models.template_overhead import template_overhead
 from p2pnode.protocols.inference.messages import PromptBody, SamplingParams
+from p2pnode.protocols.s5.entries import Entry
+from p2pnode.protocols.s5.ids import hash_of
 from p2pnode.protocols.wire import encode
-from tests.models import chat_templates, model_folders
+from tests.models import chat_templates, lists, model_folders
 from tests.models.gguf_files import PAIRS, SPLIT, gguf
 
 SMALL: Final = Manifest(
@@ -196,6 +202,80 @@ def models_vectors() -> dict[str, Any]:
             for prompt in chat_templates.PROMPTS
         ],
         "answers": [_answer(*each) for each in ANSWERS],
+        "lists": [_list(name, blob) for name, blob in LISTS.items()],
+        "pointers": [_pointers(name, known, shown) for name, (known, shown) in POINTERS.items()],
+    }
+
+
+_FULL: Final = lists.table(
+    "full",
+    aliases=["whole"],
+    description="Größer",
+    licence="Apache-2.0",
+    licence_sha256="ab" * 32,
+    licence_url="https://example.org/licence",
+    memory={"bytes": 2_000_000_000, "n_ctx": 4096},
+    quality=[
+        {
+            "task_set": "cd" * 32, "seed": 0, "tasks": {"arithmetic": [12, 40]}, "engine": "llama.cpp",
+            "build": "", "kv_types": "", "measured": "2026-11-30",
+        }
+    ],
+    remarks="Slow at first.",
+    source=["hf:maker/full@main#full.gguf", "https://example.org/full.gguf"],
+    tasks=["chat"],
+)  # fmt: skip
+_BAD_PATH: Final = {"path": "../../x", "size_bytes": 1, "sha256": "11" * 32, "chunks": "44" * 32}
+LISTS: Final = {
+    "two models": lists.document([lists.table("a"), _FULL], description="Small ones"),
+    "none": lists.document([]),
+    "a path that leads elsewhere": lists.document([lists.table("a", manifest={"files": [_BAD_PATH]}), _FULL]),
+    "a source on this machine": lists.document([lists.table("a", source=["http://127.0.0.1/x"]), _FULL]),
+    "a text that turns": lists.document([lists.table("a", remarks="\u202e"), _FULL]),
+    "another model's id": lists.document([lists.table("a", id=lists.table("b")["id"])]),
+    "out of order": lists.document([lists.table("b"), lists.table("a")]),
+    "a name twice": lists.document([lists.table("a"), lists.table("b", aliases=["a"])]),
+    "a count that is wrong": lists.document([lists.table("a")], entries=2),
+    "blanks": lists.document([lists.table("a")]).replace(b'":', b'": '),
+    "another version": lists.document([]).replace(b"list/1", b"list/2", 1),
+}
+_ONE, _TWO, _FORK, _THREE = (
+    lists.pointer(data, revision) for data, revision in ((b"1", 1), (b"2", 2), (b"2 too", 2), (b"3", 3))
+)
+POINTERS: Final = {
+    "the first": (None, [_ONE]),
+    "a newer one": (_ONE, [_ONE, _TWO]),
+    "the same": (_TWO, [_TWO, _ONE]),
+    "rolled back": (_TWO, [_ONE]),
+    "forked": (_ONE, [_TWO, _FORK]),
+    "forked from what is known": (_TWO, [_FORK]),
+    "after a fork": (_TWO, [_FORK, _THREE]),
+    "signed by another key": (_ONE, [lists.pointer(b"9", 9, lists.OTHER)]),
+    "not signed": (_ONE, [replace(_TWO, signature=bytes(64))]),
+}
+
+
+def _list(name: str, blob: bytes) -> dict[str, Any]:
+    told = {"name": name, "document": blob.decode(), "hash": hash_of(blob).hex()}
+    try:
+        found = parse_list(blob)
+    except ConfigError:
+        return {**told, "refused": True}
+    models = [entry.name for entry in found.entries]
+    entry = lists.pointer(blob, found.head.revision).to_bytes().hex()
+    return {**told, "entry": entry, "models": models, "left_out": list(found.left_out)}
+
+
+def _pointers(name: str, known: Entry | None, shown: Sequence[Entry]) -> dict[str, Any]:
+    verdict = judge(lists.KEY, known, shown)
+    return {
+        "name": name,
+        "key": lists.KEY.hex(),
+        "text": list_key_text(lists.KEY),
+        "known": None if known is None else known.to_bytes().hex(),
+        "shown": [entry.to_bytes().hex() for entry in shown],
+        "taken": verdict.pointer.to_bytes().hex() if isinstance(verdict, Take) else None,
+        "refused": isinstance(verdict, NotTaken),
     }
 
 

@@ -15,7 +15,7 @@ import trio
 
 from p2pnode.errors import ConfigError, StoreRefusedError
 from p2pnode.limits import DEFAULT_LIMITS
-from p2pnode.models.catalogue import CatalogueEntry
+from p2pnode.models.catalogue_entry import CatalogueEntry
 from p2pnode.models.local_models import LocalModel, chunk_list_of, describe_at, installed
 from p2pnode.models.manifest import CHUNK_BYTES
 from p2pnode.models.prompt_files import KeptPromptFiles, read_prompt_files

@@ -87,6 +87,8 @@ def test_the_root_gives_all_other_keys() -> None:
         assert (log.sid.hex(), log.sealing.hex(), log.entry_key.hex()) == tuple(
             told[name][key] for key in ("sid", "sealing", "entry_key")
         )
+    named = told["model_list"]
+    assert KEYS.model_list(named["name"]).entry_key.hex() == named["entry_key"]
 
 
 # ---- sealed objects

@@ -124,6 +124,7 @@ def storage_vectors() -> dict[str, Any]:
             "owner": KEYS.owner.hex(),
             "index": _log_keys(KEYS.index),
             "conversation": _log_keys(KEYS.conversation(SID)),
+            "model_list": {"name": "small", "entry_key": KEYS.model_list("small").entry_key.hex()},
         },
         "padded": [[size, padded(size)] for size in (0, 1, 4096, 4097, 81_920, 81_921, 163_841, 4_194_304)],
         "sealed": _sealed(),
