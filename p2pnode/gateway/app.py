@@ -29,7 +29,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from p2pnode.errors import P2PNodeError
 from p2pnode.files import off_the_loop
-from p2pnode.gateway import chat, messages
+from p2pnode.gateway import chat, messages, responses
 from p2pnode.gateway.access import Caller, KeyRing, token_of
 from p2pnode.gateway.faults import Fault, FaultError, fault_of
 from p2pnode.gateway.fields import Fields, read_object
@@ -56,7 +56,20 @@ _ID_BYTES: Final = 12
 _LARGE_JSON: Final = 1 << 18
 """Bytes; more are parsed in a thread."""
 _JSON: Final = "application/json"
-_APIS: Final = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/messages", "/v1/models")
+_APIS: Final = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/messages",
+    "/v1/models",
+    "/v1/responses",
+)
+_AGENT: Final = (
+    "You are a coding agent in the user's terminal. Read files before you change them, make small changes, "
+    "run what shows that they work, and say at the end what you did."
+)
+_OUTPUT_BYTES: Final = 10_000
+"""Of a tool's output, which an agent then cuts: contexts are small here."""
 _LEFT: Final = 499
 """The status in the log of a request whose client went away."""
 Read: TypeAlias = Callable[[Fields, Stamp], Asked]
@@ -119,6 +132,7 @@ def make_app(
         _post("/v1/chat/completions", _Door(desk, "chat", openai, _answering(desk, chat.read_chat))),
         _post("/v1/completions", _Door(desk, "completions", openai, _answering(desk, chat.read_completion))),
         _post("/v1/embeddings", _Door(desk, "embeddings", openai, partial(_embed, desk))),
+        _post("/v1/responses", _Door(desk, "responses", openai, _answering(desk, responses.read_response))),
         _post("/v1/messages", _Door(desk, "messages", anthropic, _answering(desk, messages.read_messages))),
         _post("/v1/messages/count_tokens", _Door(desk, "count", anthropic, partial(_count, desk))),
         Route("/v1/models", _Door(desk, "models", openai, partial(_models, desk)), methods=["GET"]),
@@ -539,7 +553,7 @@ async def _models(desk: _Desk, exchange: _Exchange) -> None:
     told = {
         "object": "list",
         "data": data,
-        "models": data,
+        "models": [_codex_object(each) for each in found],
         "has_more": False,
         "first_id": names[0] if names else None,
         "last_id": names[-1] if names else None,
@@ -559,7 +573,7 @@ async def _model(desk: _Desk, exchange: _Exchange) -> None:
 
 
 def _model_object(model: ServedModel, created: int) -> dict[str, Any]:
-    """A model in the words of several programs: OpenAI's, Anthropic's, vLLM's and Codex's."""
+    """A model in the words of several programs: OpenAI's, Anthropic's and vLLM's."""
     return {
         "id": model.name,
         "object": "model",
@@ -568,9 +582,7 @@ def _model_object(model: ServedModel, created: int) -> dict[str, Any]:
         "created_at": datetime.fromtimestamp(created, UTC).isoformat(),
         "owned_by": "p2pnode",
         "display_name": model.name,
-        "slug": model.name,
         "context_length": model.n_ctx,
-        "context_window": model.n_ctx,
         "max_model_len": model.n_ctx,
         "hosts": model.hosts,
         "capabilities": list(model.capabilities),
@@ -579,6 +591,30 @@ def _model_object(model: ServedModel, created: int) -> dict[str, Any]:
             "output": usdc_number(model.price_out),
             "unit": "USDC per million tokens",
         },
+    }
+
+
+def _codex_object(model: ServedModel) -> dict[str, Any]:
+    """A model as Codex reads it from a list of its own form."""
+    return {
+        "slug": model.name,
+        "display_name": model.name,
+        "description": f"{model.hosts} hosts, {model.n_ctx} tokens of context",
+        "context_window": model.n_ctx,
+        "supported_reasoning_levels": [],
+        "shell_type": "shell_command",
+        "visibility": "list",
+        "supported_in_api": True,
+        "priority": 0,
+        "upgrade": None,
+        "base_instructions": _AGENT,
+        "supports_reasoning_summaries": False,
+        "support_verbosity": False,
+        "default_verbosity": None,
+        "apply_patch_tool_type": None,
+        "truncation_policy": {"mode": "bytes", "limit": _OUTPUT_BYTES},
+        "supports_parallel_tool_calls": "tools" in model.capabilities,
+        "experimental_supported_tools": [],
     }
 
 

@@ -306,7 +306,7 @@ class ChatWriter:
         if ended.calls:
             message["content"] = ended.text or None
             message["tool_calls"] = [_call_object(each) for each in ended.calls]
-        logprobs = {"content": _logprob_objects(ended.logprobs), "refusal": None} if self._logprobs else None
+        logprobs = {"content": logprob_objects(ended.logprobs), "refusal": None} if self._logprobs else None
         return {
             "index": index,
             "message": message,
@@ -357,7 +357,7 @@ class ChatWriter:
         logprobs: Sequence[TokenSaid] = (),
         finish: str | None = None,
     ) -> bytes:
-        told = {"content": _logprob_objects(logprobs), "refusal": None} if logprobs else None
+        told = {"content": logprob_objects(logprobs), "refusal": None} if logprobs else None
         choice = {"index": index, "delta": delta, "logprobs": told, "finish_reason": finish}
         return self._frame({"choices": [choice], **({"usage": None} if self._usage else {})})
 
@@ -436,7 +436,8 @@ def _call_delta(said: Said, call_id: str) -> dict[str, Any]:
     return {"index": said.call, "function": {"arguments": said.text}}
 
 
-def _logprob_objects(logprobs: Sequence[TokenSaid]) -> list[dict[str, Any]]:
+def logprob_objects(logprobs: Sequence[TokenSaid]) -> list[dict[str, Any]]:
+    """Log-probabilities as OpenAI's API has them."""
     return [
         {
             "token": each.text,

@@ -26,6 +26,7 @@ from p2pnode.gateway.turn import (
     TokenSaid,
     Turn,
     event_frame,
+    joined,
     picture,
     served_fields,
 )
@@ -161,17 +162,6 @@ def _parts(block: Fields) -> Iterator[Part]:
             raise block.fault(
                 "type", f"{kind[:40]!r} is not known here: text, image, tool_use, tool_result are"
             )
-
-
-def joined(parts: Sequence[Part]) -> tuple[Part, ...]:
-    """The same with neighbouring texts as one: a message on the wire has few parts."""
-    made: list[Part] = []
-    for part in parts:
-        if made and made[-1].kind == part.kind == "text":
-            made[-1] = Part(text=made[-1].text + part.text)
-        elif part.kind != "text" or part.text:
-            made.append(part)
-    return tuple(made)
 
 
 def _call(block: Fields) -> ToolCall:

@@ -180,6 +180,17 @@ def picture(fields: Fields, mime: str, data: str, name: str) -> Part:
         raise fields.fault(name, "is no base64") from error
 
 
+def joined(parts: Sequence[Part]) -> tuple[Part, ...]:
+    """The same with neighbouring texts as one: a message on the wire has few parts."""
+    made: list[Part] = []
+    for part in parts:
+        if made and made[-1].kind == part.kind == "text":
+            made[-1] = Part(text=made[-1].text + part.text)
+        elif part.kind != "text" or part.text:
+            made.append(part)
+    return tuple(made)
+
+
 def with_choices(turn: Turn, count: int) -> tuple[Turn, ...]:
     """The turn so many times, each with a seed of its own."""
     turns = [turn]

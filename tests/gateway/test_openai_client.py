@@ -205,3 +205,36 @@ async def test_an_answer_goes_on_at_another_host_when_its_own_dies() -> None:
         assert len("".join(texts)) == 120
         await until(lambda: bool(s.records), 5)
         assert s.records[0].tokens_out == 120
+
+
+@pytest.mark.long
+async def test_a_response_streams_as_it_comes_whole() -> None:
+    async with stage(1, script=script) as s:
+
+        def work() -> None:
+            client = client_of(s)
+            tools = [
+                {"type": "function", "name": "weather", "parameters": {"type": "object"}},
+                {"type": "web_search"},
+            ]
+            asked = {"model": "scripted", "input": "hello", "max_output_tokens": 400, "tools": tools}
+            whole = client.responses.create(**asked)
+            assert [each.type for each in whole.output] == ["message", "function_call"]
+            assert whole.output[1].arguments == ARGUMENTS
+            with client.responses.stream(**asked) as stream:
+                kinds = [each.type for each in stream]
+                final = stream.get_final_response()
+            assert kinds[-1] == "response.completed"
+            assert final.output_text == whole.output_text == "Let me see.\n"
+            assert final.output[1].arguments == ARGUMENTS
+            call = final.output[1]
+            result = {"type": "function_call_output", "call_id": call.call_id, "output": "rain"}
+            history = [{"role": "user", "content": "hello"}, call.model_dump(exclude_none=True), result]
+            last = client.responses.create(**{**asked, "input": history})
+            assert last.output_text == "It says: rain."
+            with pytest.raises(openai.BadRequestError, match="keeps no state"):
+                client.responses.create(**asked, previous_response_id=whole.id)
+            parsed = client_of(s).models.list()
+            assert parsed.models[0]["slug"] == "scripted"
+
+        await in_thread(work)

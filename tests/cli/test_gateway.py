@@ -1,0 +1,62 @@
+"""``p2pnode gateway``, and ``join --gateway``: programs ask it, and it ends in order."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.cli.support import LISTEN, Program, join, run, start
+
+pytestmark = pytest.mark.long
+ASK = {"model": "scripted", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 9}
+
+
+def check(url: str, *, key: str = "") -> None:
+    """An answer streams to a program, and the place that the gateway says is right."""
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    answer = httpx.post(f"{url}/v1/chat/completions", json=ASK, headers=headers, timeout=30)
+    assert answer.status_code == 200, answer.text
+    assert len(answer.json()["choices"][0]["message"]["content"]) == 9
+
+
+def test_a_gateway_answers_says_where_it_is_and_leaves_nothing(host: Program, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    flags = ("--listen", "127.0.0.1:0", "--bootstrap", host.multiaddr, "--no-mdns", "--json")
+    with start(tmp_path, "gateway", ("gateway", *flags, "--data-dir", data)) as program:
+        told = program.wait_event("gateway")
+        assert json.loads((data / "gateway.json").read_text())["url"] == told["url"]
+        check(told["url"])
+        second = run("gateway", *flags, "--data-dir", data)
+        assert (second.code, "another gateway runs" in second.out) == (1, True)
+        program.interrupt()
+        assert program.wait() == 0
+    assert not (data / "gateway.json").exists()
+
+
+def test_a_node_serves_programs_beside_its_peers_and_needs_a_key_beyond_this_machine(tmp_path: Path) -> None:
+    with join(tmp_path, "host", "--gateway", "0.0.0.0:0", "--listen", LISTEN) as node:
+        told = node.wait_event("gateway")
+        url = told["url"].replace("0.0.0.0", "127.0.0.1")
+        assert told["keys_required"]
+        assert httpx.get(f"{url}/v1/models").status_code == 401
+        check(url, key=Path(told["key_file"]).read_text().strip())
+        node.interrupt()
+        assert node.wait() == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--listen", "here"), "--listen: 'here' is no HOST:PORT"),
+        (("--alias", "x"), "--alias: 'x' is no PATTERN=MODEL"),
+        (("--alias", "x=nonesuch"), "--alias: unknown model 'nonesuch'"),
+        (("--origin", "page"), "--origin: "),
+    ],
+)
+def test_a_flag_that_makes_no_sense_is_named(tmp_path: Path, flags: tuple[str, ...], words: str) -> None:
+    ran = run("gateway", *flags, "--data-dir", tmp_path)
+    assert ran.code == 2
+    assert words in ran.err
