@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Literal, TextIO
+from collections import deque
+from typing import Any, Final, Literal, TextIO
 
 import structlog
 
@@ -16,6 +17,9 @@ from p2pnode.streams import screen_of
 from p2pnode.words import one_line, printable, without_secrets
 
 Level = Literal["debug", "info", "warning", "error"]
+_RECENT: Final[deque[dict[str, Any]]] = deque(maxlen=300)
+"""The last events of this process, as they were logged."""
+_FIELD_MAX: Final = 300
 
 
 def configure_logging(level: Level = "warning", *, stream: TextIO | None = None) -> None:
@@ -32,6 +36,7 @@ def configure_logging(level: Level = "warning", *, stream: TextIO | None = None)
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
             _on_one_line,
+            _remember,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
@@ -50,6 +55,16 @@ def _on_one_line(
             clean = without_secrets(value)
             event[name] = printable(clean) if name == "exception" else one_line(clean)
     return event
+
+
+def _remember(_logger: object, _method: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+    _RECENT.append({name: str(value)[:_FIELD_MAX] for name, value in event.items()})
+    return event
+
+
+def recent_events() -> list[dict[str, Any]]:
+    """The last events that were logged in this process, the newest first; all fields are texts."""
+    return list(reversed(_RECENT))
 
 
 def configure_unless_done() -> None:

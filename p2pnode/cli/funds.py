@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -199,23 +199,9 @@ async def _withdrawable(output: Output, books: Books, wanted: int) -> int:
 
 def _print(output: Output, found: Funds, account: str) -> None:
     from p2pnode.money import ether_text, usdc_text
+    from p2pnode.views.funds import funds_fields
 
-    stuck = [
-        {"session": each.session.hex(), "units": each.units, "why": each.why, "until": each.until}
-        for each in found.stuck
-    ]
-    left = [
-        {"session": each.session.hex(), "host": each.host, "units": each.units, "signed": each.signed,
-         "until": each.until, "refund_at": each.refund_at}
-        for each in found.left
-    ]  # fmt: skip
-    fields: dict[str, Any] = {
-        "account": account, "wallet": found.wallet, "ether_wei": found.ether_wei,
-        "authorised": found.authorised, "escrow": found.escrow, "signed": found.signed, "spent": found.spent,
-        "owed": found.owed, "earned": found.earned, "withdrawable": found.withdrawable,
-        "elsewhere": found.elsewhere, "elsewhere_open": [each.hex() for each in found.elsewhere_open],
-        "stuck": stuck, "left": left,
-    }  # fmt: skip
+    fields = {"account": account, **funds_fields(found)}
     if output.as_json:
         output.event("funds", fields)
         return

@@ -147,6 +147,8 @@ def tell_of(tell: Callable[..., None], running: RunningGateway) -> None:
         "key_file": str(running.key_file) if running.keys_required else "",
     }
     tell("gateway", fields, text=f"gateway    {running.url}/v1, to be used {who}")
+    link = {"url": running.dashboard_url}
+    tell("dashboard", link, text=f"dashboard  {running.dashboard_url}\n           (this link works once)")
 
 
 class GatewayBeside:

@@ -142,8 +142,11 @@ def _paid_rows(data_dir: Any) -> list[dict[str, Any]]:
     journal = _journal(data_dir)
     if journal is None:
         return []
+    from p2pnode.views.sessions import session_fields
+
     try:
-        return [_bought(each) for each in journal.purchases()] + [_hosted(each) for each in journal.hosted()]
+        rows = [session_fields(each) for each in journal.purchases()]
+        return rows + [session_fields(each) for each in journal.hosted()]
     finally:
         journal.close()
 
@@ -167,6 +170,8 @@ def show(
     output = Output(as_json=as_json, data_dir=data_dir)
 
     async def run() -> None:
+        from p2pnode.views.sessions import session_fields, terms_fields
+
         client = make_client(
             output, data_dir, bootstrap, mdns=mdns, discovery=True, stores=store, s5_url=s5_url
         )
@@ -179,7 +184,7 @@ def show(
         try:
             found = _find(journal, session, "conversation or paid session")
             receipts = len(journal.receipts(found.session)) or len(journal.taken(found.session))
-            fields = {**_fields(found), **_terms(found), "receipts": receipts}
+            fields = {**session_fields(found), **terms_fields(found), "receipts": receipts}
         finally:
             journal.close()
         if as_json:
@@ -214,6 +219,7 @@ def close(
         from p2pnode.cli.plans import order_reporter
         from p2pnode.payments.books import books_of
         from p2pnode.payments.settlement import close_session
+        from p2pnode.views.sessions import session_fields
 
         # Asked before the chain is: a mistyped id is told at once.
         journal = _known(_journal(data_dir), session)
@@ -221,7 +227,9 @@ def close(
             meant = _find(journal, session)
         finally:
             journal.close()
-        what = f"session {meant.session.hex()[:16]} with {shorten(_fields(meant)['peer'])} will be ended"
+        what = (
+            f"session {meant.session.hex()[:16]} with {shorten(session_fields(meant)['peer'])} will be ended"
+        )
         if meant.state != "settled":  # else there is nothing to end: only what it was settled at is told
             await confirm(output, f"{what}: nothing more can be bought or sold in it", yes=yes)
         config = build_config(data_dir, chain=chain)
@@ -337,49 +345,6 @@ def _find(journal: Journal, begins: str, what: str = "paid session") -> BoughtSe
 
 def _id_of(record: BoughtSession | HostedSession) -> str:
     return record.session.hex()
-
-
-def _fields(record: BoughtSession | HostedSession) -> dict[str, Any]:
-    from p2pnode.payments.journal.journal import BoughtSession
-
-    return _bought(record) if isinstance(record, BoughtSession) else _hosted(record)
-
-
-def _bought(record: BoughtSession) -> dict[str, Any]:
-    return _listed(record, "client", record.host)
-
-
-def _hosted(record: HostedSession) -> dict[str, Any]:
-    return _listed(record, "host", record.peer)
-
-
-def _listed(record: BoughtSession | HostedSession, role: str, peer: str) -> dict[str, Any]:
-    return {
-        "session": record.session.hex(),
-        "as": role,
-        "state": record.state,
-        "peer": peer,
-        "deposit": record.terms.deposit,
-        "amount": record.due,
-    }
-
-
-def _terms(record: BoughtSession | HostedSession) -> dict[str, Any]:
-    from p2pnode.chain.addresses import shown_address
-
-    terms, voucher = record.terms, record.voucher
-    return {
-        "payer": shown_address(terms.payer),
-        "host": shown_address(terms.host),
-        "price_in": terms.price_in,
-        "price_out": terms.price_out,
-        "session_fee": terms.session_fee,
-        "tip": terms.tip,
-        "expiry": terms.expiry,
-        "valid_before": record.valid_before,
-        "tokens_in": voucher.tokens_in if voucher is not None else 0,
-        "tokens_out": voucher.tokens_out if voucher is not None else 0,
-    }
 
 
 def _shown(name: str, value: Any) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from p2pnode.cli.options import DataDirOption, JsonOption, LogOption, build_config, configure, data_of
 from p2pnode.cli.output import Output, price_of
-from p2pnode.words import count_of, one_line
+from p2pnode.words import count_of
 
 
 def status(
@@ -25,28 +25,15 @@ def status(
         from p2pnode.money import usdc_text
         from p2pnode.node.datadir import DataDir
         from p2pnode.node.reachability import reachability
+        from p2pnode.views.status import host_money, status_fields
 
         config = build_config(data_dir, mdns=False)
         async with Client(config) as client:
             advert = await client.advert_of(running.multiaddrs)
             sheets = await client.sheets([advert] if advert is not None else [])
         sheet = sheets.get(running.peer_id)
-        fields = {
-            "peer_id": running.peer_id,
-            "pid": running.pid,
-            "multiaddrs": list(running.multiaddrs),
-            "reach": running.reach,
-            "models": [_offer(offer, sheet) for offer in advert.offers if offer.n_ctx]
-            if advert is not None
-            else [],
-            "slots": advert.load.slots if advert is not None else 0,
-            "active": advert.load.active if advert is not None else 0,
-            "queued": advert.load.queued if advert is not None else 0,
-            "draining": advert.draining if advert is not None else False,
-            "served": read_totals(DataDir(config.data_dir).totals),
-            "ether_usd": config.ether_usd,
-            **_money(config),
-        }
+        served, money = read_totals(DataDir(config.data_dir).totals), host_money(config)
+        fields = status_fields(running, advert, sheet, served=served, ether_usd=config.ether_usd, money=money)
         lines = [f"peer id    {fields['peer_id']}", f"pid        {fields['pid']}"]
         lines += [f"listening  {address}" for address in running.multiaddrs]
         if running.reach:
@@ -70,30 +57,6 @@ def status(
             output.lines("\n".join(lines))
 
     run_async(run, on_error=output.failed)
-
-
-def _money(config: Any) -> dict[str, int]:
-    """What this data dir earned as a host, in token units, by its own books."""
-    from p2pnode.node.datadir import DataDir
-    from p2pnode.payments.books import profile_of_config
-    from p2pnode.payments.funds import of_market
-    from p2pnode.payments.journal.journal import Journal
-    from p2pnode.protocols.typed_data import market_domain
-
-    path, profile = DataDir(config.data_dir).journal, profile_of_config(config)
-    if not path.exists():
-        return {"earned": 0, "owed": 0}
-    journal = Journal.open(path)
-    try:
-        hosted = journal.hosted()
-    finally:
-        journal.close()
-    if profile is not None:
-        hosted = of_market(hosted, market_domain(profile.chain_id, profile.job_marketplace))
-    return {
-        "earned": sum(each.due for each in hosted if each.state == "settled"),
-        "owed": sum(each.due for each in hosted if each.state in ("open", "over")),
-    }
 
 
 def _gas_line(ether_usd: int) -> str:
@@ -150,21 +113,3 @@ def _running(output: Output, data_dir: Any) -> Any:
         msg = f"no node runs on {data.root}: start one with {output.command('join')}"
         raise ConfigError(msg)
     return running
-
-
-def _offer(offer: Any, sheet: Any) -> dict[str, Any]:
-    """An offer as it is shown; ``sheet`` is the node's own, which has the names."""
-    from p2pnode.models.catalogue import shown_name
-
-    more = sheet.offer(offer.model) if sheet is not None else None
-    profile = more.profile if more is not None else None
-    return {
-        "name": one_line(more.name) if more is not None else shown_name(offer.model),
-        "engine": one_line(profile.engine) if profile is not None else "",
-        "n_ctx": offer.n_ctx,
-        "price_in": offer.price_in,
-        "price_out": offer.price_out,
-        "session_fee": offer.session_fee,
-        "state": offer.state,
-        "warm_in_s": offer.warm_in_s,
-    }

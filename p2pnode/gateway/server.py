@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -27,7 +28,10 @@ from p2pnode.client.question import resolve_model
 from p2pnode.errors import ConfigError
 from p2pnode.files import not_writable, off_the_loop, write_private
 from p2pnode.gateway.access import gateway_ring
-from p2pnode.gateway.app import AppOptions, Observer, make_app
+from p2pnode.gateway.app import AppOptions, Observer, RequestRecord, make_app
+from p2pnode.gateway.dashboard.access import AccessFile, near_url, new_link
+from p2pnode.gateway.dashboard.app import Dashboard
+from p2pnode.gateway.dashboard.node_view import Checks, NodeView
 from p2pnode.gateway.gateway import Gateway
 from p2pnode.gateway.keys import BudgetRing
 from p2pnode.http_server import HttpBounds, HttpServer, parse_listen
@@ -51,6 +55,8 @@ class GatewayOptions:
     trust_host: bool = False
     metrics: ASGIApp | None = None
     observe: Observer | None = None
+    checks: Checks | None = None
+    """Examines this node when somebody asks for it on the dashboard."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +69,8 @@ class RunningGateway:
     """``http://127.0.0.1:8080``; programs want it with ``/v1``."""
     keys_required: bool
     key_file: Path
+    dashboard_url: str
+    """The dashboard's address with a token that can be used once: nobody else may see it."""
 
 
 def read_aliases(given: Sequence[str], models_dir: Path) -> tuple[tuple[str, str], ...]:
@@ -88,14 +96,32 @@ async def serving_gateway(
     others = await off_the_loop(partial(gateway_ring, data.gateway_key, host, pays=client.runtime.pays))
     ring = BudgetRing(others, data.journal)
     gateway = Gateway(client, aliases=aliases, trust_host=options.trust_host)
+    view = NodeView(client, gateway, checks=options.checks)
+
+    def observe(record: RequestRecord) -> None:
+        view.observe(record)
+        if options.observe is not None:
+            options.observe(record)
+
     app_options = AppOptions(
         origins=options.origins,
         names=(host,),
         open_host=not is_loopback(host),
         metrics=options.metrics,
-        observe=options.observe,
+        observe=observe,
     )
-    app = make_app(gateway, ring, app_options, limits=limits)
+    key_file = AccessFile(data.dashboard)
+    dashboard = Dashboard(
+        make_app(gateway, ring, app_options, limits=limits),
+        gateway,
+        view,
+        key_file,
+        await off_the_loop(key_file.load),
+        names=(host,),
+        open_host=not is_loopback(host),
+        observe=observe,
+        limits=limits,
+    )
     with _locked(data.gateway_lock, data.root):
         server = await HttpServer.bind(
             host, port, what="the gateway", option=options.listen_option, bounds=_bounds(limits)
@@ -105,11 +131,11 @@ async def serving_gateway(
 
             async def run(*, task_status: trio.TaskStatus[str]) -> None:
                 try:
-                    await server.run(app, task_status=task_status)
+                    await server.run(dashboard, task_status=task_status)
                 finally:
                     ended.set()
 
-            async with background_task(run):
+            async with background_task(run), background_task(view.run):
                 told = {"pid": os.getpid(), "url": server.url, "keys_required": ring.required}
                 await off_the_loop(partial(write_private, data.gateway_json, json.dumps(told).encode()))
                 log.info("gateway.listening", url=server.url, keys_required=ring.required)
@@ -119,7 +145,11 @@ async def serving_gateway(
                     url=server.url,
                     keys_required=ring.required,
                     key_file=data.gateway_key,
+                    dashboard_url=await off_the_loop(
+                        partial(new_link, data.dashboard, near_url(server.url), time.time())
+                    ),
                 )
+                dashboard.close()
                 server.stop()  # requests under way may end, for a while
                 with trio.move_on_after(limits.drain_deadline_s + limits.close_deadline_s):
                     await ended.wait()

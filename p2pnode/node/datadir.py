@@ -36,8 +36,8 @@ INSTANCE_BYTES: Final = 8
 STARTS_MAX: Final = 1024
 _OURS: Final = frozenset(
     {
-        "", "binding", "calibration", "chain", "config", "devchain", "evidence", "free", "journal",
-        "measured", "models", "node", "peer", "peers", "phrase", "place", "quality", "receipt", "s5",
+        "", "binding", "calibration", "chain", "config", "dashboard", "devchain", "evidence", "free", "gateway",
+        "journal", "measured", "models", "node", "peer", "peers", "phrase", "place", "quality", "receipt", "s5",
         "staked", "starts", "storage", "store", "told", "totals", "wallet",
     }
 )  # fmt: skip
@@ -86,6 +86,8 @@ class DataDir:
             self.phrase,
             self.journal,
             self.storage_key,
+            self.gateway_key,
+            self.dashboard,
         )
 
     @property
@@ -176,6 +178,11 @@ class DataDir:
     def gateway_json(self) -> Path:
         """Where the gateway of this data dir listens, while it runs."""
         return self.root / "gateway.json"
+
+    @property
+    def dashboard(self) -> Path:
+        """The key of the dashboard, and which of its links were used."""
+        return self.root / "dashboard.json"
 
     @property
     def gateway_lock(self) -> Path:

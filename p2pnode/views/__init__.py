@@ -1,0 +1,1 @@
+"""What a node knows, as JSON: for ``--json`` of the commands, and for the dashboard."""
