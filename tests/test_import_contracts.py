@@ -56,6 +56,10 @@ OFFENCES = {
         ("p2pnode/gateway/turn.py", "import time"),
         ("p2pnode/gateway/fields.py", "import trio"),
     ],
+    "views": [
+        ("p2pnode/views/market.py", "import time"),
+        ("p2pnode/gateway/dashboard/history.py", "import trio"),
+    ],
     "libp2p": [
         ("p2pnode/client/client.py", "import libp2p"),
         ("p2pnode/host/host.py", "from multiaddr import Multiaddr"),

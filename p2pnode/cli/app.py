@@ -13,6 +13,7 @@ from p2pnode.cli.bench import bench
 from p2pnode.cli.block import block, blocked, unblock
 from p2pnode.cli.chain import chain_app
 from p2pnode.cli.chat import chat
+from p2pnode.cli.dashboard import dashboard
 from p2pnode.cli.demo import demo
 from p2pnode.cli.doctor import doctor
 from p2pnode.cli.embed import embed
@@ -64,7 +65,7 @@ def _options(
     """A node in a peer-to-peer marketplace for LLM inference, with no central component."""
 
 
-for command in (join, ask, chat, embed, gateway, hosts, invite, status, stop, doctor, bench, demo):
+for command in (join, ask, chat, embed, gateway, dashboard, hosts, invite, status, stop, doctor, bench, demo):
     app.command()(command)
 for of_owner in (pause, resume, block, unblock, blocked):
     app.command()(of_owner)

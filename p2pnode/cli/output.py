@@ -88,6 +88,7 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
     status      status{peer_id, pid, multiaddrs, reach, models, slots, active, queued, draining, served,
                 ether_usd, earned, owed}; served is {since, sessions, turns, tokens_in, tokens_out} or null
     invite      invite{invite, reach}
+    dashboard   dashboard{url}: with a token that works once
     wallet      wallet.made{…} wallet{…} wallet.exported{…}
     keys        new: key.made{secret, …} as key; list, show, set: key{id, name, state, budget, per_day, spent,
                 spent_day, claimed, price_in_max, price_out_max, models, made_at, expires_at, revoked_at}:

@@ -30,7 +30,7 @@ from p2pnode.files import not_writable, off_the_loop, write_private
 from p2pnode.gateway.access import gateway_ring
 from p2pnode.gateway.app import AppOptions, Observer, RequestRecord, make_app
 from p2pnode.gateway.dashboard.access import AccessFile, near_url, new_link
-from p2pnode.gateway.dashboard.app import Dashboard
+from p2pnode.gateway.dashboard.dashboard import Dashboard
 from p2pnode.gateway.dashboard.node_view import Checks, NodeView
 from p2pnode.gateway.gateway import Gateway
 from p2pnode.gateway.keys import BudgetRing

@@ -36,9 +36,9 @@ INSTANCE_BYTES: Final = 8
 STARTS_MAX: Final = 1024
 _OURS: Final = frozenset(
     {
-        "", "binding", "calibration", "chain", "config", "dashboard", "devchain", "evidence", "free", "gateway",
-        "journal", "measured", "models", "node", "peer", "peers", "phrase", "place", "quality", "receipt", "s5",
-        "staked", "starts", "storage", "store", "told", "totals", "wallet",
+        "", "binding", "calibration", "chain", "config", "dashboard", "devchain", "evidence", "free",
+        "gateway", "journal", "measured", "models", "node", "peer", "peers", "phrase", "place", "quality",
+        "receipt", "s5", "staked", "starts", "storage", "store", "told", "totals", "wallet",
     }
 )  # fmt: skip
 """The first part of each name that this package makes in a data dir."""
@@ -59,6 +59,15 @@ class RunningNode:
     """A ``ReachCode``; empty for a node of an earlier version."""
     control: str = ""
     """The path of its control socket; empty for a node that has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunningGatewayPlace:
+    """The gateway that runs on a data dir, as ``gateway.json`` describes it. ``url`` has no path."""
+
+    url: str
+    pid: int
+    keys_required: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,8 +346,12 @@ class DataDir:
 
     def is_locked(self) -> bool:
         """Whether a node runs on this dir."""
+        return self._is_held(self.lock)
+
+    @staticmethod
+    def _is_held(lock: Path) -> bool:
         try:
-            handle = os.open(self.lock, os.O_RDWR)
+            handle = os.open(lock, os.O_RDWR)
         except OSError:
             return False
         try:
@@ -382,6 +395,17 @@ class DataDir:
                 str(raw.get("control", "")),
             )
         except (ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+    def running_gateway(self) -> RunningGatewayPlace | None:
+        """Where the gateway of this data dir listens; None where none runs, whatever a stale file says."""
+        text = read_text_or_none(self.gateway_json)
+        if text is None or not self._is_held(self.gateway_lock):
+            return None
+        try:
+            raw = json.loads(text)
+            return RunningGatewayPlace(str(raw["url"]), int(raw["pid"]), raw["keys_required"] is True)
+        except (ValueError, KeyError, TypeError):
             return None
 
 

@@ -18,6 +18,9 @@ BEHIND_A_DOOR = (
     "p2pnode.chain.dev.",
     "p2pnode.bench.",
     "p2pnode.models.exllama.",
+    "p2pnode.gateway.app",
+    "p2pnode.gateway.server",
+    "p2pnode.gateway.dashboard.",
 )
 """What imports packages of an extra at once: nobody imports it before the door is open."""
 

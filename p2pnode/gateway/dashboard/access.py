@@ -25,6 +25,8 @@ LINK_S: Final = 24 * 3600
 """How long a link can be used, once."""
 SESSION_S: Final = 30 * 24 * 3600
 """How long a browser stays signed in."""
+LISTENS_ON_ALL: Final = "//0.0.0.0:"
+"""What stands in the url of a server that listens on all IPv4 addresses."""
 _KEY_BYTES: Final = 32
 _NONCE_BYTES: Final = 16
 _USED_MAX: Final = 1024
@@ -125,7 +127,7 @@ def new_link(path: Path, url: str, now: float) -> str:
 
 def near_url(url: str) -> str:
     """Of a server that listens on all addresses: the one at which this machine reaches it."""
-    return url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+    return url.replace(LISTENS_ON_ALL, "//127.0.0.1:").replace("//[::]:", "//[::1]:")
 
 
 def _equal(one: str, other: str) -> bool:

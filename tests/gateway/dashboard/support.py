@@ -16,7 +16,7 @@ from p2pnode.client.client import Client
 from p2pnode.gateway.access import OpenRing
 from p2pnode.gateway.app import AppOptions, make_app
 from p2pnode.gateway.dashboard.access import AccessFile, new_link
-from p2pnode.gateway.dashboard.app import PAGE_HEADER, Dashboard
+from p2pnode.gateway.dashboard.dashboard import PAGE_HEADER, Dashboard
 from p2pnode.gateway.dashboard.node_view import NodeView
 from p2pnode.gateway.gateway import Gateway
 from p2pnode.http_server import HttpBounds, HttpServer

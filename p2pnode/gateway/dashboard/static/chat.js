@@ -21,7 +21,7 @@ export function chatPage(place, _parts, known) {
 
   if (!current) begin();
   place.append(
-    h("div", { class: "chat" },
+    h("div", { class: "chat-grid" },
       list,
       h("div", { class: "talk" },
         log,

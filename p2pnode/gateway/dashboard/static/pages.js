@@ -116,7 +116,7 @@ function figures(requests) {
     first && ["First token, half within", seconds(first.p50)],
     first && ["First token, 90% within", seconds(first.p90)],
     speed && ["Tokens/s, half above", number(speed.p50, 1)],
-    ["From the prefix cache", all.tokens_in ? percent(all.reused / (all.reused + all.tokens_in)) : "–"],
+    ["From the prefix cache", all.tokens_in ? percent(all.reused / all.tokens_in) : "–"],
     ["Cost", usdc(all.cost)],
   ]);
 }
@@ -136,7 +136,7 @@ export function models(place, [name]) {
       { key: "load", title: "Busy", numeric: true, falls: true, value: (row) => row.active, cell: (row) => `${row.active} of ${row.slots}` },
       { key: "warm", title: "Loaded", numeric: true, falls: true },
       { key: "can", title: "Can", value: (row) => row.can.length, cell: (row) => row.can.join(", ") || "text" },
-      { key: "why_not", title: "Why not", cell: (row) => row.why_not || "–" },
+      { key: "why_not", title: "Why not", wide: true, cell: (row) => row.why_not || "–" },
     ], market.models, { empty: "No host is seen yet: a host that has just started is found within a minute." }));
   });
 }
@@ -182,7 +182,7 @@ function hostsTable(id, rows, options = {}) {
     { key: "speed", title: "Tokens/s", numeric: true, falls: true, value: (row) => row.reputation.tokens_per_s, cell: (row) => number(row.reputation.tokens_per_s, 1) },
     { key: "load", title: "Busy", numeric: true, falls: true, value: (row) => row.active + row.queued, cell: (row) => `${row.active} of ${row.slots}${row.queued ? `, ${row.queued} waiting` : ""}` },
     { key: "kept", title: "Kept its word", numeric: true, falls: true, value: (row) => row.reputation.low, cell: (row) => reputation(row.reputation) },
-    { key: "why", title: "Why", cell: (row) => row.why },
+    { key: "why", title: "Why", wide: true, cell: (row) => row.why },
   ], rows, { sort: "place", text: (row) => `${row.peer} ${row.model} ${row.why} ${row.wallet}`, empty: "No host is seen yet: a host that has just started is found within a minute.", ...options });
 }
 
@@ -338,7 +338,7 @@ function earnings(all) {
     h("h3", null, "Stuck"),
     table("stuck", "Money that waits", [
       { key: "units", title: "Amount", falls: true, cell: (row) => usdc(row.units) },
-      { key: "why", title: "Why" },
+      { key: "why", title: "Why", wide: true },
       { key: "until", title: "Until", cell: (row) => time(row.until) },
       { key: "session", title: "Session", cell: (row) => h("code", null, short(row.session)) },
     ], all.stuck, { sort: "units", down: true, empty: "Nothing is stuck." }),

@@ -54,7 +54,7 @@ export function table(id, caption, columns, rows, options = {}) {
 
 function cell(column, row, index) {
   const content = column.cell ? column.cell(row) : String(row[column.key] ?? "–");
-  const attributes = { class: column.numeric ? "numeric" : null, "data-title": column.title };
+  const attributes = { class: column.numeric ? "numeric" : column.wide ? "wide" : null, "data-title": column.title };
   if (index === 0) return h("th", { ...attributes, scope: "row" }, content);
   return h("td", attributes, content);
 }

@@ -11,7 +11,7 @@ import httpx
 import pytest
 import trio
 
-from p2pnode.gateway.dashboard.app import PAGE_HEADER
+from p2pnode.gateway.dashboard.dashboard import PAGE_HEADER
 from tests.gateway.dashboard.support import DashboardStage, dashboard_stage
 from tests.node.world import Member
 
@@ -150,6 +150,8 @@ async def test_the_chat_streams_and_says_when_another_host_goes_on(tmp_path: Pat
                                 s.world.crash(member_of(s, hosts[0]))
                         case "end":
                             end = data
+                        case _:
+                            raise AssertionError(name)
         assert len(hosts) == 2
         assert hosts[0] != hosts[1]
         assert end["finish"] == "length"
