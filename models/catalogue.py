@@ -82,8 +82,8 @@ class Catalogue:
             return CatalogueEntry(name=name, description=f"a {kind} on this machine", path=path.resolve())
         if text.endswith(".gguf") or "/" in text:
             raise ConfigError(
-                f"{text}: there is no such file, and no such model in a list: check the path of the GGUF "
-                "file or folder, or see `p2pnode models search`"
+                f"{text}: there is no such file; check the path of the GGUF file or folder. A model of a "
+                "list is named LIST/NAME, as `p2pnode models search` shows it"
             )
         near = difflib.get_close_matches(text.lower(), self._entries, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(self._entries))};"

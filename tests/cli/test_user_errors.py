@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import shutil
 import socket
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,10 +12,13 @@ import pytest
 
 from p2pnode.files import write_private
 from p2pnode.models.catalogue import DEFAULT_MODEL, Catalogue
+from p2pnode.models.model_list import list_blob
+from p2pnode.models.subscriptions import Subscriptions
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.keys import PeerKey
 from tests.cli.support import LISTEN, Program, Ran, ask, give, run, wallet
 from tests.models.gguf_files import TINY
+from tests.models.lists import entry, head, pointer
 from tests.net.memory_world import seed_of
 
 OTHER = PeerKey(seed_of(1)).peer_id
@@ -410,16 +412,13 @@ def test_a_model_that_is_not_here_can_not_be_verified(
 
 
 @pytest.mark.parametrize("command", ["models pull", "join --no-mdns --model"])
-def test_a_licence_that_nobody_accepted(
-    data_dir: Path, command: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    entry = Catalogue.load().find(DEFAULT_MODEL)
-    strict = Catalogue({"strict": replace(entry, name="strict", licence="Llama 3.2", sources=())})
-    monkeypatch.setattr(Catalogue, "load", lambda: strict)
-    ran = run(*command.split(), "strict", "--data-dir", data_dir)
-    _check(ran, 1, "its licence is Llama-3.2", "p2pnode models pull strict --accept-licence Llama-3.2")
+def test_a_licence_that_nobody_accepted(data_dir: Path, command: str) -> None:
+    blob = list_blob(head(), [entry("strict", licence="Llama 3.2", sources=())])
+    Subscriptions(DataDir(data_dir).models).take(pointer(blob), blob, 0)
+    ran = run(*command.split(), "small/strict", "--data-dir", data_dir)
+    _check(ran, 1, "its licence is Llama-3.2", "p2pnode models pull small/strict --accept-licence Llama-3.2")
     if command == "models pull":
-        ran = run("models", "pull", "strict", "--accept-licence", "llama-3.2", "--data-dir", data_dir)
+        ran = run("models", "pull", "small/strict", "--accept-licence", "llama-3.2", "--data-dir", data_dir)
         _check(ran, 1, "has no source", "--from-peers")
 
 
