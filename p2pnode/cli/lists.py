@@ -493,6 +493,7 @@ def _next(
 async def _given(data_dir: Path | None, file: Path | None, models: Sequence[str]) -> list[CatalogueEntry]:
     """The models of a file and those that were named, with the quality that was measured here."""
     from p2pnode.cli.quality import own_qualities
+    from p2pnode.errors import ConfigError, UsageError
     from p2pnode.files import read_text_or_none, user_path
     from p2pnode.models.catalogue import Catalogue, parse_catalogue
     from p2pnode.models.catalogue_entry import CatalogueEntry
@@ -507,8 +508,6 @@ async def _given(data_dir: Path | None, file: Path | None, models: Sequence[str]
             path = user_path(file)
             text = read_text_or_none(path)
             if text is None:
-                from p2pnode.errors import ConfigError
-
                 raise ConfigError(f"{path}: there is no such file")
             entries += parse_catalogue(text, str(path), sources_needed=False).values()
     catalogue = Catalogue.of(data.models)
@@ -519,7 +518,7 @@ async def _given(data_dir: Path | None, file: Path | None, models: Sequence[str]
         with blaming("--from"):
             try:
                 entry = catalogue.find(model)
-            except Exception:
+            except ConfigError:
                 if local is None:
                     raise
                 entry = CatalogueEntry(name=local.name, manifest=local.manifest)
@@ -529,6 +528,12 @@ async def _given(data_dir: Path | None, file: Path | None, models: Sequence[str]
             entry = CatalogueEntry(name=entry.name, manifest=local.manifest)
         bare = entry.name.rpartition("/")[2]
         entries.append(replace(entry, name=bare, list_name="", path=None))
+    seen: set[str] = set()
+    for entry in entries:
+        if entry.name in seen:
+            msg = f"two models are called {entry.name}: `models lists draft` writes a FILE, rename one in it"
+            raise UsageError(msg)
+        seen.add(entry.name)
     measured = own_qualities(data)
     return [
         _with_quality(entry, [each for each in measured if each.model == entry.model_id]) for entry in entries

@@ -117,6 +117,11 @@ def test_who_has_no_words_is_told_how_to_have_some(tmp_path: Path) -> None:
         (("publish", "Small", "--from", DEFAULT_MODEL), 2, "no name for a list"),
         (("publish", "small", "none.toml"), 2, "there is no such file"),
         (("publish", "small", "--from", "nobody"), 2, "unknown model"),
+        (
+            ("publish", "small", "--from", DEFAULT_MODEL, "--from", DEFAULT_MODEL),
+            2,
+            "two models are called smollm2-135m-instruct",
+        ),
         (("withdraw", "small"), 2, "no list of yours called small"),
         (("draft", "nobody"), 2, "unknown model"),
     ],

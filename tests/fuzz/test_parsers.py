@@ -35,6 +35,7 @@ from p2pnode.models.catalogue import parse_catalogue
 from p2pnode.models.child.http import ChildGoneError, ChildRefusedError, FrameParser
 from p2pnode.models.gguf import read_header
 from p2pnode.models.manifest import model_id_text, parse_model_id, scripted_model_id
+from p2pnode.models.model_list import parse_list
 from p2pnode.models.vocabulary import load_vocabulary
 from p2pnode.net import mdns, multiaddrs
 from p2pnode.net.address_policy import scope_of
@@ -80,6 +81,7 @@ from tests.fuzz.conftest import Counted
 from tests.fuzz.corpus import SOMEBODY, kad, messages, vectors
 from tests.fuzz.mutations import Mutate, by_bytes, inputs, json_values, msgpack_values
 from tests.models.gguf_files import TINY
+from tests.models.lists import document, table
 
 FULL = f"/ip4/192.0.2.7/tcp/4001/p2p/{SOMEBODY}"
 ADDRESSES = [
@@ -136,6 +138,19 @@ def _kad_address(data: bytes) -> None:
     except Exception:  # noqa: BLE001  the library's own way to say no, which our callers catch
         return
     scope_of(text)
+
+
+def _model_of_a_list(data: bytes) -> None:
+    """One line of a list: what is JSON is written in canonical form, so that its values are looked at."""
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError):
+        values = data.decode("latin-1")
+    try:
+        made = document([values])
+    except RecursionError:  # deeper than can be written
+        return
+    parse_list(made)
 
 
 def _rpc(data: bytes) -> None:
@@ -199,6 +214,7 @@ def _chain_log(read: Callable[[bytes, list[Log]], object]) -> Callable[[bytes], 
     return parse
 
 
+_MODELS = Path(__file__).parents[2] / "models" / "vectors.json"
 _RPC = [
     json.dumps({"jsonrpc": "2.0", "id": 1, **each}).encode()
     for each in (
@@ -336,6 +352,10 @@ def _all(folder: Path) -> Iterator[Parser]:  # noqa: PLR0915  a list
     yield Parser("GGUF vocabulary", of_file("b.gguf", load_vocabulary), [TINY], config)
     yield Parser("model id", _text(parse_model_id), [model_id_text(scripted_model_id()).encode()], config)
     yield Parser("config file", of_file("config.toml", lambda path: load_config(path, {})), [_CONFIG], config)
+    lists = [told["document"].encode() for told in json.loads(_MODELS.read_text())["lists"]]
+    yield Parser("list of models", parse_list, lists, config)
+    entry = table("a", source=["https://example.org/x"], tasks=["chat"], memory={"bytes": 1, "n_ctx": 1})
+    yield Parser("model of a list", _model_of_a_list, [json.dumps(entry).encode()], config, json_values)
     yield Parser("catalogue", _text(lambda text: parse_catalogue(text, "here")), [_CATALOGUE], config)
     yield Parser(
         "chain profile",

@@ -11,7 +11,7 @@ import trio
 from p2pnode.config import NodeConfig
 from p2pnode.limits import DEFAULT_LIMITS
 from p2pnode.models.catalogue import Catalogue
-from p2pnode.models.model_list import LIST_BYTES_MAX, list_blob
+from p2pnode.models.model_list import ENTRIES_MAX, LIST_BYTES_MAX, list_blob
 from p2pnode.models.subscriptions import WITHDRAWN, Subscriptions, Unchanged
 from p2pnode.net.memory import MemoryNet
 from p2pnode.net.virtual_time import wall_clock
@@ -33,7 +33,7 @@ from p2pnode.storage.model_lists import (
 )
 from p2pnode.storage.node_store import StoreFor
 from p2pnode.storage.store import Replica
-from tests.models.lists import KEY, OTHER, SIGNER, blob_of, entry, head, pointer
+from tests.models.lists import KEY, OTHER, SIGNER, blob_of, entry, head, many, pointer
 from tests.node.world import World, world
 from tests.storage.s5.support import serving
 
@@ -255,6 +255,32 @@ async def test_nobody_waits_for_a_place_that_is_silent(tmp_path: Path, autojump_
         assert isinstance(await taken(places, tmp_path), Taken)
     outcomes = await publish_list(places[:1], mine, blob, owner=KEYS.owner, limits=DEFAULT_LIMITS)
     assert outcomes == {"silent": "it did not answer in time"}
+
+
+@pytest.mark.long
+async def test_ten_thousand_models_go_through_an_s5_node_and_a_peer(tmp_path: Path) -> None:
+    with trio.fail_after(120):
+        async with serving(tmp_path / "s5") as running, world() as w:
+            seed = list((await w.add()).node.multiaddrs)
+            keeper, _store = await storing(w, seed, "anyone")
+            node = (await w.add(bootstrap=seed)).node
+            config = NodeConfig(
+                data_dir=tmp_path / "d",
+                s5_url=running.server.url,
+                stores=tuple(keeper.multiaddrs),
+                mdns=False,
+            )
+            blob = many(ENTRIES_MAX)
+            signed_so = pointer(blob)
+            async with list_places(config, node, KEY, owner=KEYS.owner, sign=_sign) as places:
+                outcomes = await publish_list(
+                    places, signed_so, blob, owner=KEYS.owner, limits=DEFAULT_LIMITS
+                )
+                assert outcomes[keeper.peer_id] == outcomes[running.server.url] == ""
+                for each in places:
+                    outcome = await taken([each], tmp_path / each.name.replace("/", "-"), KEY)
+                    assert isinstance(outcome, Taken)
+                    assert outcome.subscription.entries == ENTRIES_MAX
 
 
 def test_each_list_of_a_user_has_a_key_of_its_own() -> None:
