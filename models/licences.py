@@ -5,10 +5,13 @@ Names are SPDX identifiers (https://spdx.org/licenses/), or what a maker calls i
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Final
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Final
 
 from p2pnode.errors import ConfigError
+
+if TYPE_CHECKING:
+    from p2pnode.models.catalogue_entry import CatalogueEntry
 
 FREE: Final = frozenset({
     "0BSD", "AFL-3.0", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC-BY-4.0", "CC-BY-SA-4.0",
@@ -38,6 +41,18 @@ class LicenceError(ConfigError):
 def shown_licence(licence: str) -> str:
     """What is accepted of a model with this licence: its name in one word, ``unknown`` for none."""
     return "-".join(licence.split()) or UNKNOWN
+
+
+def licence_words(fields: Mapping[str, object]) -> str:
+    """What people read of a licence before a model is downloaded; ``fields`` are those of the event."""
+    where = f", which is at {fields['url']}" if fields["url"] else ""
+    return f"{fields['name']}: its licence is {fields['licence']}{where}"
+
+
+def tell_licence(report: Callable[[str, dict[str, object]], None], entry: CatalogueEntry) -> None:
+    """Report the licence of a model that is about to be downloaded."""
+    licence = shown_licence(entry.licence)
+    report("licence", {"name": entry.name, "licence": licence, "url": entry.licence_url})
 
 
 def require_licence(name: str, licence: str, accepted: Collection[str]) -> None:

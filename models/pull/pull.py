@@ -14,7 +14,7 @@ This module knows nothing of engines and prints nothing: progress goes to a call
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -71,11 +71,13 @@ async def pull(
     config: PullConfig = DEFAULT_PULL,
     peers: Sequence[FilePeer] | None = None,
     licences: Collection[str] = (),
+    on_download: Callable[[CatalogueEntry], None] = lambda _entry: None,
 ) -> LocalModel:
     """The model of ``entry``, fetched when it isn't on this machine. Its sources are tried in turn.
 
     ``peers``: they are asked for it, and none of its sources. ``licences`` are those that the user accepts
-    besides the free ones; ``LicenceError`` is raised for others, before anything is fetched.
+    besides the free ones; ``LicenceError`` is raised for others, before anything is fetched. ``on_download``
+    is called where anything is to be fetched, before it is: a user is shown the licence then.
     ``progress(done_bytes, total_bytes)`` is called with rising byte counts, even where some are fetched
     again. Raises ``ConfigError`` when no source can be reached or has the files that the manifest says, and
     ``StorageError`` when they can't be written to the disk.
@@ -90,6 +92,7 @@ async def pull(
                 progress(manifest.size_bytes, manifest.size_bytes)
                 return model
     require_licence(entry.name, entry.licence, licences)
+    on_download(entry)
     model = _stored(entry.name, manifest, models_dir)
     log.info("model.pull", name=entry.name, size_bytes=manifest.size_bytes)
     async with _disk_errors(models_dir):

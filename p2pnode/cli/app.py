@@ -26,6 +26,7 @@ from p2pnode.cli.hosts import hosts
 from p2pnode.cli.join import join
 from p2pnode.cli.keys import keys_app
 from p2pnode.cli.lists import lists_app
+from p2pnode.cli.model_details import show
 from p2pnode.cli.models import models_app
 from p2pnode.cli.offers import offer, pause, resume, withdraw
 from p2pnode.cli.options import Commands
@@ -71,7 +72,7 @@ for of_owner in (pause, resume, block, unblock, blocked):
     app.command()(of_owner)
 sessions_app.command()(evidence)
 app.command("unstake")(unbond)
-for on_models in (*COMMANDS, offer, withdraw, evaluate, recommend):
+for on_models in (*COMMANDS, offer, withdraw, evaluate, recommend, show):
     models_app.command()(on_models)
 models_app.add_typer(lists_app, name="lists")
 app.add_typer(models_app, name="models")

@@ -21,6 +21,7 @@ from p2pnode.cli.options import (
     data_of,
 )
 from p2pnode.cli.output import Output
+from p2pnode.cli.progress import ItemsProgress, PullProgress
 from p2pnode.cli.quality import keep_quality, print_quality, quality_fields
 from p2pnode.cli.user_input import confirm
 from p2pnode.words import count_of
@@ -86,7 +87,7 @@ def evaluate(
             return
         data = data_of(data_dir)
         data.prepare()
-        model, made = await _engine(data, name, engine)
+        model, made = await _engine(output, data, name, engine)
         try:
             info = await made.load()
             try:
@@ -101,7 +102,7 @@ def evaluate(
     run_async(run, on_error=output.failed)
 
 
-async def _engine(data: DataDir, name: str, asked: str) -> tuple[Any, Engine]:
+async def _engine(output: Output, data: DataDir, name: str, asked: str) -> tuple[Any, Engine]:
     """The id of the model that a user named, and an engine for it that is not loaded yet."""
     from p2pnode.files import off_the_loop
     from p2pnode.models.catalogue import Catalogue
@@ -114,7 +115,8 @@ async def _engine(data: DataDir, name: str, asked: str) -> tuple[Any, Engine]:
         return scripted_model_id(), make_engine(EngineSpec(name="scripted", n_ctx=8 * N_CTX, slots=1))
     with blaming(""):
         entry = Catalogue.of(data.models).find(name)
-    local = await pull(entry, data.models)
+    with PullProgress(output, entry.name) as progress:
+        local = await pull(entry, data.models, progress=progress, on_download=progress.begins)
     with blaming("--engine"):
         chosen = engine_name_for(local, asked)
     require_engine(chosen)
@@ -220,7 +222,6 @@ def _info(sheet: Any, model: Any) -> EngineInfo:
 async def _ask_all(output: Output, items: Sequence[Any], ask: Any, answered: list[Answered]) -> None:
     from contextlib import aclosing
 
-    from p2pnode.cli.progress import ItemsProgress
     from p2pnode.models.evaluation.evaluation import evaluate as run_items
 
     with ItemsProgress(output, len(items)) as progress:

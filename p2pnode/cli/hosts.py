@@ -169,11 +169,11 @@ def print_hosts(output: Output, ranking: Any, sheets: Any, failures: Any, *, why
 
 def print_qualities(output: Output, data: DataDir, models: Iterable[ModelId]) -> None:
     """Print what is known of how well these models answer: it is the same at all hosts of a model."""
-    from p2pnode.models.catalogue import shown_name
+    from p2pnode.models.catalogue import Catalogue, shown_name
 
-    own = own_qualities(data)
+    own, catalogue = own_qualities(data), Catalogue.of(data.models)
     for model in sorted(models):
-        if (found := known_quality(own, model)) is None:
+        if (found := known_quality(own, model, catalogue.qualities(model))) is None:
             continue
         output.event("quality", {**known_fields(found), "name": shown_name(model)})
         if not output.as_json:

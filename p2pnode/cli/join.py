@@ -662,6 +662,12 @@ def _serving(model: dict[str, Any]) -> str:
     return f"serving    {model['name']}, {price_of(model)}{kept}{cold}"
 
 
+def _licence(fields: dict[str, Any]) -> str:
+    from p2pnode.models.licences import licence_words
+
+    return f"licence    {licence_words(fields)}"
+
+
 def _gpus(fields: dict[str, Any]) -> str:
     from p2pnode.models.context import gigabytes
 
@@ -755,8 +761,8 @@ class JoinReporter:
                 return f"peer id    {fields['peer_id']}"
             case "model":
                 return f"model      {fields['name']}: verified, loading\n           {fields['id']}"
-            case "context" | "gpus" | "upstream" | "upstream.found":
-                return {"context": _context, "gpus": _gpus}.get(name, _upstream)(fields)
+            case "context" | "gpus" | "licence" | "upstream" | "upstream.found":
+                return {"context": _context, "gpus": _gpus, "licence": _licence}.get(name, _upstream)(fields)
             case "chain":
                 where = f"{fields['name']} (chain {fields['chain_id']}), at {fields['account']}"
                 return f"paid on    {where}\n{_gas(fields)}"

@@ -216,13 +216,10 @@ def pull_model(
             if from_peers:
                 return await _pull_from_peers(output, name, data_dir, bootstrap, mdns=mdns, licences=licences)
             entry = _entry(name, data_dir)
-            if entry.licence:
-                fields = {"name": entry.name, "licence": entry.licence, "url": entry.licence_url}
-                text = f"{entry.name}: its licence is {entry.licence}"
-                where = f", which is at {entry.licence_url}" if entry.licence_url else ""
-                output.report("licence", fields, text=text + where)
             with PullProgress(output, name) as progress:
-                return await pull(entry, models_dir, progress=progress, licences=licences)
+                return await pull(
+                    entry, models_dir, progress=progress, licences=licences, on_download=progress.begins
+                )
 
         accepted = accept_licence or []
         try:
@@ -282,6 +279,7 @@ def calibrate_model(
     async def run() -> None:
         from dataclasses import asdict
 
+        from p2pnode.cli.progress import PullProgress
         from p2pnode.extras import need
         from p2pnode.models.calibration import table
         from p2pnode.models.engines import engine_name_for
@@ -290,7 +288,9 @@ def calibrate_model(
         need("`p2pnode models calibrate`", "host")
         from p2pnode.models.llamacpp.calibrate import keep_choice, timings_of
 
-        local = await pull(_entry(name, data_dir), _models_dir(data_dir, make=True))
+        entry, models_dir = _entry(name, data_dir), _models_dir(data_dir, make=True)
+        with PullProgress(output, name) as progress:
+            local = await pull(entry, models_dir, progress=progress, on_download=progress.begins)
         engine_name_for(local, "llamacpp")
         output.note(f"timing {local.name} with several settings: end what else runs here")
         timings = await timings_of(local, seconds=seconds)
@@ -318,7 +318,14 @@ async def _pull_from_peers(
 
     async with make_client(output, data_dir, bootstrap, mdns=mdns, discovery=True) as client:
         with PullProgress(output, name) as progress:
-            return await pull_from_network(client, name, _models_dir(data_dir), progress, licences)
+            return await pull_from_network(
+                client,
+                name,
+                _models_dir(data_dir),
+                progress=progress,
+                licences=licences,
+                on_download=progress.begins,
+            )
 
 
 def _entry(name: str, data_dir: Any) -> Any:
@@ -340,8 +347,7 @@ def _known(entry: Any, own: Any) -> Any:
     """What is known of how well a model answers: measured here, else as its list says."""
     from p2pnode.cli.quality import known_quality
 
-    of_list = known_quality(entry.quality, entry.model_id)
-    return known_quality(own, entry.model_id) or (of_list and (of_list[0], entry.list_name))
+    return known_quality(own, entry.model_id, [(entry.list_name, each) for each in entry.quality])
 
 
 def _row(entry: Any, local: Any, known: Any) -> dict[str, Any]:

@@ -68,7 +68,8 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
                 with --peer before that cost{items, cost_max}, and what ask tells of hosts and payments
                 recommend: machine{memory, cores, disk, gpu_memory, weights_per_s} and, for each model, the
                 most promising first, recommendation{name, id, fits, why, memory, tokens_per_s, would_fit,
-                here, size_bytes, quantisation, licence, tasks, quality}
+                here, size_bytes, quantisation, licence, tasks, quality}; show: model{…, as recommendation
+                has, path, description, manifest, qualities}
                 lists: list{name, key, revision, entries, left_out, created, description, taken_at, asked_at};
                 lists subscribe, refresh, import: list.taken{…, reasons} list.unchanged{…}
                 list.stays{name, reason, hostile}; publish, withdraw: list.published{name, key, revision,

@@ -10,6 +10,8 @@ from p2pnode.cli.output import Output
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from p2pnode.models.catalogue_entry import CatalogueEntry
+
 
 class FolderProgress:
     """The folders of a store that were looked through: a bar on a terminal, events with ``--json``."""
@@ -108,6 +110,15 @@ class PullProgress:
             self._task = self._progress.add_task(f"model      {self._name}", total=total)
         if self._task is not None:
             self._progress.update(self._task, completed=done, total=total)
+
+    def begins(self, entry: CatalogueEntry) -> None:
+        """Show the licence of what is about to be downloaded."""
+        from p2pnode.models.licences import licence_words, tell_licence
+
+        def report(name: str, fields: dict[str, object]) -> None:
+            self._output.report(name, fields, text=licence_words(fields))
+
+        tell_licence(report, entry)
 
     def close(self) -> None:
         """Leave the last state on the screen."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from p2pnode.cli.output import Output
+from p2pnode.words import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,13 +50,20 @@ def quality_fields(quality: Quality) -> dict[str, Any]:
     }
 
 
-def known_quality(own: Sequence[Quality], model: Any) -> tuple[Quality, str] | None:
-    """What is known of how well a model answers, and who says so: "" where it was measured here."""
+def known_quality(
+    own: Sequence[Quality], model: Any, listed: Sequence[tuple[str, Quality]] = ()
+) -> tuple[Quality, str] | None:
+    """What is known of how well a model answers, and who says so: "" where it was measured here.
+
+    ``listed`` has records of lists, with the list's name. What was measured here goes before them.
+    """
     from p2pnode.models.evaluation.task_set import task_set
     from p2pnode.models.quality import best_known
 
-    found = best_known(own, model, task_set().id)
-    return None if found is None else (found, "")
+    if (found := best_known(own, model, task_set().id)) is not None:
+        return found, ""
+    said = best_known([each for _, each in listed], model, task_set().id)
+    return next(((each, by) for by, each in listed if each is said), None)
 
 
 def quality_text(found: tuple[Quality, str]) -> str:
@@ -63,7 +71,8 @@ def quality_text(found: tuple[Quality, str]) -> str:
     from p2pnode.models.quality import figure
 
     quality, by = found
-    return f"{figure(quality)}, {f'says {by}' if by else 'measured here'} on {quality.measured}"
+    who = f"says the list {one_line(by)}" if by else "measured here"
+    return f"{figure(quality)}, {who} on {quality.measured}"
 
 
 def known_fields(found: tuple[Quality, str]) -> dict[str, Any]:

