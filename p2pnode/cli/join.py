@@ -538,10 +538,11 @@ def _check(
 
         with blaming("--upstream"):
             checked_url(upstream)
+    catalogue = Catalogue.of(data_of(data_dir).models)
     with blaming("--model"):
         for name in models:
             if name != SCRIPTED:
-                Catalogue.of(data_of(data_dir).models).find(name)
+                catalogue.find(name)
 
 
 def _check_announced(announce: Sequence[str], where: str) -> None:

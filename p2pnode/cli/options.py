@@ -97,8 +97,9 @@ def check_target(
         with blaming("--peer"):
             split_peer(pasted(peer))
     if model is not None:
+        models_dir = data_of(data_dir).models
         with blaming("--model"):
-            resolve_model(model, data_of(data_dir).models)
+            resolve_model(model, models_dir)
 
 
 def all_meant(known: Iterable[Item], begins: str, id_of: Callable[[Item], str]) -> list[Item]:
