@@ -112,16 +112,20 @@ def _process_in(path: Path) -> int | None:
 
 
 def stop(data_dir: DataDirOption = None, as_json: JsonOption = False, log_level: LogOption = "error") -> None:
-    """End the node that runs on this data dir: answers end, sessions are settled, then it leaves."""
+    """End the node or gateway of this data dir: answers end, sessions are settled, then it leaves."""
     from p2pnode.cli.runner import run_async
 
     configure(log_level)
     output = Output(as_json=as_json, data_dir=data_dir)
 
     async def run() -> None:
-
         data = data_of(data_dir)
-        await stop_holder(output, data.lock, f"no node runs on {data.root}")
+        if _holder(data.lock) is None and _holder(data.gateway_lock) is not None:
+            await stop_holder(output, data.gateway_lock, "")
+            return
+        await stop_holder(output, data.lock, f"no node and no gateway runs on {data.root}")
+        if _holder(data.gateway_lock) is not None:  # that of another process than the node's
+            await stop_holder(output, data.gateway_lock, "")
 
     run_async(run, on_error=output.failed)
 

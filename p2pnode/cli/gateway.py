@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from p2pnode.client.client import Client
-    from p2pnode.gateway.server import GatewayOptions, RunningGateway
+    from p2pnode.gateway.server import GatewayOptions, ServedGateway
     from p2pnode.host.join import Join
 
 AliasOption: TypeAlias = Annotated[
@@ -138,7 +138,7 @@ async def serve_until(output: Output, client: Client, options: GatewayOptions, s
         await stopping.wait()
 
 
-def tell_of(tell: Callable[..., None], running: RunningGateway) -> None:
+def tell_of(tell: Callable[..., None], running: ServedGateway) -> None:
     """Say where it listens and who may use it."""
     who = f"with the key in {running.key_file}" if running.keys_required else "by programs on this machine"
     fields = {

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from p2pnode.cli.options import DataDirOption, JsonOption, LogOption, build_config, configure, data_of
 from p2pnode.cli.output import Output, price_of
 from p2pnode.words import count_of
+
+if TYPE_CHECKING:
+    from p2pnode.node.datadir import RunningGateway
 
 
 def status(
@@ -19,6 +23,10 @@ def status(
     output = Output(as_json=as_json, data_dir=data_dir)
 
     async def run() -> None:
+        gateway = data_of(data_dir).running_gateway()
+        if gateway is not None and data_of(data_dir).running_node() is None:
+            output.event("status", {"gateway": asdict(gateway)}, text=_gateway_line(gateway))
+            return
         running, advert = _running(output, data_dir), None
         from p2pnode.client.client import Client
         from p2pnode.host.totals import read_totals
@@ -34,6 +42,7 @@ def status(
         sheet = sheets.get(running.peer_id)
         served, money = read_totals(DataDir(config.data_dir).totals), host_money(config)
         fields = status_fields(running, advert, sheet, served=served, ether_usd=config.ether_usd, money=money)
+        fields["gateway"] = asdict(gateway) if gateway is not None else None
         lines = [f"peer id    {fields['peer_id']}", f"pid        {fields['pid']}"]
         lines += [f"listening  {address}" for address in running.multiaddrs]
         if running.reach:
@@ -44,6 +53,8 @@ def status(
             for m in fields["models"]
         ] or ["serving    nothing"]
         lines.append(f"load       {fields['active']} of {fields['slots']} slots, {fields['queued']} waiting")
+        if gateway is not None:
+            lines.append(_gateway_line(gateway))
         if fields["served"] is not None:
             lines.append(_served_line(fields["served"]))
         if fields["earned"] or fields["owed"]:
@@ -57,6 +68,11 @@ def status(
             output.lines("\n".join(lines))
 
     run_async(run, on_error=output.failed)
+
+
+def _gateway_line(gateway: RunningGateway) -> str:
+    who = "with a key" if gateway.keys_required else "without a key"
+    return f"gateway    {gateway.url}/v1, {who} (process {gateway.pid})"
 
 
 def _gas_line(ether_usd: int) -> str:

@@ -8,12 +8,11 @@ model is the same, so it would send its messages to ``/v1/chat/completions`` wit
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ from starlette.types import ASGIApp
 from p2pnode.client.client import Client
 from p2pnode.client.question import resolve_model
 from p2pnode.errors import ConfigError
-from p2pnode.files import not_writable, off_the_loop, write_private
+from p2pnode.files import off_the_loop, write_private
 from p2pnode.gateway.access import gateway_ring
 from p2pnode.gateway.app import AppOptions, Observer, RequestRecord, make_app
 from p2pnode.gateway.dashboard.access import AccessFile, near_url, new_link
@@ -60,7 +59,7 @@ class GatewayOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunningGateway:
+class ServedGateway:
     """A gateway that runs."""
 
     gateway: Gateway
@@ -88,7 +87,7 @@ def read_aliases(given: Sequence[str], models_dir: Path) -> tuple[tuple[str, str
 @asynccontextmanager
 async def serving_gateway(
     client: Client, options: GatewayOptions, *, limits: Limits
-) -> AsyncIterator[RunningGateway]:
+) -> AsyncIterator[ServedGateway]:
     """The gateway over ``client``, which runs, until the block ends. Raises ``ConfigError``."""
     host, port = parse_listen(options.listen)
     aliases = read_aliases(options.aliases, client.runtime.data.models)
@@ -122,7 +121,7 @@ async def serving_gateway(
         observe=observe,
         limits=limits,
     )
-    with _locked(data.gateway_lock, data.root):
+    with data.gateway_locked():
         server = await HttpServer.bind(
             host, port, what="the gateway", option=options.listen_option, bounds=_bounds(limits)
         )
@@ -139,7 +138,7 @@ async def serving_gateway(
                 told = {"pid": os.getpid(), "url": server.url, "keys_required": ring.required}
                 await off_the_loop(partial(write_private, data.gateway_json, json.dumps(told).encode()))
                 log.info("gateway.listening", url=server.url, keys_required=ring.required)
-                yield RunningGateway(
+                yield ServedGateway(
                     gateway=gateway,
                     server=server,
                     url=server.url,
@@ -157,25 +156,6 @@ async def serving_gateway(
             ring.close()
             server.close()
             data.gateway_json.unlink(missing_ok=True)
-
-
-@contextmanager
-def _locked(path: Path, root: Path) -> Iterator[None]:
-    """One gateway a data dir, whose place others can believe. Raises ``ConfigError``."""
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise not_writable(path, error) from error
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            msg = f"another gateway runs on {root}: stop it, or give this one a data dir of its own"
-            raise ConfigError(msg) from error
-        yield
-    finally:
-        os.close(handle)
 
 
 def _bounds(limits: Limits) -> HttpBounds:

@@ -62,7 +62,7 @@ class RunningNode:
 
 
 @dataclass(frozen=True, slots=True)
-class RunningGatewayPlace:
+class RunningGateway:
     """The gateway that runs on a data dir, as ``gateway.json`` describes it. ``url`` has no path."""
 
     url: str
@@ -324,25 +324,15 @@ class DataDir:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold ``node.lock`` for the life of a node. Raises ``ConfigError`` when another holds it."""
-        try:
-            handle = os.open(self.lock, os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise not_writable(self.lock, error) from error
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                pid = os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
-                msg = (
-                    f"another node runs on {self.root} (pid {pid}): stop it, "
-                    "or give this one a data dir of its own with --data-dir"
-                )
-                raise ConfigError(msg) from error
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, str(os.getpid()).encode(), 0)
+        with _holding(self.lock, f"another node runs on {self.root}"):
             yield
-        finally:
-            os.close(handle)
+
+    @contextmanager
+    def gateway_locked(self) -> Iterator[None]:
+        """Hold ``gateway.lock`` for the life of a gateway. Raises ``ConfigError`` when another holds it."""
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _holding(self.gateway_lock, f"another gateway runs on {self.root}"):
+            yield
 
     def is_locked(self) -> bool:
         """Whether a node runs on this dir."""
@@ -397,14 +387,14 @@ class DataDir:
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
 
-    def running_gateway(self) -> RunningGatewayPlace | None:
+    def running_gateway(self) -> RunningGateway | None:
         """Where the gateway of this data dir listens; None where none runs, whatever a stale file says."""
         text = read_text_or_none(self.gateway_json)
         if text is None or not self._is_held(self.gateway_lock):
             return None
         try:
             raw = json.loads(text)
-            return RunningGatewayPlace(str(raw["url"]), int(raw["pid"]), raw["keys_required"] is True)
+            return RunningGateway(str(raw["url"]), int(raw["pid"]), raw["keys_required"] is True)
         except (ValueError, KeyError, TypeError):
             return None
 
@@ -479,3 +469,24 @@ def ready_json(peer_id: PeerId, multiaddrs: Sequence[str]) -> bytes:
 
 def _node_fields(peer_id: PeerId, multiaddrs: Sequence[str]) -> dict[str, object]:
     return {"peer_id": peer_id, "multiaddrs": list(multiaddrs), "pid": os.getpid()}
+
+
+@contextmanager
+def _holding(path: Path, refusal: str) -> Iterator[None]:
+    """Hold a lock file, which has our pid. Raises ``ConfigError``: ``refusal`` says what holds it."""
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise not_writable(path, error) from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            pid = os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
+            msg = f"{refusal} (pid {pid}): stop it, or give this one a data dir of its own with --data-dir"
+            raise ConfigError(msg) from error
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(handle)

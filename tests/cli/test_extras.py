@@ -14,6 +14,9 @@ from tests.cli.support import Program, join_for_pay
 
 BEHIND_A_DOOR = (
     "p2pnode.http_server",
+    "p2pnode.gateway.app",
+    "p2pnode.gateway.metrics",
+    "p2pnode.gateway.server",
     "p2pnode.storage.s5.server.",
     "p2pnode.chain.dev.",
     "p2pnode.bench.",
@@ -49,6 +52,8 @@ def test_a_missing_extra_is_named_at_every_door_before_anything_is_made(tmp_path
         ("host,s5", ["join", "--s5-listen=127.0.0.1:0", place]),
         ("pay,metrics", ["join", "--client-only", "--metrics=127.0.0.1:0", place]),
         ("pay", ["join", "--client-only", place]),
+        ("gateway", ["gateway", "--listen=127.0.0.1:0", place]),
+        ("gateway", ["join", "--client-only", "--gateway=127.0.0.1:0", place]),
         ("dev-chain", ["chain", "dev", "--port=0", place]),
         ("pay", ["wallet", "new", "--random", f"--show-phrase-to={tmp_path / 'shown'}", place]),
         ("pay", ["wallet", "restore", "--random", words, place]),

@@ -31,8 +31,10 @@ def test_a_gateway_answers_says_where_it_is_and_leaves_nothing(host: Program, tm
         check(told["url"])
         second = run("gateway", *flags, "--data-dir", data)
         assert (second.code, "another gateway runs" in second.out) == (1, True)
-        program.interrupt()
+        assert run("status", "--data-dir", data, "--json").events[0]["gateway"]["url"] == told["url"]
+        assert run("stop", "--data-dir", data).code == 0
         assert program.wait() == 0
+    assert run("stop", "--data-dir", data).err.startswith("p2pnode: no node and no gateway runs on")
     assert not (data / "gateway.json").exists()
 
 
@@ -43,6 +45,8 @@ def test_a_node_serves_programs_beside_its_peers_and_needs_a_key_beyond_this_mac
         assert told["keys_required"]
         assert httpx.get(f"{url}/v1/models").status_code == 401
         check(url, key=Path(told["key_file"]).read_text().strip())
+        status = run("status", "--data-dir", tmp_path / "host")
+        assert f"gateway    {told['url']}/v1, with a key" in status.out
         node.interrupt()
         assert node.wait() == 0
 
