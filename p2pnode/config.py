@@ -100,6 +100,8 @@ class NodeConfig:
     ``share_models`` gives the files of served models to peers that pull them.
     ``s5_listen`` (host:port) serves S5's HTTP API, to programs and, with ``s5_accounts``, to whoever
     registers an account; ``s5_origins`` are the web pages that may use it (``https://app.example``).
+    ``when_idle``: a host serves only while nobody has used its machine for so many minutes (0: always);
+    ``prompt_filter`` is a program that may refuse prompts; ``self_probe`` has a host ask its own models.
     ``metrics`` (host:port) is where Prometheus reads this node's figures.
     ``upstream`` is the address of an OpenAI-compatible server on which a host serves, by the name that it
     has there (``upstream_model``, "" for its first); ``upstream_tokenizer`` names a model with the same
@@ -145,6 +147,9 @@ class NodeConfig:
     s5_origins: tuple[str, ...] = ()
     s5_url: str = ""
     metrics: str = ""
+    when_idle: int = 0
+    prompt_filter: str = ""
+    self_probe: bool = True
     upstream: str = ""
     upstream_model: str = ""
     upstream_tokenizer: str = ""
@@ -191,6 +196,7 @@ class NodeConfig:
             ("threads", 0, 1024),
             ("keep_hours", 0, 120),
             ("unload_minutes", 0, _UNLOAD_MAX),
+            ("when_idle", 0, _UNLOAD_MAX),
         ):
             if not low <= getattr(self, name) <= high:
                 msg = f"{name} must be from {low} to {high}"

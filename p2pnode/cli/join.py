@@ -206,6 +206,27 @@ MetricsOption: TypeAlias = Annotated[
         help="Serve this node's figures to Prometheus at this address, as 127.0.0.1:9464; port 0 takes any."
     ),
 ]
+WhenIdleOption: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        help="Serve only while nobody has used this machine for so many minutes: other programs' load and "
+        "keys at terminals are measured, a graphical session and the GPU are not."
+    ),
+]
+PromptFilterOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="A program that gets each prompt as JSON on its standard input, and refuses it by an exit code "
+        "other than 0: the first line that it prints is the reason. It has 10 s."
+    ),
+]
+SelfProbeOption: TypeAlias = Annotated[
+    bool | None,
+    typer.Option(
+        "--self-probe/--no-self-probe",
+        help="Have the node ask its own idle models each 20 s, and withdraw one that fails twice.",
+    ),
+]
 MovedOption: TypeAlias = Annotated[
     bool, typer.Option("--moved", help="Accept that the data dir was moved to a new place.")
 ]
@@ -263,6 +284,9 @@ def join(
     s5_accounts: S5AccountsOption = None,
     s5_origin: S5OriginOption = None,
     metrics: MetricsOption = None,
+    when_idle: WhenIdleOption = None,
+    prompt_filter: PromptFilterOption = None,
+    self_probe: SelfProbeOption = None,
     gateway: GatewayOption = None,
     mdns: MdnsOption = None,
     moved: MovedOption = False,
@@ -324,6 +348,9 @@ def join(
             s5_accounts=s5_accounts,
             s5_origins=s5_origin,
             metrics=metrics,
+            when_idle=when_idle,
+            prompt_filter=prompt_filter,
+            self_probe=self_probe,
             mdns=mdns,
         )
 
@@ -334,11 +361,7 @@ def join(
         _need_packages(config)
         _check(listen or (), bootstrap or (), named or (), upstream, ready_file, data_dir)
         _check_announced(config.announce, "--announce" if announce else "config.toml, announce")
-        if metrics is not None:
-            from p2pnode.http_server import parse_listen
-
-            with blaming("--metrics"):
-                parse_listen(metrics)
+        _check_programs(metrics, config)
         _check_s5(s5_listen, s5_origin or (), config.s5_listen, accounts=bool(s5_accounts))
 
     async def serve(config: NodeConfig) -> None:
@@ -554,6 +577,19 @@ def _check_announced(announce: Sequence[str], where: str) -> None:
             check_announced(without_peer(each))
 
 
+def _check_programs(metrics: str | None, config: NodeConfig) -> None:
+    """Raise for an address of metrics that is none, and for a filter that there isn't."""
+    if metrics is not None:
+        from p2pnode.http_server import parse_listen
+
+        with blaming("--metrics"):
+            parse_listen(metrics)
+    if config.prompt_filter:
+        from p2pnode.host.prompt_filter import PromptFilter
+
+        PromptFilter(config.prompt_filter)
+
+
 def _check_s5(s5_listen: str | None, origins: Sequence[str], configured: str, *, accounts: bool) -> None:
     from p2pnode.errors import UsageError
     from p2pnode.storage.s5.server.options import check_origin
@@ -640,6 +676,10 @@ def _of_model(event: str, fields: dict[str, Any]) -> str:
             return f"unloaded   {fields['name']}"
         case "model.no_embeddings":
             return f"no vectors of {fields['name']}: {fields['reason']}"
+        case "model.sick":
+            return f"withdrawn  {fields['name']} does not answer: {fields['reason']}"
+        case "model.well":
+            return f"offered    {fields['name']} answers again"
         case "model.withdrawn":
             return f"withdrawn  {fields['name']}: {fields['reason']}"
         case _:
@@ -653,6 +693,8 @@ def _pause(name: str, fields: dict[str, Any]) -> str:
     why = ", ".join(fields.get("why", ()))
     if name == "paused":
         return f"paused     {why}: offers are withdrawn, answers under way end"
+    if name.startswith("machine."):
+        return f"paused     {fields['why']}" if fields["why"] else "resumed    nobody uses this machine"
     return f"resumed    still paused: {why}" if why else "resumed    serving again"
 
 
@@ -783,9 +825,9 @@ class JoinReporter:
                         *_reach_lines(fields),
                     ]
                 )
-            case "model.offered" | "model.warm" | "model.cold" | "model.withdrawn" | "model.no_embeddings":
+            case _ if name.startswith("model.") and name not in {"model.pulling", "model.progress"}:
                 return _of_model(name, fields)
-            case "paused" | "not_paused" | "resumed":
+            case "paused" | "not_paused" | "resumed" | "machine.used" | "machine.idle":
                 return _pause(name, fields)
             case "answered":
                 return _answered(fields)

@@ -55,6 +55,7 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
                 s5{url} metrics{url} stopping{} stopped{} background{pid, log}
                 with --suggest-price suggestion{asked, price_in, price_out, gas_cost, session_fee}
                 answered{peer, tokens_in, tokens_out, reason, cost} settled{session, amount}
+    join also   model.sick{name, reason} model.well{name, reason} machine.used{why} machine.idle{why}
     pause, resume  paused{why} resumed{why} not_paused{}
     block       blocked{peer, new, reason}; unblock: unblocked{peer}; blocked: peer{peer, since, reason}
     models      list, search: model{name, id, list, aliases, description, remarks, architecture, size_bytes,

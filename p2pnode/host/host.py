@@ -17,12 +17,23 @@ import structlog
 import trio
 
 from p2pnode.bounded import BoundedMap
-from p2pnode.errors import WIRE_CODES, EngineError, P2PNodeError, StorageError, first_error
+from p2pnode.errors import (
+    WIRE_CODES,
+    EngineError,
+    P2PNodeError,
+    RefusedError,
+    StorageError,
+    UnreachableError,
+    first_error,
+)
 from p2pnode.host.admission import Admission, origin_of_payer
 from p2pnode.host.count import serve_counts
-from p2pnode.host.model_pool import HoldModel, HostedModel, ModelPool, PoolLimits, Report
+from p2pnode.host.health import PROBE_EVERY_S, Health
+from p2pnode.host.model_pool import Hold, HoldModel, HostedModel, ModelPool, PoolLimits, Report
+from p2pnode.host.prompt_filter import PromptFilter
 from p2pnode.host.residency import Memory, State
 from p2pnode.host.resumable import ResumableSessions
+from p2pnode.host.self_probe import SelfProbe
 from p2pnode.host.served_session import ServedSession
 from p2pnode.host.session_work import SessionWork
 from p2pnode.host.sheet import Grants, Served, capabilities_of, profile_of, sheet_of
@@ -81,6 +92,8 @@ from p2pnode.shares import Origin
 log = structlog.get_logger()
 _LOAD_INTERVAL_S = 10.0
 _MEASUREMENTS_MAX = 3
+_PROBE_PAUSE_S = 5.0
+"""Between two rounds of probes, at least: what is inconclusive is asked again after it."""
 _RENEW_AGAIN_S = 3600.0
 _PAYERS_MAX = 1024
 T = TypeVar("T")
@@ -118,6 +131,8 @@ class Host:
         renew: Renew | None = None,
         grants: Grants | None = None,
         pool: PoolLimits | None = None,
+        probe: SelfProbe | None = None,
+        prompt_filter: PromptFilter | None = None,
     ) -> None:
         self._node, self._identity, self._report, self._renew = node, identity, report, renew
         self._models_changed = trio.Event()
@@ -131,7 +146,7 @@ class Host:
         self._provided: dict[ModelId, trio.CancelScope] = {}
         """The models that this host tells the DHT of."""
         self._admission: Admission[ServedSession] = Admission(
-            node.limits, lambda: {each.model: each.name for each in self._pool.models}
+            node.limits, lambda: {each.model: each.name for each in self._well}
         )
         self._paid_at: BoundedMap[PeerId, float] = BoundedMap(_PAYERS_MAX)
         """Peers whose paid session lost its stream or ended, and when."""
@@ -171,6 +186,8 @@ class Host:
         self.totals = Totals()
         self.refusals = Refusals()
         self._pauses: dict[str, None] = {}
+        self._probe, self._health = probe, Health()
+        self._filter = prompt_filter
         self.observe: Callable[[ServedTurn], None] = lambda _turn: None
         """Is told of each turn at its end."""
 
@@ -250,6 +267,8 @@ class Host:
         node.start_soon(self._pool.run)
         await self._advertise()
         node.start_soon(self._watch_load)
+        if self._probe is not None:
+            node.start_soon(self._watch_health, self._probe)
         if self._renew is not None:
             node.start_soon(self._keep_bound, self._renew)
 
@@ -288,6 +307,7 @@ class Host:
     def withdraw(self, model: ModelId) -> None:
         """Offer a model no longer, and say so at once: turns under way end, then it is unloaded."""
         self._pool.withdraw(model)
+        self._health.forget(model)
         if (provided := self._provided.pop(model, None)) is not None:
             provided.cancel()
         self._note_change()
@@ -422,7 +442,16 @@ class Host:
     @property
     def _offered(self) -> tuple[HostedModel, ...]:
         """What is advertised now."""
-        return () if self._pauses else self._pool.models
+        return () if self._pauses else self._well
+
+    @property
+    def _well(self) -> tuple[HostedModel, ...]:
+        """The models that answer."""
+        return tuple(each for each in self._pool.models if not self._health.is_sick(each.model))
+
+    def _is_probe(self, peer: PeerId) -> bool:
+        """Whether it is this host that asks itself."""
+        return self._probe is not None and peer == self._probe.peer
 
     def _sheet(self) -> Sheet:
         served = [
@@ -476,6 +505,49 @@ class Host:
                     await self._measure(model)
             await self._advertise()
 
+    async def _watch_health(self, probe: SelfProbe) -> None:
+        """Probe what is loaded and idle; a sick model is withdrawn, and offered again once it answers."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(probe.run)
+            while True:
+                waits = [PROBE_EVERY_S]
+                models = () if self._pauses else self._pool.models
+                waits += [await self._look_after(probe, each) for each in models]
+                await trio.sleep(max(_PROBE_PAUSE_S, min(waits)))
+
+    async def _look_after(self, probe: SelfProbe, model: HostedModel) -> float:
+        """Probe a model if it is time to; seconds until it is again."""
+        load = self._pool.stats().get(model.model)
+        if load is None or load.active or load.queued:
+            # Cold: to load it only to see whether it can be would cost others their memory. Or in use: then
+            # how its turns end says more.
+            return PROBE_EVERY_S
+        if not self._health.wait_s(model.model, trio.current_time()):
+            await self._probe_model(probe, model)
+        return self._health.wait_s(model.model, trio.current_time())
+
+    async def _probe_model(self, probe: SelfProbe, model: HostedModel) -> None:
+        try:
+            failure = await probe.ask(model.model)
+        except (UnreachableError, RefusedError) as error:
+            log.debug("probe.inconclusive", model=model.name, reason=str(error))
+            return
+        now = trio.current_time()
+        if not failure:
+            self._note_health(model, changed=self._health.succeeded(model.model, now))
+        else:
+            log.info("probe.failed", model=model.name, reason=failure)
+            self._note_health(model, changed=self._health.failed(model.model, failure, now))
+
+    def _note_health(self, model: HostedModel, *, changed: bool) -> None:
+        """Tell the network and the owner of a model that became sick, or is well again."""
+        if not changed:
+            return
+        sick, reason = self._health.is_sick(model.model), self._health.reason(model.model)
+        log.warning("model.sick" if sick else "model.well", model=model.name, reason=reason)
+        self._report("model.sick" if sick else "model.well", {"name": model.name, "reason": reason})
+        self._note_change()
+
     async def _measure(self, model: ModelId) -> None:
         """Have an engine measured that is not needed now: what its profile then says is the engine's own."""
         held = self._pool.hold_idle(model)
@@ -502,12 +574,12 @@ class Host:
         machine = HostSession(
             peer=stream.peer,
             stream=0,
-            admit=lambda message: self._noted(self._admit(session, message)),
+            admit=lambda message: self._noted(stream.peer, self._admit(session, message)),
             sign=self._identity.key.sign,
             epoch=self._epoch,
             draw=node.draw,
             terms=self._terms(0),
-            resume=lambda message: self._noted(self._find(session, message)),
+            resume=lambda message: self._noted(stream.peer, self._find(session, message)),
         )
         session = ServedSession(
             machine,
@@ -605,9 +677,9 @@ class Host:
         granted = self._terms(n_ctx, payment, who if info is not None else None, keep_s)
         return replace(granted, turns_max=turns_max, window=journalled.window)
 
-    def _noted(self, decision: T) -> T:
+    def _noted(self, peer: PeerId, decision: T) -> T:
         """The same, and a refusal is counted."""
-        if isinstance(decision, Refuse):
+        if isinstance(decision, Refuse) and not self._is_probe(peer):
             self.refusals.add(Refusal(self._node.wall(), decision.code, decision.detail))
         return decision
 
@@ -615,9 +687,9 @@ class Host:
         found = self._askable(model)
         return found if isinstance(found, Refuse) else (partial(self._pool.hold, model), found[1].n_ctx)
 
-    def _askable(self, model: ModelId) -> tuple[HostedModel, EngineInfo] | Refuse:
+    def _askable(self, model: ModelId, *, probing: bool = False) -> tuple[HostedModel, EngineInfo] | Refuse:
         """A model that can be asked now, or soon: a cold one begins to load. Else why it can't be."""
-        if refusal := self._admission.refuses_model(model):
+        if refusal := self._admission.refuses_all() if probing else self._admission.refuses_model(model):
             return refusal
         hosted, info, not_now = self._pool.find(model), self._pool.info(model), self._pool.want(model)
         if not_now is not None:
@@ -628,12 +700,13 @@ class Host:
         return hosted, info
 
     def _admit(self, session: ServedSession, message: Open) -> HostTerms | Refuse:
-        found = self._askable(message.model)
+        probing = self._is_probe(session.peer)
+        found = self._askable(message.model, probing=probing)
         if isinstance(found, Refuse):
             return found
         model, info = found
         payment = None
-        if message.terms is not None or model.priced:
+        if message.terms is not None or (model.priced and not probing):
             payment = self._payment(model)
             if payment is None:
                 return _cannot_be_paid(model)
@@ -641,7 +714,7 @@ class Host:
                 return refusal
         if refusal := self._made_room(self._admission.decide_open(session, trio.current_time())):
             return refusal
-        self.totals.sessions += 1
+        self.totals.sessions += not probing
         turns_max, window = self._turns_max(info), WINDOW
         who = session.origin if message.terms is None else origin_of_payer(message.terms)
         if turns_max > 1:
@@ -727,8 +800,9 @@ class Host:
         model, node = opened.model, self._node
         if self._pool.find(model) is None:
             return None
+        probing = self._is_probe(stream.peer)
         work = SessionWork(
-            partial(self._pool.hold, model),
+            partial(self._hold_idle, model) if probing else partial(self._pool.hold, model),
             stream.origin,
             limits=node.limits,
             start_soon=lambda function, *args: node.start_soon(node.network.guard.run, function, *args),
@@ -736,10 +810,18 @@ class Host:
             on_turn=lambda turn, times: self._served(stream, turn, times),
             unpaid=self._unpaid,
             compiling=self._compiling,
+            prompt_filter=None if probing else self._filter,
         )
         if stream.paid or (stream.record is not None and stream.record.granted.keep_s):
             self._work[opened.session] = work
         return work
+
+    async def _hold_idle(self, model: ModelId, *, embeds: bool = False) -> Hold:
+        """Hold a model for a probe: that is no work, so it is unloaded after a time without any as ever."""
+        held = None if embeds else self._pool.hold_idle(model)
+        if held is None:
+            raise EngineError("the model is in use, or not loaded", code="capacity")
+        return held
 
     def _stop_work(self, session: SessionId) -> None:
         work = self._work.pop(session, None)
@@ -765,6 +847,11 @@ class Host:
         self._report("settled", {"session": record.session.hex(), "amount": amount})
 
     def _served(self, stream: ServedSession, turn: TurnServed, times: TurnTimes) -> None:
+        if self._is_probe(stream.peer):
+            return
+        if stream.record is not None and (hosted := self._pool.find(stream.record.model)) is not None:
+            changed = self._health.note_turn(hosted.model, turn.reason, trio.current_time())
+            self._note_health(hosted, changed=changed and self._probe is not None)
         self.totals.turns += 1
         self.totals.tokens_in += turn.tokens_in
         self.totals.tokens_out += turn.tokens_out

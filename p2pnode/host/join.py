@@ -23,9 +23,12 @@ from p2pnode.extras import need
 from p2pnode.files import off_the_loop
 from p2pnode.host.control import ControlSocket
 from p2pnode.host.host import Host, Renew
+from p2pnode.host.machine_use import SAMPLE_S, IdleRule, MachineMeter
 from p2pnode.host.metrics import measure_host
 from p2pnode.host.model_pool import HostedEmbedder, HostedModel, PoolLimits, Report
+from p2pnode.host.prompt_filter import PromptFilter
 from p2pnode.host.residency import Memory
+from p2pnode.host.self_probe import SelfProbe
 from p2pnode.host.sheet import Grants
 from p2pnode.host.totals import TotalsFile
 from p2pnode.ids import ModelId, PeerId
@@ -72,6 +75,7 @@ from p2pnode.node.identity import (
     wallet_files,
 )
 from p2pnode.node.invite import make_invite, read_bootstrap
+from p2pnode.node.keys import PeerKey
 from p2pnode.node.metrics import measure_node
 from p2pnode.node.node import Node, NodeSetup
 from p2pnode.node.reachability import reachability
@@ -90,6 +94,7 @@ from p2pnode.storage.public_files import PublicFiles
 log = structlog.get_logger()
 _CONTEXT_AMPLE = 4096
 """A context that is shorter because of other models isn't worth that they stay in memory."""
+IN_USE: Final = "this machine is in use"
 BY_OWNER: Final = "its owner paused it"
 """Why a host is paused that was told to by a command."""
 LISTEN_DEFAULT = (
@@ -393,6 +398,8 @@ class Join:
                 self._on_host_event,
                 renew=renew,
                 grants=grants_of(self._config),
+                probe=self._self_probe(node),
+                prompt_filter=filter_of(self._config),
                 pool=PoolLimits(
                     memory=self._memory,
                     idle_s=60 * self._config.unload_minutes,
@@ -400,6 +407,8 @@ class Join:
                 ),
             )
             self._host, self._priced = host, money is not None
+            if self._config.when_idle:
+                node.start_soon(self._watch_machine, host)
             policy.has_session = host.has_session
             if self._metrics is not None:
                 measure_host(self._metrics, host)
@@ -421,6 +430,35 @@ class Join:
                 "models": [_offered_fields(host, each) for host in hosts for each in host.models],
             },
         )
+
+    def _self_probe(self, node: Node) -> SelfProbe | None:
+        """What asks this host's models, over a connection like a stranger's; None where that is off."""
+        if not self._config.self_probe:
+            return None
+        setup = NodeSetup(
+            key=PeerKey.generate(),
+            dht="off",
+            gossip=False,
+            keep_connected=False,
+            limits=self._options.limits,
+        )
+        return SelfProbe(Node(setup), node.peer_id, lambda: node.multiaddrs)
+
+    async def _watch_machine(self, host: Host) -> None:
+        """Serve only while nobody uses this machine."""
+        rule, meter = IdleRule(60.0 * self._config.when_idle), MachineMeter()
+        told = ""
+        while True:
+            sample = await trio.to_thread.run_sync(meter.sample)
+            why = rule.why_in_use(sample, trio.current_time())
+            if why and not told:
+                host.pause(IN_USE)
+            elif told and not why:
+                host.resume(IN_USE)
+            if why != told:
+                self._report("machine.used" if why else "machine.idle", {"why": why})
+            told = why
+            await trio.sleep(SAMPLE_S)
 
     def _memory_budget(self) -> int:
         """What models may take together, in bytes. Raises ``ConfigError`` for more than the machine has."""
@@ -802,3 +840,8 @@ def grants_of(config: NodeConfig) -> Grants:
     """What a configured host grants with each session."""
     keep_s = 3600 * config.keep_hours
     return Grants(keep_s=keep_s, settle_above=settle_above(config.session_fee) if keep_s else 0)
+
+
+def filter_of(config: NodeConfig) -> PromptFilter | None:
+    """What may refuse prompts of a configured host. Raises ``ConfigError``."""
+    return PromptFilter(config.prompt_filter) if config.prompt_filter else None

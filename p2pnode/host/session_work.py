@@ -16,6 +16,7 @@ from p2pnode.errors import EngineError
 from p2pnode.host.admission import origin_of_payer
 from p2pnode.host.generation import NO_PROMPT, Requester, Texts, TurnPrompt, answer, counted
 from p2pnode.host.model_pool import Hold, HoldModel
+from p2pnode.host.prompt_filter import FILTERED_RETRY_S, PromptFilter
 from p2pnode.host.turn_times import TurnTimes
 from p2pnode.host.unpaid_work import TOO_MUCH, CompileTurns, UnpaidWork
 from p2pnode.ids import SessionId
@@ -61,11 +62,12 @@ class SessionWork:
         on_turn: Callable[[TurnServed, TurnTimes], None],
         unpaid: UnpaidWork,
         compiling: CompileTurns,
+        prompt_filter: PromptFilter | None = None,
     ) -> None:
         self._hold, self._origin, self._limits = hold, origin, limits
         self._holds: dict[int, Hold] = {}
         """By turn, from its count to its end: the model isn't unloaded under it."""
-        self._unpaid, self._compiling = unpaid, compiling
+        self._unpaid, self._compiling, self._filter = unpaid, compiling, prompt_filter
         self._unrewarded: set[int] = set()
         """Turns whose count has led to nothing yet."""
         self._start_soon, self._escrow, self._on_turn = start_soon, escrow, on_turn
@@ -235,6 +237,10 @@ class SessionWork:
             await self.report(CountFailed(order.turn, *TOO_MUCH, wait_s))
             return
         self._unrewarded.add(order.turn)
+        if self._filter is not None and (why := await self._filter.refusal(order.body)):
+            # No code that calls the question wrong: another host may well serve it.
+            await self.report(CountFailed(order.turn, "capacity", why, FILTERED_RETRY_S))
+            return
         try:
             engine = await self._engine_of(order.turn, embeds=bool(order.body.embed))
         except EngineError as error:  # its model is cold, and can't be had in time

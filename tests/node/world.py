@@ -14,7 +14,9 @@ import trio
 
 from p2pnode.client.client import Client
 from p2pnode.host.host import Host
-from p2pnode.host.model_pool import HostedModel
+from p2pnode.host.model_pool import HostedModel, Report
+from p2pnode.host.prompt_filter import PromptFilter
+from p2pnode.host.self_probe import SelfProbe
 from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.models.manifest import SCRIPTED, scripted_model_id
 from p2pnode.models.scripted import ScriptedConfig, ScriptedEngine
@@ -79,8 +81,11 @@ class World:
         *,
         bootstrap: Sequence[str] = (),
         wall: Callable[[], float] = wall_clock,
+        probes: bool = False,
+        prompt_filter: PromptFilter | None = None,
+        report: Report = lambda _name, _fields: None,
     ) -> Member:
-        """Start the next node, as a host where it has models."""
+        """Start the next node, as a host where it has models; ``probes``: one that asks itself."""
         index = len(self.members)
         rng = random.Random(f"{self.seed} {index}")
         identity = identity_of(index, wall())
@@ -101,9 +106,27 @@ class World:
         self.members.append(member)
         await self.nursery.start(self._run, member)
         if models:
-            member.host = Host(node, identity, models)
+            probe = self._probe(index, node, rng) if probes else None
+            member.host = Host(
+                node, identity, models, report=report, probe=probe, prompt_filter=prompt_filter
+            )
             await member.host.start()
         return member
+
+    def _probe(self, index: int, node: Node, rng: random.Random) -> SelfProbe:
+        setup = NodeSetup(
+            key=PeerKey(rng.randbytes(32)),
+            dht="off",
+            gossip=False,
+            keep_connected=False,
+            limits=self.limits,
+            origin_rule=self.origin_rule,
+            transport=self.net.transport(ip_of(index)),
+            wall=wall_clock,
+            draw=rng.randbytes,
+            rng=rng,
+        )
+        return SelfProbe(Node(setup), node.peer_id, lambda: node.multiaddrs)
 
     async def _run(self, member: Member, *, task_status: trio.TaskStatus[None]) -> None:
         with member.scope:

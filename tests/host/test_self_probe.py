@@ -1,0 +1,160 @@
+"""A host finds out that a model of its own does not answer, withdraws it within a minute, and offers it
+again once it does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from p2pnode.host.health import FAILURES_MAX, PROBE_EVERY_S, Health
+from p2pnode.ids import ModelId
+from p2pnode.models.manifest import SCRIPTED
+from p2pnode.models.scripted import Faults
+from tests.client.failing import engine_of
+from tests.client.support import ask, whole
+from tests.host.paid import priced
+from tests.node.world import Member, World, scripted_host, world
+
+A = ModelId(b"a" * 32)
+
+
+# ---- what follows from turns and probes
+
+
+def test_a_model_is_sick_after_two_failures_in_a_row_and_well_after_one_answer() -> None:
+    health = Health()
+    assert not health.failed(A, "late", 0.0)
+    assert health.wait_s(A, 0.0) == 0  # one failure may be chance: it is asked again at once
+    assert not health.succeeded(A, 1.0)
+    assert not health.failed(A, "late", 2.0)
+    assert health.failed(A, "later", 3.0)
+    assert health.is_sick(A)
+    assert health.reason(A) == "later"
+    assert not health.failed(A, "still", 4.0)  # it is sick already
+    assert health.wait_s(A, 4.0) == PROBE_EVERY_S
+    assert health.succeeded(A, 30.0)
+    assert not health.is_sick(A)
+    assert health.reason(A) == ""
+
+
+def test_turns_of_clients_count_as_probes_and_what_clients_do_does_not() -> None:
+    health = Health()
+    assert health.wait_s(A, 0.0) == 0
+    health.note_turn(A, "length", 5.0)
+    assert health.wait_s(A, 10.0) == PROBE_EVERY_S - 5
+    for reason in ("cancelled", "context_overflow", "bad_request", "capacity"):
+        assert not health.note_turn(A, reason, 11.0)
+    assert not health.is_sick(A)
+    for _ in range(FAILURES_MAX):
+        health.note_turn(A, "stalled", 12.0)
+    assert health.is_sick(A)
+    health.forget(A)
+    assert not health.is_sick(A)
+
+
+# ---- whole nodes
+
+
+async def _until(what: Callable[[], bool], within_s: int) -> None:
+    for _ in range(2 * within_s):
+        if what():
+            return
+        await trio.sleep(0.5)
+    pytest.fail(f"not within {within_s} s")
+
+
+def _offers(member: Member, other: Member) -> bool:
+    """Whether another node hears that this one offers anything."""
+    entry = other.node.adverts.book.get(member.node.peer_id, other.node.wall())
+    return entry is not None and any(offer.n_ctx for offer in entry.advert.offers)
+
+
+async def _two(w: World, *, paid: bool = False) -> tuple[Member, Member, list[str]]:
+    told: list[str] = []
+    model = priced() if paid else scripted_host()
+    host = await w.add([model], probes=True, report=lambda name, _fields: told.append(name))
+    other = await w.add([scripted_host()], bootstrap=host.node.multiaddrs[:1])
+    await trio.sleep(5)
+    return host, other, told
+
+
+async def test_a_model_that_hangs_is_withdrawn_within_a_minute_and_comes_back(
+    autojump_clock: MockClock,
+) -> None:
+    async with world() as w:
+        host, other, told = await _two(w)
+        assert _offers(host, other)
+        await trio.sleep(100)
+        assert _offers(host, other)
+        assert told == []
+        engine_of(host).faults = Faults(hang_after_tokens=0)
+        await _until(lambda: not _offers(host, other), 60)
+        assert told == ["model.sick"]
+        await trio.sleep(120)
+        assert not _offers(host, other)
+        engine_of(host).faults = Faults()
+        await _until(lambda: _offers(host, other), 60)
+        assert told == ["model.sick", "model.well"]
+        async with w.client(host.node.multiaddrs[:1]) as client:
+            assert await whole(ask(client, peer=host.node.multiaddrs[0]))
+
+
+@pytest.mark.long
+async def test_probes_are_on_no_account_and_in_no_count(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        host, _, told = await _two(w)
+        await trio.sleep(200)
+        assert host.host is not None
+        assert engine_of(host).stats().tokens_out > 10  # it was asked indeed
+        totals = host.host.totals
+        assert (totals.sessions, totals.turns, totals.tokens_out) == (0, 0, 0)
+        assert host.host.refusals.last == ()
+        assert told == []
+
+
+@pytest.mark.long
+async def test_a_host_that_asks_money_probes_itself_free_and_serves_no_stranger_so(
+    autojump_clock: MockClock,
+) -> None:
+    async with world() as w:
+        host, other, told = await _two(w, paid=True)
+        engine = engine_of(host)
+        await trio.sleep(100)
+        assert engine.stats().tokens_out > 2
+        engine.faults = Faults(hang_after_tokens=0)
+        await _until(lambda: not _offers(host, other), 60)
+        assert told == ["model.sick"]
+        async with w.client(host.node.multiaddrs[:1]) as client:
+            assert not [
+                each
+                for each in (await client.hosts(SCRIPTED)).chosen
+                if each.advert.peer == host.node.peer_id
+            ]
+
+
+@pytest.mark.long
+async def test_a_busy_host_is_not_probed(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        told: list[str] = []
+        host = await w.add(
+            [scripted_host(tokens_per_s=5, slots=1)], probes=True, report=lambda name, _: told.append(name)
+        )
+        async with w.client(host.node.multiaddrs[:1]) as client:
+            await whole(ask(client, tokens=600))  # two minutes
+        assert told == ["answered"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("paused", [True, False])
+async def test_a_paused_host_does_not_ask_itself(paused: bool, autojump_clock: MockClock) -> None:
+    async with world() as w:
+        host, _, _ = await _two(w)
+        assert host.host is not None
+        if paused:
+            host.host.pause("its owner paused it")
+        before = engine_of(host).stats().tokens_out
+        await trio.sleep(100)
+        assert (engine_of(host).stats().tokens_out == before) == paused
