@@ -20,7 +20,7 @@ _FILE = re.compile(r"(?<![\w./<*-])(?:[\w.-]+/)*[\w-]+\.(?:py|md|vy|vyi|toml|jso
 _FOLDER = re.compile(rf"`((?:{'|'.join(FOLDERS)})(?:/[a-z_][\w-]*)*)/?`")
 OF_A_USER = {
     "chain.toml", "config.toml", "peers.json", "measured.json", "node.json", "wallet.json", "phrase.json",
-    "gateway.json", "dashboard.json",
+    "gateway.json", "crush.json", "dashboard.json",
     "package.json", "quality.json", "sample.py", "params.json", "summary.json", "sweep.json", "mine.toml",
     "./mine.toml", "p2pnode-dev/chain.toml",
 }  # fmt: skip

@@ -25,6 +25,7 @@ from p2pnode.cli.governance import COMMANDS
 from p2pnode.cli.hosts import hosts
 from p2pnode.cli.join import join
 from p2pnode.cli.keys import keys_app
+from p2pnode.cli.launch import connect, run
 from p2pnode.cli.lists import lists_app
 from p2pnode.cli.model_details import show
 from p2pnode.cli.models import models_app
@@ -66,8 +67,10 @@ def _options(
     """A node in a peer-to-peer marketplace for LLM inference, with no central component."""
 
 
-for command in (join, ask, chat, embed, gateway, dashboard, hosts, invite, status, stop, doctor, bench, demo):
+for command in (join, ask, chat, embed, gateway, dashboard, run, connect):
     app.command()(command)
+for of_node in (hosts, invite, status, stop, doctor, bench, demo):
+    app.command()(of_node)
 for of_owner in (pause, resume, block, unblock, blocked):
     app.command()(of_owner)
 sessions_app.command()(evidence)

@@ -176,7 +176,7 @@ def configure(log_level: str) -> None:
 # ---- how commands are declared
 
 
-_MAY_BE_EMPTY: Final = frozenset({"question", "system", "stop", "name"})
+_MAY_BE_EMPTY: Final = frozenset({"question", "system", "stop", "name", "arguments"})
 """Text that is nobody's id and no place, or that its command checks by itself."""
 
 

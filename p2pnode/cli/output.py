@@ -92,6 +92,7 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
     invite      invite{invite, reach}
     dashboard   dashboard{url}: with a token that works once
     wallet      wallet.made{…} wallet{…} wallet.exported{…}
+    connect     connect{program, url, model, environment, unset, arguments, file?, merge?, source}
     keys        new: key.made{secret, …} as key; list, show, set: key{id, name, state, budget, per_day, spent,
                 spent_day, claimed, price_in_max, price_out_max, models, made_at, expires_at, revoked_at}:
                 token units, null for no limit; revoke: key.revoked{…} as key

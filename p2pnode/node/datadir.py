@@ -203,6 +203,11 @@ class DataDir:
         return self.root / "gateway.key"
 
     @property
+    def launch(self) -> Path:
+        """What `p2pnode run` keeps: keys of programs, files to put back, the log of its gateway."""
+        return self.root / "launch"
+
+    @property
     def hints(self) -> Path:
         """A record of hints that were shown once and need not be shown again."""
         return self.root / "told.json"

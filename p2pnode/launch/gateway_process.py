@@ -1,0 +1,169 @@
+"""The gateway that programs ask through: found where one runs on the data dir, and started where none does.
+
+One that was started for a program ends with the last program that needs it. Each holds a lock that the kernel
+gives up however it ends, so that a crash leaves a gateway which the next run takes over, and ends.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from p2pnode.errors import ConfigError
+from p2pnode.files import locked, write_private
+from p2pnode.node.datadir import DataDir
+
+_START_S: Final = 60.0
+_POLL_S: Final = 0.05
+_STOP_S: Final = 30.0
+_ASK_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class FoundGateway:
+    """A gateway that runs. ``url`` has no path."""
+
+    url: str
+    pid: int
+    keys_required: bool
+
+
+def find_gateway(data: DataDir) -> FoundGateway | None:
+    """The gateway of a data dir; None where none runs, whatever its file says."""
+    try:
+        told = json.loads(data.gateway_json.read_text())
+        found = FoundGateway(str(told["url"]), int(told["pid"]), bool(told["keys_required"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    # Only now: who tries the lock holds it for an instant, in which no gateway could start.
+    return found if _is_held(data.gateway_lock) else None
+
+
+@contextmanager
+def using_gateway(data: DataDir, folder: Path, flags: Sequence[str]) -> Iterator[FoundGateway]:
+    """The gateway of the data dir for the block. Where none runs one is started with ``flags``, and ended
+    when no other run needs it. ``folder`` holds who does. Blocks.
+
+    Raises ``ConfigError`` where it did not start.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    users, started = folder / "gateway.users", folder / "gateway.pid"
+    handle = os.open(users, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    process: subprocess.Popen[bytes] | None = None
+    try:
+        with locked(folder):
+            found = find_gateway(data)
+            if found is None:
+                found, process = _start(data, folder, flags)
+                write_private(started, str(found.pid).encode())
+            fcntl.flock(handle, fcntl.LOCK_SH)
+        try:
+            yield found
+        finally:
+            with locked(folder):
+                if _alone(handle):
+                    _end_started(data, started)
+                    if process is not None:
+                        _reap(process)
+    finally:
+        os.close(handle)
+
+
+def context_of(gateway: FoundGateway, key: str, model: str) -> int | None:
+    """How many tokens of context the network gives a model, as far as the gateway knows. Blocks for 5 s at
+    most."""
+    request = urllib.request.Request(  # noqa: S310 - the URL is the gateway's own, on this machine
+        f"{gateway.url}/v1/models", headers={"Authorization": f"Bearer {key}"}
+    )
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=_ASK_S) as answer:
+            listed = json.loads(answer.read(1 << 20))["data"]
+        return next((int(each["context_length"]) for each in listed if each["id"] == model), None)
+    except (OSError, ValueError, KeyError, TypeError, urllib.error.URLError):
+        return None
+
+
+def _start(data: DataDir, folder: Path, flags: Sequence[str]) -> tuple[FoundGateway, subprocess.Popen[bytes]]:
+    data.gateway_json.unlink(missing_ok=True)  # of one that crashed
+    log = folder / "gateway.log"
+    command = [sys.executable, "-P", "-m", "p2pnode", "gateway", "--listen", "127.0.0.1:0"]
+    with log.open("wb") as file:
+        process = subprocess.Popen(  # noqa: S603 - our own command line
+            [*command, "--data-dir", str(data.root), *flags],
+            stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
+        )  # fmt: skip
+    until = time.monotonic() + _START_S
+    try:
+        while time.monotonic() < until:
+            found = find_gateway(data)
+            if found is not None:
+                return found, process
+            if process.poll() is not None:
+                break
+            time.sleep(_POLL_S)
+    except BaseException:
+        process.terminate()
+        _reap(process)
+        raise
+    process.terminate()
+    _reap(process)
+    said = log.read_text(errors="replace").strip().splitlines()
+    raise ConfigError(f"the gateway did not start: {said[-1] if said else 'it said nothing'} (see {log})")
+
+
+def _reap(process: subprocess.Popen[bytes]) -> None:
+    """Wait for the end of a process that was told to end; one that doesn't is killed."""
+    try:
+        process.wait(_STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _end_started(data: DataDir, started: Path) -> None:
+    """End the gateway, where it is the one that a run has started."""
+    try:
+        pid = int(started.read_text())
+    except (OSError, ValueError):
+        return
+    started.unlink()
+    found = find_gateway(data)
+    if found is None or found.pid != pid:
+        return
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    until = time.monotonic() + _STOP_S
+    while time.monotonic() < until and _is_held(data.gateway_lock):
+        time.sleep(_POLL_S)
+
+
+def _is_held(lock: Path) -> bool:
+    try:
+        handle = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return not _alone(handle)
+    finally:
+        os.close(handle)
+
+
+def _alone(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
