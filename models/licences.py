@@ -55,8 +55,13 @@ def tell_licence(report: Callable[[str, dict[str, object]], None], entry: Catalo
     report("licence", {"name": entry.name, "licence": licence, "url": entry.licence_url})
 
 
+def is_free(licence: str) -> bool:
+    """Whether it is known to be free for any use."""
+    return shown_licence(licence).lower() in _FREE
+
+
 def require_licence(name: str, licence: str, accepted: Collection[str]) -> None:
     """Raise ``LicenceError`` unless the licence of model ``name`` is free or accepted, whatever the case."""
     shown = shown_licence(licence)
-    if shown.lower() not in _FREE and shown.lower() not in {each.lower() for each in accepted}:
+    if not is_free(licence) and shown.lower() not in {each.lower() for each in accepted}:
         raise LicenceError(name, shown)

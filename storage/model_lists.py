@@ -92,11 +92,18 @@ async def list_places(
     configuration, then peers. Peers are dialled under their own deadlines. Raises ``StorageError`` where the
     machine's own store can't be opened.
     """
-    finder = ReplicaFinder(node, stores=config.stores, sign=sign or _signs_nothing)
+    data = DataDir(config.data_dir)
+    running = data.running_node()
+    finder = ReplicaFinder(
+        node,
+        stores=config.stores,
+        sign=sign or _signs_nothing,
+        own=running.peer_id if running is not None else None,
+    )
     async with AsyncExitStack() as stack:
         stack.callback(finder.close)
         places: list[Replica] = []
-        if own_store or DataDir(config.data_dir).store.is_dir():
+        if own_store or data.store.is_dir():
             opened = open_store(config, wall=node.wall, in_thread=in_thread)
             store = await stack.enter_async_context(opened)
             places.append(Replica(OWN, store, store, "own"))
@@ -108,7 +115,8 @@ async def list_places(
         found = await (finder.find(key) if owner is None else finder.candidates(key, owner=owner))
         for peer, why in found.failed.items():
             log.info("models.list_place_failed", peer=peer, reason=why)
-        yield [*places, *found.found]
+        # The node that runs on this data dir has the store that was opened: it is no other place.
+        yield [*places, *(each for each in found.found if each.place != "own")]
 
 
 async def pointers_at(places: Sequence[Replica], key: EntryKey, limits: Limits) -> Shown:

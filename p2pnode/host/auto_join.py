@@ -5,7 +5,7 @@ What is chosen and why is ``auto_choice.py``'s; this asks the machine and the ne
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -13,12 +13,13 @@ import trio
 
 from p2pnode.config import ModelSettings, NodeConfig
 from p2pnode.errors import ConfigError, EngineError
-from p2pnode.host.auto_choice import Candidate, Choice, choose, demand_seen
+from p2pnode.host.auto_choice import Candidate, Choice, Demand, choose, demand_seen
 from p2pnode.host.model_pool import Report
+from p2pnode.ids import ModelId
 from p2pnode.models.catalogue import Catalogue
 from p2pnode.models.engine import Engine, GenerateRequest, Tokens
 from p2pnode.models.engines import EngineSpec, available_engines, engine_name_for, make_engine
-from p2pnode.models.licences import tell_licence
+from p2pnode.models.licences import is_free, tell_licence
 from p2pnode.models.pull.pull import pull
 from p2pnode.models.recommendation import TOKENS_PER_S_LEAST, machine_here
 from p2pnode.node.datadir import DataDir
@@ -37,7 +38,8 @@ def choose_models(config: NodeConfig, adverts: Sequence[Advert], report: Report)
     Raises ``ConfigError`` where nothing of the catalogue can be served here.
     """
     machine = machine_here(config.data_dir, DataDir(config.data_dir).models, memory=config.memory)
-    plan = choose(_candidates(), demand_seen(adverts), machine)
+    demand = demand_seen(adverts)
+    plan = choose(candidates(Catalogue.of(DataDir(config.data_dir).models), demand), demand, machine)
     report(
         "auto.plan",
         {
@@ -83,12 +85,20 @@ async def deploy(
     return replace(config, models=tuple(settings), per_model=settings)
 
 
-def _candidates() -> list[Candidate]:
+def candidates(catalogue: Catalogue, demand: Mapping[ModelId, Demand]) -> list[Candidate]:
+    """Models that could be served: those of the catalogue that ships, and of subscribed lists such as others
+    serve already, under a free licence. A curator alone makes no node fetch gigabytes.
+
+    Blocks on the disk.
+    """
     engines = available_engines()
-    found = []
-    for entry in Catalogue.load():
-        if entry.model_id is None or entry.manifest is None:
+    found, known = [], set[ModelId]()
+    for entry in catalogue.every_entry():
+        if entry.model_id is None or entry.manifest is None or entry.model_id in known:
             continue
+        if entry.list_name and not (entry.model_id in demand and is_free(entry.licence)):
+            continue
+        known.add(entry.model_id)
         on_gpu = entry.manifest.format != "gguf"
         found.append(
             Candidate(

@@ -223,12 +223,17 @@ def test_a_list_goes_from_a_curator_over_s5_and_a_node_to_a_reader(tmp_path: Pat
         assert over_s5.events[-1]["places"] == {url: "", "this machine": ""}
         over_peer = lists(mine, "publish", "two", "--from", DEFAULT_MODEL, "--store", address, network=True)
         assert sorted(over_peer.events[-1]["places"].values()) == ["", ""]
+        here = lists(tmp_path / "host", "publish", "three", "--from", DEFAULT_MODEL, network=True)
+        assert here.events[-1]["places"] == {"this machine": ""}  # its own node is no other place
         one, two = over_s5.events[-1]["key"], over_peer.events[-1]["key"]
         reader = tmp_path / "reader"
         assert lists(reader, "subscribe", one, "--s5-url", url, network=True).code == 0
         assert lists(reader, "subscribe", two, "--bootstrap", address, network=True).code == 0
         fresh = lists(reader, "refresh", "--bootstrap", address, "--s5-url", url, network=True)
         assert [each["name"] for each in fresh.named("list.unchanged")] == ["one", "two"]
+        # What a command wrote into the store of a data dir, the node that runs there gives to others.
+        three = here.events[-1]["key"]
+        assert lists(reader, "subscribe", three, "--bootstrap", host.multiaddr, network=True).code == 0
         # A reader who knows only the host; the other one has met the keeper, and remembers it.
         nobody = lists(tmp_path / "new", "subscribe", one, "--bootstrap", host.multiaddr, network=True)
         assert nobody.code == 1
@@ -238,5 +243,5 @@ def test_a_list_goes_from_a_curator_over_s5_and_a_node_to_a_reader(tmp_path: Pat
             "--json",
         )  # fmt: skip
         assert {each["name"]: each["hosts"]["count"] for each in found.named("model")} == {
-            DEFAULT_MODEL: 0, f"one/{DEFAULT_MODEL}": 0, f"two/{DEFAULT_MODEL}": 0,
+            DEFAULT_MODEL: 0, **{f"{name}/{DEFAULT_MODEL}": 0 for name in ("one", "two", "three")},
         }  # fmt: skip

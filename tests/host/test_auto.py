@@ -16,10 +16,14 @@ from p2pnode.errors import ConfigError
 from p2pnode.host import auto_join
 from p2pnode.host.auto_choice import MODELS_MOST, Candidate, Demand, choose, demand_seen
 from p2pnode.ids import ModelId
+from p2pnode.models.catalogue import Catalogue
+from p2pnode.models.model_list import list_blob
 from p2pnode.models.recommendation import Machine
 from p2pnode.models.scripted import ScriptedConfig, ScriptedEngine
+from p2pnode.models.subscriptions import Subscriptions
 from p2pnode.protocols.adverts.messages import Load, Offer
 from tests.client.support import MODEL, advert
+from tests.models.lists import entry, head, pointer
 
 GB = 10**9
 OTHER = ModelId(b"\5" * 32)
@@ -57,6 +61,18 @@ def test_what_is_asked_for_goes_before_what_many_offer_already() -> None:
     plan = choose([SMALL, other], demand, machine(450_000_000))
     assert [(each.candidate.name, each.serve) for each in plan] == [("other", True), ("small", False)]
     assert plan[0].why.endswith("2 hosts offer it, 20 requests for 8 slots")
+
+
+def test_a_lists_model_is_a_candidate_where_others_serve_it_and_its_licence_is_free(tmp_path: Path) -> None:
+    names = {"served": "MIT", "unseen": "MIT", "strict": "llama3", "unknown": ""}
+    entries = [entry(name, licence=licence) for name, licence in names.items()]
+    shipped = Catalogue.load().find(DEFAULT_MODEL)
+    blob = list_blob(head(), [*entries, replace(shipped, name="shipped")])
+    Subscriptions(tmp_path).take(pointer(blob), blob, 0)
+    demand = {each.model_id: Demand(hosts=1) for each in entries if each.name != "unseen" and each.model_id}
+    found = auto_join.candidates(Catalogue.of(tmp_path), demand)
+    assert [each.name for each in found] == [DEFAULT_MODEL, "small/served"]
+    assert [each.name for each in auto_join.candidates(Catalogue.of(tmp_path), {})] == [DEFAULT_MODEL]
 
 
 def test_a_hosts_load_is_shared_among_its_models_and_a_withdrawn_offer_is_none() -> None:
