@@ -24,6 +24,10 @@ def _hosts(data_dir: Path, *arguments: object, hosts: tuple[Program, ...]) -> Ra
     return run("hosts", "--model", "scripted", "--no-mdns", "--data-dir", data_dir, *first, *arguments)
 
 
+def _evaluate(data_dir: Path, *arguments: object) -> Ran:
+    return run("models", "evaluate", "scripted", *arguments, "--data-dir", data_dir)
+
+
 # ---- ask
 
 
@@ -141,6 +145,20 @@ def test_hosts_why_tells_of_peers_that_failed_or_were_not_reached(data_dir: Path
     assert "failed 3 times in a row: left out for" in _hosts(data_dir, "--why", hosts=(host,)).out
 
 
+def test_hosts_why_shows_what_is_known_of_a_models_answers_and_that_it_ranks_no_host(
+    data_dir: Path, host: Program
+) -> None:
+    flags = ["--model", "scripted", "--no-mdns", "--data-dir", data_dir, "--bootstrap", host.multiaddr]
+    assert "right answers" not in run("hosts", "--why", *flags).out
+    evaluated = _evaluate(data_dir, "--tasks", "strings", "--limit", 1, "--json").named("evaluated")[0]
+    assert "right answers" not in run("hosts", *flags).out
+    told = run("hosts", "--why", *flags).out
+    assert "scripted: right answers 0% (0 to 79%) of 1 item, measured here on" in told
+    assert "no part of the score: all hosts of one id have the same weights" in told
+    (known,) = run("hosts", "--why", "--json", *flags).named("quality")
+    assert (known["model"], known["overall"], known["by"]) == (evaluated["model"], evaluated["overall"], "")
+
+
 # ---- status and invite
 
 
@@ -194,6 +212,32 @@ def test_models_are_listed_pulled_and_verified(data_dir: Path) -> None:
     verified = run("models", "verify", DEFAULT_MODEL, "--data-dir", data_dir)
     assert verified.code == 0
     assert f"{DEFAULT_MODEL}: the weights are right" in verified.err
+
+
+def test_a_host_is_asked_the_same_and_its_figures_are_not_kept_as_the_models(
+    data_dir: Path, host: Program
+) -> None:
+    at_host = ["--peer", host.multiaddr, "--tasks", "strings,json,logic", "--limit", 1]
+    ran = _evaluate(data_dir, *at_host, "--json")
+    assert ran.code == 0
+    assert ran.named("cost") == [{"event": "cost", "items": 3, "cost_max": 0}]
+    (told,) = ran.named("evaluated")
+    assert (told["answered"], told["engine"], told["kept"]) == (3, "scripted", False)
+    assert [each["answer"][:1] for each in ran.named("item") if each["task"] == "json"] == ["{"]
+    assert not (data_dir / "quality.json").exists()
+    people = _evaluate(data_dir, *at_host)
+    assert "[it is free]" in people.err
+    assert "not kept: these are this host's answers" in people.err
+
+
+def test_a_host_that_wants_money_is_not_asked_before_its_user_knows_what_that_costs(
+    data_dir: Path, paid_host: Program, profile: Path
+) -> None:
+    ran = _evaluate(data_dir, "--peer", paid_host.multiaddr, "--chain", profile, "--limit", 1)
+    assert ran.code == 2
+    assert "7 items cost at most 0.0" in ran.err
+    assert "add --yes to do that where nobody can be asked. Nothing was done" in ran.err
+    assert ran.out == ""
 
 
 # ---- what is printed

@@ -13,7 +13,7 @@ from p2pnode.models.catalogue import DEFAULT_MODEL, Catalogue
 from p2pnode.models.evaluation.task_set import task_set
 from p2pnode.models.manifest import model_id_text, scripted_model_id
 from p2pnode.models.quality import Quality, TaskResult, with_quality
-from tests.cli.support import Program, Ran, run, start
+from tests.cli.support import Ran, run, start
 from tests.models.gguf_files import TINY
 
 ITEMS = 2 * len(task_set().tasks)
@@ -105,46 +105,6 @@ def test_models_are_recommended_with_reasons_licence_and_what_is_known_of_them(d
     assert "takes 0.4 GB of memory, 0.4 GB more than there is" in row
     assert "not measured" in row
     assert run("models", "recommend", "--memory", "much", "--data-dir", data_dir).code == 2
-
-
-def test_hosts_why_shows_what_is_known_of_a_models_answers_and_that_it_ranks_no_host(
-    data_dir: Path, host: Program
-) -> None:
-    flags = ["--model", "scripted", "--no-mdns", "--data-dir", data_dir, "--bootstrap", host.multiaddr]
-    assert "right answers" not in run("hosts", "--why", *flags).out
-    evaluated = evaluate(data_dir, "--tasks", "strings", "--limit", 1, "--json").named("evaluated")[0]
-    assert "right answers" not in run("hosts", *flags).out
-    told = run("hosts", "--why", *flags).out
-    assert "scripted: right answers 0% (0 to 79%) of 1 item, measured here on" in told
-    assert "no part of the score: all hosts of one id have the same weights" in told
-    (known,) = run("hosts", "--why", "--json", *flags).named("quality")
-    assert (known["model"], known["overall"], known["by"]) == (evaluated["model"], evaluated["overall"], "")
-
-
-def test_a_host_is_asked_the_same_and_its_figures_are_not_kept_as_the_models(
-    data_dir: Path, host: Program
-) -> None:
-    at_host = ["--peer", host.multiaddr, "--tasks", "strings,json,logic", "--limit", 1]
-    ran = evaluate(data_dir, *at_host, "--json")
-    assert ran.code == 0
-    assert ran.named("cost") == [{"event": "cost", "items": 3, "cost_max": 0}]
-    (told,) = ran.named("evaluated")
-    assert (told["answered"], told["engine"], told["kept"]) == (3, "scripted", False)
-    assert [each["answer"][:1] for each in ran.named("item") if each["task"] == "json"] == ["{"]
-    assert not (data_dir / "quality.json").exists()
-    people = evaluate(data_dir, *at_host)
-    assert "[it is free]" in people.err
-    assert "not kept: these are this host's answers" in people.err
-
-
-def test_a_host_that_wants_money_is_not_asked_before_its_user_knows_what_that_costs(
-    data_dir: Path, paid_host: Program, profile: Path
-) -> None:
-    ran = evaluate(data_dir, "--peer", paid_host.multiaddr, "--chain", profile, "--limit", 1)
-    assert ran.code == 2
-    assert "7 items cost at most 0.0" in ran.err
-    assert "add --yes to do that where nobody can be asked. Nothing was done" in ran.err
-    assert ran.out == ""
 
 
 def test_what_was_measured_here_goes_before_what_a_list_says(data_dir: Path) -> None:

@@ -7,8 +7,6 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from p2pnode.errors import ConfigError
 from p2pnode.models.evaluation.task_set import Item, chosen_letter, parse_task_set, task_set
@@ -194,7 +192,19 @@ def test_json_is_equal_with_its_types(answer: str, right: bool) -> None:
     assert item("json", {"age": 7, "open": True}).is_right(answer) is right
 
 
-@settings(max_examples=50)
-@given(st.text(max_size=60), st.integers(0, len(ALL) - 1))
-def test_no_answer_breaks_a_check(answer: str, at: int) -> None:
-    assert ALL[at].is_right(answer) in (True, False)
+def test_no_answer_breaks_a_check() -> None:
+    odd = (
+        "\0",
+        "\ud800",
+        "-",
+        "1,,2",
+        "1e999",
+        "{",
+        '"',
+        "[" * 5000,
+        "9" * 400,
+        "A B C",
+        "\N{THAI DIGIT FOUR}",
+    )
+    for each in ALL:
+        assert {each.is_right(answer) for answer in odd} <= {True, False}
