@@ -1,9 +1,9 @@
 """Which turns of a session the token units of its vouchers are spent for, and what keys have for them. Pure.
 
 A voucher is cumulative, and one session may carry turns of several keys. What a voucher adds to the one
-before it is shared out among the turns that it pays for, to the unit. Only the price of all tokens together
-is rounded, so a turn is at most some parts of a unit ahead of what its tokens cost, or behind. Amounts are
-token units.
+before it is shared out among the turns under way, to the unit. Only the price of all tokens together is
+rounded, so a turn pays at most two units more than its tokens cost, and at most one less for each turn beside
+it. Amounts are token units.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _STEPS_AHEAD: Final = 4
 a voucher, and the machine learns of it a receipt or two later: with two it would stop an answer that may go
 on."""
 _ROUNDING: Final = 2
-"""What a turn's share of vouchers may exceed the price of its tokens by: one unit is made up of parts of its
-own tokens, and one may be of turns that ended before."""
+"""What a turn's share of vouchers may exceed the price of its tokens by. A unit goes to the turn to which
+most is due, and together they are less than a unit ahead: so none is ahead by two."""
 
 
 @dataclass(slots=True)
@@ -178,19 +178,26 @@ def first_claim(
 
 
 def share_out(units: int, due: Sequence[int]) -> list[int]:
-    """``units`` shared out in whole ones, by what is ``due`` in parts of a unit: each gets what is due to it
-    within one unit, where the sums agree. What is more than is due goes to the one with the most due."""
+    """``units`` shared out in whole ones by what is ``due`` in parts of a unit, as if each unit went to the
+    one to which most is due then. Nobody who gets one is then ahead of who is behind by more than a unit.
+    """
     shares = [max(0, each // TOKENS_PER_PRICE) for each in due]
+
+    def by_rest() -> list[int]:
+        """Places, those first to which least is due besides their shares."""
+        return sorted(range(len(due)), key=lambda place: due[place] - shares[place] * TOKENS_PER_PRICE)
+
     left = units - sum(shares)
-    if left < 0:  # an advance that was not used paid for some of it
-        for place, share in enumerate(shares):
-            shares[place] = max(0, share + left)
-            left = min(0, share + left)
+    while left < 0:  # others are ahead, or an advance that was not used paid for some of it
+        holders = [place for place in by_rest() if shares[place]][:-left]
+        each = min(-left // len(holders), *(shares[place] for place in holders))
+        for place in holders:
+            shares[place] -= each
+        left += each * len(holders)
+    if not due:
         return shares
-    by_rest = sorted(range(len(due)), key=lambda place: due[place] - shares[place] * TOKENS_PER_PRICE)
-    for place in reversed(by_rest[-left:] if left else []):
+    for place in reversed(by_rest()[-left:] if left else []):
         shares[place] += 1
         left -= 1
-    if left and due:
-        shares[max(range(len(due)), key=due.__getitem__)] += left
+    shares[by_rest()[-1]] += left  # more than is due to all together
     return shares
