@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
+import psutil
 import trio
 
 from p2pnode.errors import ConfigError, EngineError
@@ -49,7 +50,7 @@ async def timings_of(
     """
     ends = trio.current_time() + seconds
     timings: list[Timing] = []
-    for threads, batch in grid(cores_here()):
+    for threads, batch in grid(cores_here(), psutil.cpu_count(logical=False)):
         if timings and trio.current_time() >= ends:
             break
         engine = LlamaCppEngine(model, LlamaCppConfig(n_ctx=_N_CTX, slots=1, threads=threads, batch=batch))

@@ -17,10 +17,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
+import psutil
 import trio
 
 from p2pnode.errors import ConfigError
 from p2pnode.models.arithmetic import LIKELIEST
+from p2pnode.models.calibration import threads_default
 from p2pnode.models.child.engine import ChildEngine
 from p2pnode.models.child.process import ChildProcess
 from p2pnode.models.context import allocated
@@ -37,9 +39,8 @@ _MODULE: Final = "p2pnode.models.llamacpp.server"
 _RENDERS_CTX: Final = 64
 
 
-def _threads_default() -> int:
-    # One core stays free: on a machine without a free core, llama.cpp's threads wait for one another.
-    return max(1, len(os.sched_getaffinity(0)) - 1)
+def _threads_here() -> int:
+    return threads_default(len(os.sched_getaffinity(0)), psutil.cpu_count(logical=False))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +49,7 @@ class LlamaCppConfig:
 
     n_ctx: int = 2048
     slots: int = 4
-    threads: int = field(default_factory=_threads_default)
+    threads: int = field(default_factory=_threads_here)
     batch: int = BATCH
     """Rows that are computed together, ``BATCH_MAX`` at most."""
     cache: str = "FP16"

@@ -133,7 +133,9 @@ ContextOption: TypeAlias = Annotated[
 SlotsOption: TypeAlias = Annotated[
     list[str] | None, typer.Option(help="Requests served at the same time. Or MODEL=2.")
 ]
-ThreadsOption: TypeAlias = Annotated[int | None, typer.Option(help="Engine threads; 0 leaves a core free.")]
+ThreadsOption: TypeAlias = Annotated[
+    int | None, typer.Option(help="Engine threads; 0 chooses: all cores but one, on two cores both.")
+]
 EngineOption: TypeAlias = Annotated[
     str | None,
     typer.Option(

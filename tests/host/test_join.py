@@ -268,6 +268,7 @@ async def test_an_engine_that_cannot_run_here_is_told_before_anything_is_fetched
         await join.run()
 
 
+@pytest.mark.long
 async def test_a_model_that_is_made_to_embed_is_served_and_writes_no_answers(tmp_path: Path) -> None:
     path, ready, told = write_embedding_model(tmp_path / "tiny.gguf"), trio.Event(), dict[str, Any]()
 

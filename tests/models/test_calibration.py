@@ -6,7 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pnode.models.calibration import BATCHES, SLACK, Timing, chosen, grid, remembered, table, with_choice
+from p2pnode.models.calibration import (
+    BATCHES,
+    SLACK,
+    Timing,
+    chosen,
+    grid,
+    remembered,
+    table,
+    threads_default,
+    with_choice,
+)
 
 # `p2pnode models calibrate` with SmolLM2-135M on two cores that other programs use, too: two threads wait for
 # one another.
@@ -54,7 +64,18 @@ def test_the_grid_is_small_and_has_no_batch_above_63(cores: int) -> None:
     assert {batch for _, batch in tried} == set(BATCHES)
     assert max(BATCHES) <= 63
     assert all(1 <= threads <= cores for threads, _ in tried)
-    assert tried[0] == (max(1, cores - 1), 32)
+    assert tried[0] == (threads_default(cores), 32)
+
+
+@pytest.mark.parametrize(
+    ("cores", "physical", "threads"),
+    [(1, 1, 1), (2, 2, 2), (2, 1, 1), (3, 3, 2), (8, 4, 3), (8, None, 7), (2, 16, 2), (64, 32, 31)],
+)
+def test_without_a_calibration_a_core_stays_free_where_there_are_more_than_two(
+    cores: int, physical: int | None, threads: int
+) -> None:
+    assert threads_default(cores, physical) == threads
+    assert grid(cores, physical)[0] == (threads, 32)
 
 
 def test_what_is_remembered_is_found_by_its_key_and_nothing_else_is() -> None:

@@ -42,6 +42,19 @@ def test_another_key_takes_the_least_recently_used_slot_and_nothing_of_it() -> N
     assert table.reusable(b"a", PROMPT) == 3
 
 
+def test_slots_that_are_busy_stay_together_for_only_neighbours_are_computed_together() -> None:
+    table = SlotTable(8)
+    for key in range(5):  # one after the other: each takes the slot that was used least recently
+        assignment = table.assign(b"%d" % key, PROMPT)
+        assert assignment == Assignment(slot=key, own=False, reusable=0)
+        table.release(key, PROMPT)
+    taken = [table.assign(b"new %d" % key, PROMPT) for key in range(4)]
+    assert [each.slot for each in taken if each is not None] == [5, 6, 7, 4]
+    table.release(6, PROMPT)  # the hole is filled first
+    again = table.assign(b"another", PROMPT)
+    assert again == Assignment(slot=6, own=False, reusable=0)
+
+
 def test_a_busy_slot_is_not_shared_with_its_own_key() -> None:
     table = SlotTable(2)
     table.assign(b"a", PROMPT)

@@ -62,6 +62,7 @@ async def test_vectors_have_length_one_and_those_of_like_texts_are_near(embedder
     assert close(cat, kitten) > max(close(cat, rates), close(kitten, rates)) + 0.1
 
 
+@pytest.mark.long
 async def test_a_vector_depends_on_its_text_alone_whoever_else_embeds_meanwhile(
     embedder: LlamaCppEmbedder,
 ) -> None:
@@ -112,6 +113,7 @@ async def test_it_writes_no_answers_and_says_what_it_is_for(embedder: LlamaCppEm
     assert await embedder.arithmetic() == b""
 
 
+@pytest.mark.long
 async def test_a_crash_is_an_error_for_its_texts_and_the_next_ones_get_a_new_process(
     smollm: LocalModel,
 ) -> None:
@@ -152,6 +154,7 @@ def test_what_it_takes_grows_with_the_longest_text_and_a_short_one_fits_into_lit
     assert 371e6 < model.embedder(504) < 480e6
 
 
+@pytest.mark.long
 async def test_a_model_that_is_made_to_embed_does_so_by_the_pooling_of_its_file(tmp_path: Path) -> None:
     path = write_embedding_model(tmp_path / "tiny.gguf")
     local = await pull(Catalogue.load().find(str(path)), tmp_path / "models")
