@@ -151,8 +151,8 @@ def _chat_message(message: Mapping[str, Any]) -> ChatMessage:
                 )
                 for call in calls
             ),
-            tool_call_id=message.get("tool_call_id"),
-            name=message.get("name") or "",
+            tool_call_id=None if message.get("tool_call_id") is None else _text(message["tool_call_id"]),
+            name=_text(message.get("name") or ""),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         msg = (
@@ -260,6 +260,9 @@ def check_question(body: PromptBody) -> None:
         check_answer_form(body)
     except (ProtocolError, GrammarError) as error:
         raise ConfigError(str(error)) from error
+    except UnicodeEncodeError as error:
+        msg = "a schema or an argument holds half of a character (a lone surrogate): decode it as UTF-8 first"
+        raise ConfigError(msg) from error
 
 
 class Questions:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -19,6 +20,8 @@ _KINDS: Final = {
     type(None): "null",
 }
 _SHOWN: Final = 60
+_HALF: Final = re.compile(rb"\\u[dD][89abAB]|\\u[dD][c-fC-F]")
+"""An escape that may be half of a character."""
 
 
 def read_object(data: bytes) -> Fields:
@@ -29,9 +32,19 @@ def read_object(data: bytes) -> Fields:
         raise bad_request("the body is nested too deeply") from error
     except ValueError as error:
         raise bad_request(f"the body is no JSON in UTF-8: {error}") from error
+    if _HALF.search(data) and _has_half(value):
+        raise bad_request("the body holds half of a character (a lone surrogate): send it as UTF-8")
     if not isinstance(value, dict):
         raise bad_request(f"the body is {_KINDS.get(type(value), 'no object')}: send a JSON object")
     return Fields(value)
+
+
+def _has_half(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _no_number(name: str) -> float:

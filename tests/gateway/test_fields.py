@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from p2pnode.gateway.faults import FaultError
 from p2pnode.gateway.fields import Fields, read_object
 
+WRONG = [b"", b"{", b"[]", b"null", b'"x"', b'{"a":NaN}', b"\xff", b"[" * 100_000, b"1" * 5000]
 
-@pytest.mark.parametrize(
-    "body", [b"", b"{", b"[]", b"null", b'"x"', b'{"a":NaN}', b"\xff", b"[" * 100_000, b"1" * 5000]
-)
+
+@pytest.mark.parametrize("body", [*WRONG, b'{"a":"\\ud800"}'])
 def test_a_body_that_is_no_object_is_refused(body: bytes) -> None:
     with pytest.raises(FaultError) as refused:
         read_object(body)
@@ -26,6 +26,10 @@ def test_a_body_that_is_no_object_is_refused(body: bytes) -> None:
 def test_no_body_raises_anything_else(body: bytes) -> None:
     with contextlib.suppress(FaultError):
         read_object(b'{"a":' + body + b"}")
+
+
+def test_a_character_beyond_the_first_plane_may_come_as_two_escapes() -> None:
+    assert read_object(b'{"a":"\\ud83d\\ude00"}').text("a") == "\U0001f600"
 
 
 def test_a_field_that_is_null_counts_as_one_that_is_not_there() -> None:
