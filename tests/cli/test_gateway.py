@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.cli.support import LISTEN, Program, join, run, start
+from tests.cli.support import LISTEN, Program, give, join, run, start, wallet
 
 pytestmark = pytest.mark.long
 ASK = {"model": "scripted", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 9}
@@ -49,6 +49,51 @@ def test_a_node_serves_programs_beside_its_peers_and_needs_a_key_beyond_this_mac
         assert f"gateway    {told['url']}/v1, with a key" in status.out
         node.interrupt()
         assert node.wait() == 0
+
+
+def test_a_request_is_paid_and_told_what_it_cost_or_what_to_fund(
+    paid_host: Program, profile: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    address = wallet(data)
+    first = ("--bootstrap", paid_host.multiaddr, "--no-mdns", "--data-dir", data)
+    with start(
+        tmp_path, "paying", ("gateway", "--listen", "127.0.0.1:0", "--chain", profile, *first)
+    ) as program:
+        told = program.wait_event("gateway")
+        assert told["keys_required"]
+        headers = {"authorization": f"Bearer {Path(told['key_file']).read_text().strip()}"}
+        with httpx.Client(base_url=told["url"], timeout=60) as http:
+            path = "/v1/chat/completions"
+            assert http.post(path, json=ASK).status_code == 401
+            poor = http.post(path, json=ASK, headers=headers)
+            assert (poor.status_code, poor.json()["error"]["type"]) == (402, "insufficient_quota")
+            assert "USDC" in poor.json()["error"]["message"]
+            give(profile, address, usdc="1")
+            dear = http.post(path, json={**ASK, "p2pnode": {"max_cost": "0.0005"}}, headers=headers)
+            assert (dear.status_code, "0.0005 USDC" in dear.text) == (503, True), dear.text
+            paid = http.post(path, json=ASK, headers=headers)
+            assert paid.status_code == 200, paid.text
+            assert paid.headers["x-p2pnode-price-out"] == "0.000007"
+            assert paid.json()["usage"]["p2pnode"]["cost"] == "0.001001"  # the fee, and a unit
+            more = http.post(path, json=ASK, headers=headers)
+            assert more.json()["usage"]["p2pnode"]["cost"] in {"0.00", "0.000001"}  # no second fee
+            assert more.headers["x-p2pnode-session"] == paid.headers["x-p2pnode-session"]
+        program.interrupt()
+        assert program.wait() == 0
+
+
+def test_without_a_wallet_a_priced_host_is_a_payment_that_is_missing(
+    paid_host: Program, tmp_path: Path
+) -> None:
+    first = ("--bootstrap", paid_host.multiaddr, "--no-mdns", "--data-dir", tmp_path / "data")
+    with start(tmp_path, "poor", ("gateway", "--listen", "127.0.0.1:0", *first)) as program:
+        url = program.wait_event("gateway")["url"]
+        answer = httpx.post(f"{url}/v1/messages", json=ASK, timeout=60)
+        assert (answer.status_code, answer.json()["error"]["type"]) == (402, "billing_error")
+        assert "p2pnode wallet new" in answer.text
+        program.interrupt()
+        assert program.wait() == 0
 
 
 @pytest.mark.parametrize(
