@@ -32,6 +32,7 @@ from p2pnode.cli.models import models_app
 from p2pnode.cli.offers import offer, pause, resume, withdraw
 from p2pnode.cli.options import Commands
 from p2pnode.cli.recommendation import recommend
+from p2pnode.cli.service import service_app
 from p2pnode.cli.sessions import sessions_app
 from p2pnode.cli.simulate import simulate_app
 from p2pnode.cli.stake import stake_app, unbond
@@ -82,6 +83,7 @@ app.add_typer(models_app, name="models")
 app.add_typer(chain_app, name="chain")
 app.add_typer(funds_app, name="funds")
 app.add_typer(keys_app, name="keys")
+app.add_typer(service_app, name="service")
 app.add_typer(sessions_app, name="sessions")
 app.add_typer(simulate_app, name="simulate")
 app.add_typer(stake_app, name="stake")

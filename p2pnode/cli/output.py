@@ -57,6 +57,8 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
                 answered{peer, tokens_in, tokens_out, reason, cost} settled{session, amount}
     join also   model.sick{name, reason} model.well{name, reason} machine.used{why} machine.idle{why}
     pause, resume  paused{why} resumed{why} not_paused{}
+    service     service.installed{path} service.removed{path} service{path, running, said}
+                service.plan{path, text, commands}: with --dry-run
     block       blocked{peer, new, reason}; unblock: unblocked{peer}; blocked: peer{peer, since, reason}
     models      list, search: model{name, id, list, aliases, description, remarks, architecture, size_bytes,
                 quantisation, n_ctx, licence, licence_url, tasks, memory, path, quality, hosts?}; hosts is

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
+
+import typer
 
 from p2pnode.cli.options import DataDirOption, JsonOption, LogOption, build_config, configure, data_of
 from p2pnode.cli.output import Output, price_of
@@ -13,8 +16,19 @@ if TYPE_CHECKING:
     from p2pnode.node.datadir import RunningGateway
 
 
+WatchOption: TypeAlias = Annotated[
+    bool, typer.Option("--watch", help="Show it anew each two seconds, until Ctrl-C.")
+]
+_WATCH_S: Final = 2.0
+_CLEAR: Final = "\x1b[H\x1b[J"
+"""Has a terminal go to its upper left corner and forget what stands below."""
+
+
 def status(
-    data_dir: DataDirOption = None, as_json: JsonOption = False, log_level: LogOption = "error"
+    watch: WatchOption = False,
+    data_dir: DataDirOption = None,
+    as_json: JsonOption = False,
+    log_level: LogOption = "error",
 ) -> None:
     """Show the node that runs on this data dir, as its own advert describes it."""
     from p2pnode.cli.runner import run_async
@@ -23,51 +37,64 @@ def status(
     output = Output(as_json=as_json, data_dir=data_dir)
 
     async def run() -> None:
-        gateway = data_of(data_dir).running_gateway()
-        if gateway is not None and data_of(data_dir).running_node() is None:
-            output.event("status", {"gateway": asdict(gateway)}, text=_gateway_line(gateway))
-            return
-        running, advert = _running(output, data_dir), None
-        from p2pnode.client.client import Client
-        from p2pnode.host.totals import read_totals
-        from p2pnode.money import usdc_text
-        from p2pnode.node.datadir import DataDir
-        from p2pnode.node.reachability import reachability
-        from p2pnode.views.status import host_money, status_fields
+        import trio
 
-        config = build_config(data_dir, mdns=False)
-        async with Client(config) as client:
-            advert = await client.advert_of(running.multiaddrs)
-            sheets = await client.sheets([advert] if advert is not None else [])
-        sheet = sheets.get(running.peer_id)
-        served, money = read_totals(DataDir(config.data_dir).totals), host_money(config)
-        fields = status_fields(running, advert, sheet, served=served, ether_usd=config.ether_usd, money=money)
-        fields["gateway"] = asdict(gateway) if gateway is not None else None
-        lines = [f"peer id    {fields['peer_id']}", f"pid        {fields['pid']}"]
-        lines += [f"listening  {address}" for address in running.multiaddrs]
-        if running.reach:
-            found = reachability(running.reach, running.multiaddrs)
-            lines += [f"reach      {found.detail}"] + ([f"           {found.remedy}"] if found.remedy else [])
-        lines += [
-            f"serving    {m['name']} ({m['engine'] or 'cold'}, {m['n_ctx']} tokens), " + price_of(m)
-            for m in fields["models"]
-        ] or ["serving    nothing"]
-        lines.append(f"load       {fields['active']} of {fields['slots']} slots, {fields['queued']} waiting")
-        if gateway is not None:
-            lines.append(_gateway_line(gateway))
-        if fields["served"] is not None:
-            lines.append(_served_line(fields["served"]))
-        if fields["earned"] or fields["owed"]:
-            earned, owed = usdc_text(fields["earned"]), usdc_text(fields["owed"])
-            lines.append(f"earned     {earned} settled, {owed} not settled yet, a tenth of it the treasury's")
-        if any(m["price_in"] or m["price_out"] for m in fields["models"]):
-            lines.append(_gas_line(config.ether_usd))
-        if as_json:
-            output.event("status", fields)
-        else:
-            output.lines("\n".join(lines))
+        while True:
+            lines, fields = await _look(output, data_dir)
+            if as_json:
+                output.event("status", fields)
+            else:
+                if watch and sys.stdout.isatty():
+                    sys.stdout.write(_CLEAR)
+                output.lines("\n".join(lines))
+            if not watch:
+                return
+            await trio.sleep(_WATCH_S)
 
     run_async(run, on_error=output.failed)
+
+
+async def _look(output: Output, data_dir: Any) -> tuple[list[str], dict[str, Any]]:
+    """The node as it is now, in lines and as fields. Raises ``P2PNodeError``."""
+    gateway = data_of(data_dir).running_gateway()
+    if gateway is not None and data_of(data_dir).running_node() is None:
+        return [_gateway_line(gateway)], {"gateway": asdict(gateway)}
+    running, advert = _running(output, data_dir), None
+    from p2pnode.client.client import Client
+    from p2pnode.host.totals import read_totals
+    from p2pnode.money import usdc_text
+    from p2pnode.node.datadir import DataDir
+    from p2pnode.node.reachability import reachability
+    from p2pnode.views.status import host_money, status_fields
+
+    config = build_config(data_dir, mdns=False)
+    async with Client(config) as client:
+        advert = await client.advert_of(running.multiaddrs)
+        sheets = await client.sheets([advert] if advert is not None else [])
+    sheet = sheets.get(running.peer_id)
+    served, money = read_totals(DataDir(config.data_dir).totals), host_money(config)
+    fields = status_fields(running, advert, sheet, served=served, ether_usd=config.ether_usd, money=money)
+    fields["gateway"] = asdict(gateway) if gateway is not None else None
+    lines = [f"peer id    {fields['peer_id']}", f"pid        {fields['pid']}"]
+    lines += [f"listening  {address}" for address in running.multiaddrs]
+    if running.reach:
+        found = reachability(running.reach, running.multiaddrs)
+        lines += [f"reach      {found.detail}"] + ([f"           {found.remedy}"] if found.remedy else [])
+    lines += [
+        f"serving    {m['name']} ({m['engine'] or 'cold'}, {m['n_ctx']} tokens), " + price_of(m)
+        for m in fields["models"]
+    ] or ["serving    nothing"]
+    lines.append(f"load       {fields['active']} of {fields['slots']} slots, {fields['queued']} waiting")
+    if gateway is not None:
+        lines.append(_gateway_line(gateway))
+    if fields["served"] is not None:
+        lines.append(_served_line(fields["served"]))
+    if fields["earned"] or fields["owed"]:
+        earned, owed = usdc_text(fields["earned"]), usdc_text(fields["owed"])
+        lines.append(f"earned     {earned} settled, {owed} not settled yet, a tenth of it the treasury's")
+    if any(m["price_in"] or m["price_out"] for m in fields["models"]):
+        lines.append(_gas_line(config.ether_usd))
+    return lines, fields
 
 
 def _gateway_line(gateway: RunningGateway) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.support import ask, join, run
+from tests.cli.support import ask, join, run, start
 
 STRANGER = "12D3KooWDnR2zNaZAvScsZsYLchXe1mLHH88u1H2GKPJ2P7mWAHd"
 
@@ -22,6 +22,9 @@ def test_a_paused_node_serves_nobody_until_it_is_resumed(tmp_path: Path) -> None
         assert run("resume", "--json", own).named("resumed")[0]["why"] == []
         assert ask(client, "hello", "--peer", node.multiaddr).code == 0
         assert run("resume", "--json", own).named("not_paused")
+        with start(tmp_path, "watch", ["status", "--watch", "--json", own]) as watch:
+            seen = watch.out_path
+            watch.wait_until(lambda: seen.read_text().count('"event": "status"') >= 2, "a second look")
 
 
 def test_peers_are_blocked_listed_and_let_in_where_no_node_runs(tmp_path: Path) -> None:
