@@ -2,21 +2,18 @@
 
 The node that chooses by itself what to serve (`join --auto`) reckons with the same. All of it is reckoned
 before a model's file is here: with the file, what it takes is known to the byte (``models/context.py``), and
-with a calibration, how fast it is. :func:`machine_here` asks the machine; all else is pure.
+with a calibration, how fast it is. Pure: ``models/hardware.py`` asks the machine.
 """
 
 from __future__ import annotations
 
 import math
-import os
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from p2pnode.ids import ModelId
-from p2pnode.models.context import ModelMemory, gigabytes, memory_at_hand, quantisation_that_fits
+from p2pnode.models.context import ModelMemory, gigabytes, quantisation_that_fits
 from p2pnode.models.quality import Quality
 from p2pnode.words import count_of
 
@@ -51,6 +48,10 @@ class Machine:
         """About how fast its processor makes tokens with a model of this size."""
         reckoned = _BYTES_PER_CORE_S * min(self.cores, _CORES_MOST)
         return (self.weights_per_s or reckoned) / max(1, size_bytes)
+
+    def room(self, *, on_gpu: bool) -> int:
+        """The bytes for models on its GPUs, or beside them."""
+        return self.gpu_memory if on_gpu else self.memory
 
     @property
     def words(self) -> str:
@@ -93,6 +94,12 @@ class Option:
         if self.hint is not None and self.hint[1] >= wanted:
             return max(self.hint[0], self.size_bytes)  # a list may say anything
         return expected_memory(self.size_bytes)
+
+    def speed(self, machine: Machine) -> float:
+        """About how many tokens it makes in a second there; infinite where a GPU does."""
+        if self.tokens_per_s is not None:
+            return self.tokens_per_s
+        return math.inf if self.on_gpu else machine.tokens_per_s(self.size_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,10 +157,8 @@ def _comparable(options: list[Option]) -> bool:
 
 def _judged(option: Option, machine: Machine, n_ctx: int) -> Recommendation:
     memory = option.memory(n_ctx)
-    at_hand, kind = (machine.gpu_memory, "GPU memory") if option.on_gpu else (machine.memory, "memory")
-    speed = option.tokens_per_s
-    if speed is None:
-        speed = math.inf if option.on_gpu else machine.tokens_per_s(option.size_bytes)
+    at_hand, kind = machine.room(on_gpu=option.on_gpu), "GPU memory" if option.on_gpu else "memory"
+    speed = option.speed(machine)
     troubles, would_fit = [], ""
     if option.unusable:
         troubles.append(option.unusable)
@@ -200,25 +205,3 @@ def _speed_words(option: Option, machine: Machine, speed: float) -> str:
     else:
         how = f"reckoned from {count_of(machine.cores, 'core')}"
     return f"about {speed:.{0 if speed >= 10 else 1}f} tokens/s, {how}"  # noqa: PLR2004 - digits that say something
-
-
-# ---- what the machine has
-
-
-def machine_here(data_dir: Path, models_dir: Path, *, memory: int = 0, gpu_memory: int = 0) -> Machine:
-    """This machine, or what of it its user gives: ``memory`` bytes. Blocks on the disk."""
-    from p2pnode.models.llamacpp.calibrate import weights_per_s
-
-    return Machine(
-        memory=memory or memory_at_hand(),
-        cores=len(os.sched_getaffinity(0)),
-        disk=_disk_free(models_dir),
-        gpu_memory=gpu_memory,
-        weights_per_s=weights_per_s(data_dir, models_dir),
-    )
-
-
-def _disk_free(folder: Path) -> int:
-    """The bytes that are free where this folder is, or will be made."""
-    there = next((each for each in (folder, *folder.parents) if each.exists()), Path("/"))
-    return shutil.disk_usage(there).free

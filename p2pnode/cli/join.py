@@ -388,7 +388,7 @@ def join(
             from p2pnode.host.auto_join import choose_models, deploy
 
             adverts = await _adverts_seen(config)
-            plan = choose_models(config, adverts, report)
+            plan = await choose_models(config, adverts, report)
             if dry_run:
                 return
             config = await deploy(config, plan, adverts, report)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 
     from p2pnode.ids import ModelId
     from p2pnode.models.catalogue_entry import CatalogueEntry
-    from p2pnode.models.local_models import LocalModel
-    from p2pnode.models.quality import Quality
     from p2pnode.models.recommendation import Machine, Option, Recommendation
     from p2pnode.node.datadir import DataDir
 
@@ -62,94 +61,33 @@ async def look(
     """
     import trio
 
-    from p2pnode.models.engines import available_engines
-    from p2pnode.models.recommendation import machine_here
+    from p2pnode.models.hardware import machine_here
 
-    engines = {str(name): why for name, why in available_engines().items()}
-    gpu_memory = await _gpu_memory() if not engines["exllama"] else 0
-
-    def read() -> tuple[Machine, list[Option]]:
-        machine = machine_here(data.root, data.models, memory=memory, gpu_memory=gpu_memory)
-        return machine, _options(data, engines, more)
-
-    return await trio.to_thread.run_sync(read)
+    machine = await machine_here(data.root, data.models, memory=memory)
+    return machine, await trio.to_thread.run_sync(_options, data, more)
 
 
-async def _gpu_memory() -> int:
-    """The bytes that are free on the GPUs; 0 where they don't say it."""
-    from p2pnode.errors import ConfigError
-    from p2pnode.models.exllama.devices import gpus
-
-    try:
-        return sum(each.free for each in await gpus())
-    except ConfigError:
-        return 0
-
-
-def _options(data: DataDir, engines: dict[str, str], more: Sequence[CatalogueEntry]) -> list[Option]:
-    """``engines``: why each engine can't be used here, "" for one that can. Blocks on the disk."""
+def _options(data: DataDir, more: Sequence[CatalogueEntry]) -> list[Option]:
     from p2pnode.models.catalogue import Catalogue
     from p2pnode.models.catalogue_entry import CatalogueEntry
+    from p2pnode.models.engines import available_engines
+    from p2pnode.models.hardware import option_of
     from p2pnode.models.local_models import installed
 
-    here: dict[ModelId | None, LocalModel] = {each.model_id: each for each in installed(data.models)}
-    catalogue = Catalogue.of(data.models)
+    here = {each.model_id: each for each in installed(data.models)}
     # A model is named once: by the catalogue that ships before any list.
-    entries: dict[ModelId | None, CatalogueEntry] = {}
-    for each in (*catalogue.every_entry(), *more):
-        if each.manifest is not None:
+    entries: dict[ModelId, CatalogueEntry] = {}
+    for each in (*Catalogue.of(data.models).every_entry(), *more):
+        if each.model_id is not None:
             entries.setdefault(each.model_id, each)
     for model in here.values():
         entries.setdefault(model.model_id, CatalogueEntry(name=model.name, manifest=model.manifest))
-    own = own_qualities(data)
-    return [_option(data, each, here.get(model), engines, own) for model, each in entries.items()]
-
-
-def _option(
-    data: DataDir,
-    entry: CatalogueEntry,
-    local: LocalModel | None,
-    engines: dict[str, str],
-    own: Sequence[Quality],
-) -> Option:
-    from p2pnode.models.llamacpp.calibrate import read_choice
-    from p2pnode.models.recommendation import Option
-
-    manifest, model = entry.manifest, entry.model_id
-    assert manifest is not None  # noqa: S101 - none else is an option
-    assert model is not None  # noqa: S101 - it is its manifest's hash
-    found = known_quality(own, model, [(entry.list_name, each) for each in entry.quality])
-    on_gpu = manifest.format != "gguf"
-    timing = read_choice(data.root, local) if local is not None and not on_gpu else None
-    return Option(
-        name=entry.name,
-        model=model,
-        size_bytes=manifest.size_bytes,
-        quantisation=manifest.quantisation,
-        licence=entry.licence,
-        n_ctx=manifest.n_ctx,
-        on_gpu=on_gpu,
-        unusable=engines["exllama" if on_gpu else "llamacpp"],
-        is_here=local is not None,
-        need=_need(local) if local is not None and not on_gpu else None,
-        hint=(entry.memory.bytes, entry.memory.n_ctx) if entry.memory is not None else None,
-        tokens_per_s=timing.tokens_per_s if timing is not None else None,
-        tasks=entry.tasks,
-        quality=found[0] if found is not None else None,
-        quality_by=found[1] if found is not None else "",
-    )
-
-
-def _need(local: LocalModel) -> Any:
-    """What a model that is here takes; None where its file doesn't say."""
-    from p2pnode.errors import ConfigError
-    from p2pnode.models.context import memory_of
-    from p2pnode.models.gguf import read_header
-
-    try:
-        return memory_of(read_header(local.weights_path), local.manifest.size_bytes)
-    except ConfigError:
-        return None
+    own, engines, options = own_qualities(data), available_engines(), []
+    for name, each in entries.items():
+        option = option_of(each, here.get(name), engines, data.root)
+        found = known_quality(own, name, [(each.list_name, one) for one in each.quality])
+        options.append(option if found is None else replace(option, quality=found[0], quality_by=found[1]))
+    return options
 
 
 def _print(output: Output, machine: Machine, found: tuple[Recommendation, ...]) -> None:

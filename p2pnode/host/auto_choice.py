@@ -15,7 +15,7 @@ from typing import Final
 
 from p2pnode.ids import ModelId
 from p2pnode.models.context import gigabytes
-from p2pnode.models.recommendation import TOKENS_PER_S_LEAST, Machine, expected_memory
+from p2pnode.models.recommendation import N_CTX, TOKENS_PER_S_LEAST, Machine, Option
 from p2pnode.protocols.adverts.messages import Advert
 from p2pnode.words import count_of
 
@@ -23,22 +23,6 @@ MODELS_MOST: Final = 4
 """An advert always holds so many."""
 _UNOFFERED: Final = 0.5
 _BASE: Final = 0.25
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """A model that could be served. ``unusable`` says why no engine here can load it."""
-
-    name: str
-    model: ModelId
-    size_bytes: int
-    on_gpu: bool = False
-    unusable: str = ""
-
-    @property
-    def memory(self) -> int:
-        """About what it takes when it is loaded, in bytes."""
-        return expected_memory(self.size_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +46,7 @@ class Demand:
 class Choice:
     """A model and what became of it; ``serve`` is whether it is chosen."""
 
-    candidate: Candidate
+    option: Option
     serve: bool
     why: str
 
@@ -82,15 +66,15 @@ def demand_seen(adverts: Iterable[Advert]) -> dict[ModelId, Demand]:
     return found
 
 
-def worth(candidate: Candidate, demand: Demand) -> float:
+def worth(option: Option, demand: Demand) -> float:
     """How much serving it is worth: for how much is asked of each host, and for its size."""
     pressure = demand.requests / demand.slots if demand.slots else _UNOFFERED
     shared = math.sqrt(1 + demand.hosts)
-    return (_BASE + pressure) / shared * math.log2(2 + candidate.size_bytes / (64 << 20))
+    return (_BASE + pressure) / shared * math.log2(2 + option.size_bytes / (64 << 20))
 
 
 def choose(
-    candidates: Sequence[Candidate],
+    options: Sequence[Option],
     demand: Mapping[ModelId, Demand],
     machine: Machine,
     *,
@@ -98,28 +82,30 @@ def choose(
 ) -> tuple[Choice, ...]:
     """What to serve on ``machine``, within its memory, the worthiest first, then what is left out and why."""
 
-    def order(candidate: Candidate) -> tuple[float, str]:
-        return -worth(candidate, demand.get(candidate.model, Demand())), candidate.name
+    def order(option: Option) -> tuple[float, str]:
+        return -worth(option, demand.get(option.model, Demand())), option.name
 
     chosen: list[Choice] = []
     others: list[Choice] = []
-    left = memory = machine.memory
-    for each in sorted(candidates, key=order):
-        speed = math.inf if each.on_gpu else machine.tokens_per_s(each.size_bytes)
+    left = {on_gpu: machine.room(on_gpu=on_gpu) for on_gpu in (False, True)}
+    for each in sorted(options, key=order):
+        speed, memory, room = each.speed(machine), each.memory(N_CTX), machine.room(on_gpu=each.on_gpu)
+        kind = "GPU memory" if each.on_gpu else "memory"
         why = each.unusable
-        if not why and each.memory > memory:
-            why = f"takes about {gigabytes(each.memory)} of memory, and {gigabytes(memory)} can be had"
+        if not why and memory > room:
+            why = f"takes about {gigabytes(memory)} of {kind}, and {gigabytes(room)} can be had"
         elif not why and speed < TOKENS_PER_S_LEAST:
             why = f"about {speed:.1f} tokens/s on {count_of(machine.cores, 'core')}: too slow for anybody"
         elif not why and len(chosen) >= most:
             why = f"an advert holds {most} models, and these are worth more"
-        elif not why and each.memory > left:
-            why = f"takes about {gigabytes(each.memory)}, and {gigabytes(left)} are left beside those chosen"
+        elif not why and memory > left[each.on_gpu]:
+            others_left = gigabytes(left[each.on_gpu])
+            why = f"takes about {gigabytes(memory)}, and {others_left} are left beside those chosen"
         if why:
-            others.append(Choice(candidate=each, serve=False, why=why))
+            others.append(Choice(option=each, serve=False, why=why))
             continue
-        left -= each.memory
+        left[each.on_gpu] -= memory
         seen = demand.get(each.model, Demand())
-        about = f"about {gigabytes(each.memory)} of memory, {seen.words}"
-        chosen.append(Choice(candidate=each, serve=True, why=about))
+        about = f"about {gigabytes(memory)} of {kind}, {seen.words}"
+        chosen.append(Choice(option=each, serve=True, why=about))
     return (*chosen, *others)

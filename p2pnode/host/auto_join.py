@@ -13,15 +13,17 @@ import trio
 
 from p2pnode.config import ModelSettings, NodeConfig
 from p2pnode.errors import ConfigError, EngineError
-from p2pnode.host.auto_choice import Candidate, Choice, Demand, choose, demand_seen
+from p2pnode.host.auto_choice import Choice, Demand, choose, demand_seen
 from p2pnode.host.model_pool import Report
 from p2pnode.ids import ModelId
 from p2pnode.models.catalogue import Catalogue
 from p2pnode.models.engine import Engine, GenerateRequest, Tokens
 from p2pnode.models.engines import EngineSpec, available_engines, engine_name_for, make_engine
+from p2pnode.models.hardware import machine_here, option_of
 from p2pnode.models.licences import is_free, tell_licence
+from p2pnode.models.local_models import installed
 from p2pnode.models.pull.pull import pull
-from p2pnode.models.recommendation import TOKENS_PER_S_LEAST, machine_here
+from p2pnode.models.recommendation import TOKENS_PER_S_LEAST, Option
 from p2pnode.node.datadir import DataDir
 from p2pnode.payments.books import profile_of_config
 from p2pnode.payments.price_suggestion import median_price, suggest
@@ -32,25 +34,26 @@ _MEASURED_TOKENS = 32
 _QUESTION = "Write a few sentences about the sea."
 
 
-def choose_models(config: NodeConfig, adverts: Sequence[Advert], report: Report) -> tuple[Choice, ...]:
+async def choose_models(config: NodeConfig, adverts: Sequence[Advert], report: Report) -> tuple[Choice, ...]:
     """Choose by the machine and the network. What is chosen is reported, with what is left out.
 
     Raises ``ConfigError`` where nothing of the catalogue can be served here.
     """
-    machine = machine_here(config.data_dir, DataDir(config.data_dir).models, memory=config.memory)
-    demand = demand_seen(adverts)
-    plan = choose(candidates(Catalogue.of(DataDir(config.data_dir).models), demand), demand, machine)
+    data, demand = DataDir(config.data_dir), demand_seen(adverts)
+    machine = await machine_here(data.root, data.models, memory=config.memory)
+    options = await trio.to_thread.run_sync(options_for, data, demand)
+    plan = choose(options, demand, machine)
     report(
         "auto.plan",
         {
             "memory": machine.memory,
             "cores": machine.cores,
             "hosts_seen": len(adverts),
-            "models": [{"name": c.candidate.name, "serve": c.serve, "why": c.why} for c in plan],
+            "models": [{"name": c.option.name, "serve": c.serve, "why": c.why} for c in plan],
         },
     )
     if not any(each.serve for each in plan):
-        whys = "; ".join(f"{each.candidate.name}: {each.why}" for each in plan)
+        whys = "; ".join(f"{each.option.name}: {each.why}" for each in plan)
         raise ConfigError(f"no model of the catalogue can be served here ({whys}): name one, or free memory")
     return plan
 
@@ -67,7 +70,7 @@ async def deploy(
     for each in plan:
         if not each.serve:
             continue
-        name = each.candidate.name
+        name = each.option.name
         try:
             speed = await _measured(config, name, report)
         except EngineError as error:
@@ -76,7 +79,7 @@ async def deploy(
         if speed < TOKENS_PER_S_LEAST:
             report("auto.left_out", {"name": name, "why": f"{speed:.1f} tokens/s: too slow for anybody"})
             continue
-        price, why = await _price(config, each.candidate, adverts)
+        price, why = await _price(config, each.option, adverts)
         settings[name] = price.over(config.per_model.get(name, ModelSettings()))
         fields = {"price_in": price.price_in or 0, "price_out": price.price_out or 0}
         report("auto.serves", {"name": name, "tokens_per_s": round(speed, 1), **fields, "why": why})
@@ -85,31 +88,22 @@ async def deploy(
     return replace(config, models=tuple(settings), per_model=settings)
 
 
-def candidates(catalogue: Catalogue, demand: Mapping[ModelId, Demand]) -> list[Candidate]:
+def options_for(data: DataDir, demand: Mapping[ModelId, Demand]) -> list[Option]:
     """Models that could be served: those of the catalogue that ships, and of subscribed lists such as others
     serve already, under a free licence. A curator alone makes no node fetch gigabytes.
 
     Blocks on the disk.
     """
-    engines = available_engines()
-    found, known = [], set[ModelId]()
-    for entry in catalogue.every_entry():
-        if entry.model_id is None or entry.manifest is None or entry.model_id in known:
+    engines, here = available_engines(), {each.model_id: each for each in installed(data.models)}
+    found = dict[ModelId, Option]()
+    for entry in Catalogue.of(data.models).every_entry():
+        model = entry.model_id
+        if model is None or model in found:
             continue
-        if entry.list_name and not (entry.model_id in demand and is_free(entry.licence)):
+        if entry.list_name and not (model in demand and is_free(entry.licence)):
             continue
-        known.add(entry.model_id)
-        on_gpu = entry.manifest.format != "gguf"
-        found.append(
-            Candidate(
-                name=entry.name,
-                model=entry.model_id,
-                size_bytes=entry.manifest.size_bytes,
-                on_gpu=on_gpu,
-                unusable=engines.get("exllama" if on_gpu else "llamacpp", ""),
-            )
-        )
-    return found
+        found[model] = option_of(entry, here.get(model), engines, data.root)
+    return list(found.values())
 
 
 async def _measured(config: NodeConfig, name: str, report: Report) -> float:
@@ -152,22 +146,20 @@ async def tokens_per_s(engine: Engine) -> float:
     return made / took
 
 
-async def _price(
-    config: NodeConfig, candidate: Candidate, adverts: Sequence[Advert]
-) -> tuple[ModelSettings, str]:
+async def _price(config: NodeConfig, option: Option, adverts: Sequence[Advert]) -> tuple[ModelSettings, str]:
     """What to ask for a model, and why."""
     if config.price_in or config.price_out:
         return ModelSettings(), "the prices that were given"
     if profile_of_config(config) is None:
         return ModelSettings(price_in=0, price_out=0), "there is no chain to be paid on (--chain)"
     if config.ether_usd:
-        found = await suggest(replace(config, models=(candidate.name,)), config.ether_usd)
+        found = await suggest(replace(config, models=(option.name,)), config.ether_usd)
         if found.price_in is not None and found.price_out is not None:
             settings = ModelSettings(
                 price_in=found.price_in, price_out=found.price_out, session_fee=found.session_fee
             )
             return settings, f"the median of {found.asked} hosts, and a fee for the gas of a session"
-    offers = [offer for advert in adverts if (offer := advert.offer(candidate.model)) is not None]
+    offers = [offer for advert in adverts if (offer := advert.offer(option.model)) is not None]
     median = median_price((offer.price_in, offer.price_out) for offer in offers)
     if median is None:
         return ModelSettings(price_in=0, price_out=0), "nobody that is seen asks money for it"

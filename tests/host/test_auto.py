@@ -14,13 +14,14 @@ from trio.testing import MockClock
 from p2pnode.config import DEFAULT_MODEL, NodeConfig
 from p2pnode.errors import ConfigError
 from p2pnode.host import auto_join
-from p2pnode.host.auto_choice import MODELS_MOST, Candidate, Demand, choose, demand_seen
+from p2pnode.host.auto_choice import MODELS_MOST, Demand, choose, demand_seen
 from p2pnode.ids import ModelId
 from p2pnode.models.catalogue import Catalogue
 from p2pnode.models.model_list import list_blob
-from p2pnode.models.recommendation import Machine
+from p2pnode.models.recommendation import Machine, Option
 from p2pnode.models.scripted import ScriptedConfig, ScriptedEngine
 from p2pnode.models.subscriptions import Subscriptions
+from p2pnode.node.datadir import DataDir
 from p2pnode.protocols.adverts.messages import Load, Offer
 from tests.client.support import MODEL, advert
 from tests.models.lists import entry, head, pointer
@@ -33,8 +34,8 @@ def machine(memory: int = 16 * GB, cores: int = 4, **more: Any) -> Machine:
     return Machine(memory=memory, cores=cores, disk=100 * GB, **more)
 
 
-def candidate(name: str, size: int, **more: Any) -> Candidate:
-    return Candidate(name=name, model=ModelId(name.encode().ljust(32, b".")), size_bytes=size, **more)
+def candidate(name: str, size: int, **more: Any) -> Option:
+    return Option(name=name, model=ModelId(name.encode().ljust(32, b".")), size_bytes=size, **more)
 
 
 SMALL, MIDDLE, LARGE = candidate("small", GB // 10), candidate("middle", 2 * GB), candidate("large", 40 * GB)
@@ -42,13 +43,15 @@ SMALL, MIDDLE, LARGE = candidate("small", GB // 10), candidate("middle", 2 * GB)
 
 def test_what_does_not_fit_or_is_too_slow_is_left_out_with_the_reason() -> None:
     plan = choose([SMALL, MIDDLE, LARGE], {}, machine())
-    assert [(each.candidate.name, each.serve) for each in plan] == [
+    assert [(each.option.name, each.serve) for each in plan] == [
         ("middle", True), ("small", True), ("large", False),
     ]  # fmt: skip
     assert plan[2].why == "takes about 48.3 GB of memory, and 16.0 GB can be had"
     plan = choose([MIDDLE], {}, machine(cores=1))
     assert plan[0].why == "about 2.0 tokens/s on 1 core: too slow for anybody"
-    assert choose([replace(MIDDLE, on_gpu=True)], {}, machine(cores=1))[0].serve
+    assert choose([replace(MIDDLE, on_gpu=True)], {}, machine(0, cores=1, gpu_memory=3 * GB))[0].serve
+    (none,) = choose([replace(MIDDLE, on_gpu=True)], {}, machine(gpu_memory=GB))
+    assert none.why == "takes about 2.7 GB of GPU memory, and 1.0 GB can be had"
     assert choose([replace(SMALL, unusable="no CUDA")], {}, machine())[0].why == "no CUDA"
 
 
@@ -59,7 +62,7 @@ def test_what_is_asked_for_goes_before_what_many_offer_already() -> None:
         OTHER: Demand(hosts=2, slots=8, requests=20),
     }
     plan = choose([SMALL, other], demand, machine(450_000_000))
-    assert [(each.candidate.name, each.serve) for each in plan] == [("other", True), ("small", False)]
+    assert [(each.option.name, each.serve) for each in plan] == [("other", True), ("small", False)]
     assert plan[0].why.endswith("2 hosts offer it, 20 requests for 8 slots")
 
 
@@ -68,11 +71,12 @@ def test_a_lists_model_is_a_candidate_where_others_serve_it_and_its_licence_is_f
     entries = [entry(name, licence=licence) for name, licence in names.items()]
     shipped = Catalogue.load().find(DEFAULT_MODEL)
     blob = list_blob(head(), [*entries, replace(shipped, name="shipped")])
-    Subscriptions(tmp_path).take(pointer(blob), blob, 0)
+    data = DataDir(tmp_path)
+    Subscriptions(data.models).take(pointer(blob), blob, 0)
     demand = {each.model_id: Demand(hosts=1) for each in entries if each.name != "unseen" and each.model_id}
-    found = auto_join.candidates(Catalogue.of(tmp_path), demand)
+    found = auto_join.options_for(data, demand)
     assert [each.name for each in found] == [DEFAULT_MODEL, "small/served"]
-    assert [each.name for each in auto_join.candidates(Catalogue.of(tmp_path), {})] == [DEFAULT_MODEL]
+    assert [each.name for each in auto_join.options_for(data, {})] == [DEFAULT_MODEL]
 
 
 def test_a_hosts_load_is_shared_among_its_models_and_a_withdrawn_offer_is_none() -> None:
@@ -99,9 +103,9 @@ def test_whatever_is_chosen_fits_and_everything_has_a_reason(
     candidates = [candidate(f"m{number}", size) for number, size in enumerate(sizes)]
     demand = {each.model: Demand(hosts=hosts, slots=4 * hosts, requests=requests) for each in candidates[::2]}
     plan = choose(candidates, demand, machine(memory, cores))
-    assert sorted(each.candidate.name for each in plan) == sorted(each.name for each in candidates)
-    chosen = [each.candidate for each in plan if each.serve]
-    assert sum(each.memory for each in chosen) <= memory
+    assert sorted(each.option.name for each in plan) == sorted(each.name for each in candidates)
+    chosen = [each.option for each in plan if each.serve]
+    assert sum(each.memory(4096) for each in chosen) <= memory
     assert len(chosen) <= MODELS_MOST
     assert all(each.why for each in plan)
 
@@ -114,7 +118,7 @@ async def test_a_chosen_model_is_pulled_measured_and_served_free_without_a_chain
     monkeypatch.setattr(
         auto_join, "make_engine", lambda *_: ScriptedEngine(ScriptedConfig(tokens_per_s=40.0))
     )
-    plan = auto_join.choose_models(config, [], lambda name, fields: told.append((name, fields)))
+    plan = await auto_join.choose_models(config, [], lambda name, fields: told.append((name, fields)))
     made = await auto_join.deploy(config, plan, [], lambda name, fields: told.append((name, fields)))
     assert made.models == (DEFAULT_MODEL,)
     assert not made.asks_money
@@ -128,4 +132,4 @@ async def test_a_chosen_model_is_pulled_measured_and_served_free_without_a_chain
         await auto_join.deploy(config, plan, [], lambda name, fields: told.append((name, fields)))
     assert dict(told)["auto.left_out"]["why"] == "1.0 tokens/s: too slow for anybody"
     with pytest.raises(ConfigError, match="no model of the catalogue can be served here"):
-        auto_join.choose_models(replace(config, memory=1), [], lambda _name, _fields: None)
+        await auto_join.choose_models(replace(config, memory=1), [], lambda _name, _fields: None)

@@ -16,10 +16,11 @@ from p2pnode.ids import ModelId
 from p2pnode.models.calibration import Timing
 from p2pnode.models.context import ModelMemory, memory_at_hand, memory_of
 from p2pnode.models.gguf import read_header
+from p2pnode.models.hardware import machine_here
 from p2pnode.models.llamacpp import calibrate
 from p2pnode.models.local_models import LocalModel, remember
 from p2pnode.models.quality import Quality, TaskResult
-from p2pnode.models.recommendation import Machine, Option, expected_memory, machine_here, recommend
+from p2pnode.models.recommendation import Machine, Option, expected_memory, recommend
 
 GB = 10**9
 
@@ -143,36 +144,36 @@ def test_what_fits_fits_and_everything_has_a_reason(
             assert not each.would_fit
 
 
-def test_the_machine_is_asked(tmp_path: Path) -> None:
-    found = machine_here(tmp_path, tmp_path / "not" / "made")
+async def test_the_machine_is_asked(tmp_path: Path) -> None:
+    found = await machine_here(tmp_path, tmp_path / "not" / "made")
     assert 0 < found.memory <= 2 * memory_at_hand()
     assert found.cores >= 1
     assert found.disk > 0
     assert found.weights_per_s is None
-    assert machine_here(tmp_path, tmp_path, memory=5).memory == 5
+    assert (await machine_here(tmp_path, tmp_path, memory=5)).memory == 5
 
 
 def _not_installed(name: str) -> str:
     raise PackageNotFoundError(name)
 
 
-def test_a_calibration_here_says_how_fast_weights_are_read(
+async def test_a_calibration_here_says_how_fast_weights_are_read(
     tmp_path: Path, smollm: LocalModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     remember(tmp_path, smollm)
     timing = Timing(threads=1, batch=32, prefill_s=1.0, decode_s=0.5)
     calibrate.keep_choice(tmp_path, smollm, [timing])
     assert timing.tokens_per_s == 64
-    assert machine_here(tmp_path, tmp_path).weights_per_s == 64 * smollm.manifest.size_bytes
+    assert (await machine_here(tmp_path, tmp_path)).weights_per_s == 64 * smollm.manifest.size_bytes
     with monkeypatch.context() as patched:
         patched.setattr(calibrate, "version", _not_installed)
-        assert machine_here(tmp_path, tmp_path).weights_per_s is None
+        assert (await machine_here(tmp_path, tmp_path)).weights_per_s is None
         assert calibrate.read_choice(tmp_path, smollm) is None
     text = json.loads((tmp_path / calibrate.FILE).read_text())
     (key,) = text["choices"]
     text["choices"] = {key.replace("m1", "m2"): asdict(timing)}
     (tmp_path / calibrate.FILE).write_text(json.dumps(text))
-    assert machine_here(tmp_path, tmp_path).weights_per_s is None
+    assert (await machine_here(tmp_path, tmp_path)).weights_per_s is None
 
 
 def test_what_is_reckoned_of_the_default_model_is_near_what_its_file_says(smollm: LocalModel) -> None:
