@@ -26,15 +26,15 @@ _FREE: Final = frozenset(name.lower() for name in FREE)
 class LicenceError(ConfigError):
     """A model's licence was not accepted, and nothing was fetched. ``licence`` is what to accept."""
 
-    def __init__(self, name: str, licence: str) -> None:
+    def __init__(self, name: str, licence: str, url: str = "") -> None:
         self.licence = licence
         terms = (
             "nobody says under which licence it comes" if licence == UNKNOWN else f"its licence is {licence}"
         )
+        where = f"at {url}" if url else "where the model comes from"
         super().__init__(
             f"model {name!r} was not downloaded: {terms}, and none is known that is free for any use. "
-            f"Read it where the model comes from, then accept it with `p2pnode models pull {name} "
-            f"--accept-licence {licence}`"
+            f"Read it {where}, then accept it with `p2pnode models pull {name} --accept-licence {licence}`"
         )
 
 
@@ -60,8 +60,11 @@ def is_free(licence: str) -> bool:
     return shown_licence(licence).lower() in _FREE
 
 
-def require_licence(name: str, licence: str, accepted: Collection[str]) -> None:
-    """Raise ``LicenceError`` unless the licence of model ``name`` is free or accepted, whatever the case."""
+def require_licence(name: str, licence: str, accepted: Collection[str], url: str = "") -> None:
+    """Raise ``LicenceError`` unless the licence of model ``name`` is free or accepted, whatever the case.
+
+    ``url``: where its text is, "" where nobody says.
+    """
     shown = shown_licence(licence)
     if not is_free(licence) and shown.lower() not in {each.lower() for each in accepted}:
-        raise LicenceError(name, shown)
+        raise LicenceError(name, shown, url)

@@ -91,7 +91,7 @@ async def pull(
             if model is not None:
                 progress(manifest.size_bytes, manifest.size_bytes)
                 return model
-    require_licence(entry.name, entry.licence, licences)
+    require_licence(entry.name, entry.licence, licences, entry.licence_url)
     on_download(entry)
     model = _stored(entry.name, manifest, models_dir)
     log.info("model.pull", name=entry.name, size_bytes=manifest.size_bytes)

@@ -368,6 +368,7 @@ def _row(entry: Any, local: Any, known: Any) -> dict[str, Any]:
         "n_ctx": entry.manifest.n_ctx,
         "licence": entry.licence,
         "licence_url": entry.licence_url,
+        "licence_sha256": entry.licence_sha256,
         "tasks": list(entry.tasks),
         "memory": None
         if entry.memory is None

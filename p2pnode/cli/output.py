@@ -61,9 +61,9 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
                 service.plan{path, text, commands}: with --dry-run
     block       blocked{peer, new, reason}; unblock: unblocked{peer}; blocked: peer{peer, since, reason}
     models      list, search: model{name, id, list, aliases, description, remarks, architecture, size_bytes,
-                quantisation, n_ctx, licence, licence_url, tasks, memory, path, quality, hosts?}; hosts is
-                {count, price_in, price_out}; pull: licence{name, licence, url} model.progress{…} and
-                model{name, id, path};
+                quantisation, n_ctx, licence, licence_url, licence_sha256, tasks, memory, path, quality,
+                hosts?}; hosts is {count, price_in, price_out}; pull: licence{name, licence, url}
+                model.progress{…} and model{name, id, path};
                 verify: verified{name, path, files}
                 evaluate: item{task, index, right, answer, lost} evaluated{model, task_set, seed, tasks,
                 scores, overall, engine, build, kv_types, measured, asked, answered, lost, kept}: quality is

@@ -169,7 +169,9 @@ def test_a_stranger_s_words_neither_command_a_terminal_nor_stand_in_a_list(tmp_p
 
 
 def test_the_licence_of_a_lists_model_is_asked_for_before_anything_is_fetched(tmp_path: Path) -> None:
-    blob = document([table("a", licence="llama3", source=["https://example.org/x"])])
+    blob = document(
+        [table("a", licence="llama3", licence_url="https://example.org/l", source=["https://example.org/x"])]
+    )
     path = tmp_path / "x.list"
     path.write_bytes(list_file(pointer(blob), blob))
     data = tmp_path / "d"
@@ -177,6 +179,7 @@ def test_the_licence_of_a_lists_model_is_asked_for_before_anything_is_fetched(tm
     ran = run("models", "pull", "small/a", "--data-dir", data, "--json")
     assert ran.code == 1
     assert "was not downloaded: its licence is llama3" in ran.events[-1]["message"]
+    assert "Read it at https://example.org/l, then accept it" in ran.events[-1]["message"]
     assert "`p2pnode models pull small/a --accept-licence llama3`" in ran.events[-1]["message"]
 
 
