@@ -36,9 +36,8 @@ from p2pnode.cli.options import (
 from p2pnode.cli.output import Output
 
 if TYPE_CHECKING:
-    from p2pnode.launch.gateway_process import FoundGateway
     from p2pnode.launch.programs import Program, Settings
-    from p2pnode.node.datadir import DataDir
+    from p2pnode.node.datadir import DataDir, RunningGateway
 
 NameArgument = Annotated[
     str, typer.Argument(metavar="NAME", help="codex, claude, opencode, aider, goose or crush.")
@@ -114,11 +113,10 @@ def connect(
 
     def act() -> None:
         from p2pnode.errors import ConfigError
-        from p2pnode.launch.gateway_process import find_gateway
 
         program = _program(name)
         data = _ready(data_dir, output)
-        gateway = find_gateway(data)
+        gateway = data.running_gateway()
         if gateway is None:
             raise ConfigError("no gateway runs on this data dir: start it with `p2pnode gateway`")
         settings = _settings_for(data, program, model, (budget, per_day), gateway)
@@ -183,7 +181,7 @@ def _settings_for(
     program: Program,
     model: str | None,
     budgets: tuple[str | None, str | None],
-    gateway: FoundGateway,
+    gateway: RunningGateway,
 ) -> Settings:
     from p2pnode.launch.gateway_process import context_of
     from p2pnode.launch.programs import Settings

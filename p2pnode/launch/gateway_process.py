@@ -17,13 +17,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from p2pnode.errors import ConfigError
 from p2pnode.files import locked, write_private
-from p2pnode.node.datadir import DataDir
+from p2pnode.node.datadir import DataDir, RunningGateway
 
 _START_S: Final = 60.0
 _POLL_S: Final = 0.05
@@ -31,28 +30,8 @@ _STOP_S: Final = 30.0
 _ASK_S: Final = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class FoundGateway:
-    """A gateway that runs. ``url`` has no path."""
-
-    url: str
-    pid: int
-    keys_required: bool
-
-
-def find_gateway(data: DataDir) -> FoundGateway | None:
-    """The gateway of a data dir; None where none runs, whatever its file says."""
-    try:
-        told = json.loads(data.gateway_json.read_text())
-        found = FoundGateway(str(told["url"]), int(told["pid"]), bool(told["keys_required"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    # Only now: who tries the lock holds it for an instant, in which no gateway could start.
-    return found if _is_held(data.gateway_lock) else None
-
-
 @contextmanager
-def using_gateway(data: DataDir, folder: Path, flags: Sequence[str]) -> Iterator[FoundGateway]:
+def using_gateway(data: DataDir, folder: Path, flags: Sequence[str]) -> Iterator[RunningGateway]:
     """The gateway of the data dir for the block. Where none runs one is started with ``flags``, and ended
     when no other run needs it. ``folder`` holds who does. Blocks.
 
@@ -64,7 +43,7 @@ def using_gateway(data: DataDir, folder: Path, flags: Sequence[str]) -> Iterator
     process: subprocess.Popen[bytes] | None = None
     try:
         with locked(folder):
-            found = find_gateway(data)
+            found = data.running_gateway()
             if found is None:
                 found, process = _start(data, folder, flags)
                 write_private(started, str(found.pid).encode())
@@ -81,7 +60,7 @@ def using_gateway(data: DataDir, folder: Path, flags: Sequence[str]) -> Iterator
         os.close(handle)
 
 
-def context_of(gateway: FoundGateway, key: str, model: str) -> int | None:
+def context_of(gateway: RunningGateway, key: str, model: str) -> int | None:
     """How many tokens of context the network gives a model, as far as the gateway knows. Blocks for 5 s at
     most."""
     request = urllib.request.Request(  # noqa: S310 - the URL is the gateway's own, on this machine
@@ -96,7 +75,9 @@ def context_of(gateway: FoundGateway, key: str, model: str) -> int | None:
         return None
 
 
-def _start(data: DataDir, folder: Path, flags: Sequence[str]) -> tuple[FoundGateway, subprocess.Popen[bytes]]:
+def _start(
+    data: DataDir, folder: Path, flags: Sequence[str]
+) -> tuple[RunningGateway, subprocess.Popen[bytes]]:
     data.gateway_json.unlink(missing_ok=True)  # of one that crashed
     log = folder / "gateway.log"
     command = [sys.executable, "-P", "-m", "p2pnode", "gateway", "--listen", "127.0.0.1:0"]
@@ -108,7 +89,7 @@ def _start(data: DataDir, folder: Path, flags: Sequence[str]) -> tuple[FoundGate
     until = time.monotonic() + _START_S
     try:
         while time.monotonic() < until:
-            found = find_gateway(data)
+            found = data.running_gateway()
             if found is not None:
                 return found, process
             if process.poll() is not None:
@@ -140,25 +121,14 @@ def _end_started(data: DataDir, started: Path) -> None:
     except (OSError, ValueError):
         return
     started.unlink()
-    found = find_gateway(data)
+    found = data.running_gateway()
     if found is None or found.pid != pid:
         return
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
     until = time.monotonic() + _STOP_S
-    while time.monotonic() < until and _is_held(data.gateway_lock):
+    while time.monotonic() < until and data.running_gateway() is not None:
         time.sleep(_POLL_S)
-
-
-def _is_held(lock: Path) -> bool:
-    try:
-        handle = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        return not _alone(handle)
-    finally:
-        os.close(handle)
 
 
 def _alone(handle: int) -> bool:
