@@ -281,20 +281,25 @@ class SizedShares(Generic[K]):
 
 
 def one_of_each(groups: Iterable[Sequence[T]], count: int, draw: Draw) -> list[T]:
-    """Up to ``count`` of all, at random: one of each group before a second of any.
+    """Up to ``count`` of all, at random: one of each group before a second of any. No group is empty.
 
     The work of choosing follows ``count``: a stranger may ask for a few of thousands again and again.
     """
-    left = [list(group) for group in groups if group]
-    chosen: list[T] = []
-    while left and len(chosen) < count:
-        turns = min(count - len(chosen), len(left))
-        for first in range(turns):  # as many groups as are needed, in random order, come first
-            other = first + draw(len(left) - first)
-            left[first], left[other] = left[other], left[first]
-        chosen += [_taken(group, draw) for group in left[:turns]]
-        left = [group for group in left if group]
+    # Where not each group comes to its turn, one round is enough: the others are not looked at.
+    left = [list(group) for group in _drawn(list(groups), count, draw)]
+    chosen = [_taken(group, draw) for group in left]
+    while len(chosen) < count and (left := [group for group in left if group]):
+        chosen += [_taken(group, draw) for group in _drawn(left, count - len(chosen), draw)]
     return chosen
+
+
+def _drawn(items: list[T], count: int, draw: Draw) -> list[T]:
+    """So many of the items, in random order; they are the first of the items from now on."""
+    count = max(0, min(count, len(items)))
+    for first in range(count):
+        other = first + draw(len(items) - first)
+        items[first], items[other] = items[other], items[first]
+    return items[:count]
 
 
 def _taken(items: list[T], draw: Draw) -> T:

@@ -42,7 +42,7 @@ def word(value: int | bytes) -> bytes:
 
 def abi_encode(*values: int | bytes) -> bytes:
     """``abi.encode`` of static types: every value one 32-byte word."""
-    return b"".join(word(value) for value in values)
+    return b"".join([word(value) for value in values])
 
 
 @lru_cache(maxsize=1024)

@@ -5,7 +5,8 @@ in ``SetTimer`` is absolute on that clock, and a key set again replaces. Machine
 clock nor the network: a shell (the node with libp2p, or a simulator) feeds and obeys them.
 
 Nobody changes an event or an effect once it is made. They are not frozen all the same: one that is takes four
-times as long to make, and a message of gossip makes several.
+times as long to make, and a message of gossip makes several. For the same reason those that are made most
+often have their ``__init__`` in the source: where this module is compiled, it is, too.
 """
 
 from __future__ import annotations
@@ -20,13 +21,16 @@ StreamRef: TypeAlias = int
 """Names one stream to a machine; the shell knows which."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Received:
     """A decoded message of this protocol arrived."""
 
     peer: PeerId
     stream: StreamRef
     message: Any
+
+    def __init__(self, peer: PeerId, stream: StreamRef, message: Any) -> None:
+        self.peer, self.stream, self.message = peer, stream, message
 
 
 @dataclass(slots=True)
@@ -50,24 +54,30 @@ class Closed:
     malformed: bool = False
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class TimerFired:
     """A timer set earlier came due."""
 
     key: str
 
+    def __init__(self, key: str) -> None:
+        self.key = key
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, init=False)
 class Command:
     """The role above wants something, or reports what its I/O gave."""
 
     value: Any
 
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
 
 Event: TypeAlias = Received | HalfClosed | Closed | TimerFired | Command
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Send:
     """Write this message. The shell writes all ``Send`` of one ``handle`` at once."""
 
@@ -75,13 +85,19 @@ class Send:
     stream: StreamRef
     message: Any
 
+    def __init__(self, peer: PeerId, stream: StreamRef, message: Any) -> None:
+        self.peer, self.stream, self.message = peer, stream, message
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, init=False)
 class SetTimer:
     """Fire ``key`` at ``at``; replaces an earlier setting of the same key."""
 
     key: str
     at: float
+
+    def __init__(self, key: str, at: float) -> None:
+        self.key, self.at = key, at
 
 
 @dataclass(slots=True)
@@ -91,11 +107,14 @@ class CancelTimer:
     key: str
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Emit:
     """Tell the role above; never the network."""
 
     value: Any
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
 
 
 @dataclass(slots=True)

@@ -94,7 +94,10 @@ class EventLoop:
             if self._next < len(self._due) or not self._order or self._order[0] > last:
                 break
             self._bucket = heappop(self._order)
-            self._due, self._next = sorted(self._buckets.pop(self._bucket)), 0
+            due = self._buckets.pop(self._bucket)
+            if len(due) > 1:  # most have one entry
+                due.sort()
+            self._due, self._next = due, 0
         self.now = max(self.now, end)
 
     def _run(self, due: list[_Entry], end: float) -> None:

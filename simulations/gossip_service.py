@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, Final, TypeVar
 
 from p2pnode.ids import PeerId
@@ -38,6 +39,8 @@ PROTOCOL: Final = "gossip"
 _KNOWN_MAX: Final = 8192
 """RPCs, and signatures."""
 T = TypeVar("T")
+_seen_from = lru_cache(_KNOWN_MAX)(origin_of)
+"""The origin of a peer at an address: the same for all nodes that see it."""
 
 
 def accept(_author: PeerId, _data: bytes) -> Verdict:
@@ -270,7 +273,7 @@ class GossipService:
             return
         group = None
         if self._with_groups:
-            origin = origin_of(other.ip, other.peer)
+            origin = _seen_from(other.ip, other.peer)
             group = origin.near if origin.is_prefix else None
         self.tell(link.sender, PeerUp(other.peer, dialled=link.dialled, group=group))
 

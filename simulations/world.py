@@ -650,6 +650,7 @@ def _gc_at_rest() -> Iterator[None]:
     try:
         yield
     finally:
+        gc.freeze()  # what is new counts as old from now on: there is no garbage in it to look for
         gc.unfreeze()
         if was_on:
             gc.enable()

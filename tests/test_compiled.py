@@ -19,7 +19,7 @@ RUN = """
 from p2pnode.compiled import is_used
 from p2pnode.simulations import load, run
 from p2pnode.simulations.scenario import with_size
-for name, seconds in ("steady", 120.0), ("nat-majority", 120.0), ("byzantine-hosts", 200.0):
+for name, seconds in ("steady", 120.0), ("nat-majority", 120.0), ("byzantine-hosts", 200.0), ("churn", 120.0):
     result = run(with_size(load(name), nodes=24, duration_s=seconds), seed=3)
     print(is_used(), name, result.trace_hash, result.tables_hash, result.events)
 """
@@ -79,12 +79,15 @@ def test_each_module_that_is_compiled_is_there() -> None:
 @pytest.mark.skipif(not compiled.is_used(), reason="no compiled copies fit: `python -m p2pnode.compiler`")
 def test_a_simulation_is_the_same_with_copies_and_without() -> None:
     copies, sources = said(RUN), said(RUN, pure=True)
-    assert sources.count("False") == copies.count("True") == len(sources.splitlines()) == 3
+    assert sources.count("False") == copies.count("True") == len(sources.splitlines()) == 4
     assert copies.replace("True", "False") == sources
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("tests", ["protocols/gossipsub", "simulations", "net/test_gossip.py"])
+@pytest.mark.parametrize(
+    "tests",
+    ["protocols/gossipsub", "protocols/inference", "protocols/lookup", "simulations", "net/test_gossip.py"],
+)
 def test_what_holds_of_the_copies_holds_of_the_sources(tests: str) -> None:
     """The other way round, where this process has no copies: they are made for it."""
     if not compiled.is_used():

@@ -156,11 +156,19 @@ class MemoryChain:
     def account(self, address: bytes) -> AccountState:
         """What an account has."""
         return AccountState(
-            usdc=self._token.balances.get(address, 0),
-            earned=self._market.earned.get(address, 0),
+            usdc=self.usdc(address),
+            earned=self.earned(address),
             ether=self.ether.get(address, 0),
             has_code=address in self._wallets or address in self._contracts(),
         )
+
+    def usdc(self, address: bytes) -> int:
+        """The USDC that an account has, in token units."""
+        return self._token.balances.get(address, 0)
+
+    def earned(self, address: bytes) -> int:
+        """What the market holds for an account that earned it, in token units."""
+        return self._market.earned.get(address, 0)
 
     def fab(self, address: bytes) -> FabState:
         """The FAB of an account."""

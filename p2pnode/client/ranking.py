@@ -207,7 +207,9 @@ def rank(
         if not is_priced(each.offer):
             fastest[each.trusted] = min(each.score, fastest.get(each.trusted, each.score))
     chosen = [
-        replace(each, goes_first=_goes_first(each, fastest.get(each.trusted, 0.0), measured))
+        replace(each, goes_first=True)
+        if _goes_first(each, fastest.get(each.trusted, 0.0), measured)
+        else each
         for each in chosen
     ]
     excluded = sorted((each for each in candidates if each.excluded), key=_order)
@@ -396,8 +398,11 @@ class HostChoice:
 
     def ranking(self, now: float) -> Ranking:
         """All hosts found so far."""
+        return self._rank(self._found.values(), now)
+
+    def _rank(self, adverts: Iterable[Advert], now: float) -> Ranking:
         return rank(
-            self._found.values(),
+            adverts,
             self._model,
             self._measured,
             self._filters,
@@ -446,11 +451,13 @@ class HostChoice:
 
     def may_use(self, peer: PeerId, now: float) -> bool:
         """Whether this host was not given out yet, and is allowed."""
-        return any(candidate.advert.peer == peer for candidate in self._untried(now))
+        # By itself: what else was found changes its place and nothing of whether it may be given.
+        advert = self._found.get(peer)
+        return advert is not None and peer not in self._tried and bool(self._rank([advert], now).chosen)
 
     def has_untried(self, now: float) -> bool:
         """Whether a host is left that may be given out."""
-        return bool(self._untried(now))
+        return any(self.may_use(peer, now) for peer in self._found)
 
     def _untried(self, now: float) -> list[Candidate]:
         return [each for each in self.ranking(now).chosen if each.advert.peer not in self._tried]

@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from typing import Final, Literal, TypeAlias
@@ -68,24 +67,40 @@ Verdict: TypeAlias = Literal[
 ]
 
 
-@dataclass(frozen=True, slots=True)
 class Entry:
-    """A live advert, as it came and as it reads."""
+    """A live advert, as it came and as it reads. Nobody changes one once it is made."""
 
-    signed: SignedAdvert
-    advert: Advert
-    gossiped_at: float
-    """When gossip last brought one of this peer; what we asked for ourselves does not count."""
-    late_s: float
-    """By how much the host's clock may be behind ours: the least age at which one of its adverts came."""
-    origin: Origin
-    """Where its peer is connected from; for one that isn't, ``UNSEEN`` and what its first address says."""
-    kept_until: float
-    """Outlives ``expires_at`` where an earlier advert would have lived longer: it must not be replayed."""
+    # No record: a book makes one for each advert that it takes, and asks each of them whether it is live.
+    __slots__ = (
+        "_live_until", "advert", "gossiped_at", "kept_until", "late_s", "models", "origin", "signed",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        signed: SignedAdvert,
+        advert: Advert,
+        *,
+        gossiped_at: float,
+        late_s: float,
+        origin: Origin,
+        kept_until: float,
+    ) -> None:
+        self.signed, self.advert = signed, advert
+        self.gossiped_at = gossiped_at
+        """When gossip last brought one of this peer; what we asked for ourselves does not count."""
+        self.late_s = late_s
+        """By how much the host's clock may be behind ours: the least age at which one of its adverts came."""
+        self.origin = origin
+        """Where its peer is connected from; of others ``UNSEEN``, and what their first address says."""
+        self.kept_until = kept_until
+        """After ``expires_at`` where an earlier advert would have lived longer: it must not be replayed."""
+        self.models = frozenset([offer.model for offer in advert.offers if offer.n_ctx])
+        """Those that it offers."""
+        self._live_until = -math.inf if advert.withdrawn else advert.expires_at + late_s
 
     def is_live(self, now: float) -> bool:
         """Whether it says that the host is there now, by the host's own clock."""
-        return not self.advert.withdrawn and now < self.advert.expires_at + self.late_s
+        return now < self._live_until
 
 
 _Groups: TypeAlias = tuple[list[list[Entry]], list[list[Entry]]]
@@ -140,65 +155,71 @@ class Book:
         self, signed: SignedAdvert, source: PeerId, now: float, *, asked: bool = False
     ) -> tuple[Verdict, Advert | None]:
         """Judge an advert; ``asked`` ones (the answer to our own question) skip the stranger rate."""
-        verdict, advert = self._judge(signed, source, now, asked=asked)
+        verdict, advert, origin = self._judge(signed, source, now, asked=asked)
         self.counts[verdict] += 1
-        if verdict == "accepted" and advert is not None:
+        if advert is not None and origin is not None:
             held = self._entries.get(advert.peer)
             until = max(advert.expires_at + CLOCK_SKEW_S, held.kept_until if held is not None else 0)
             unasked = held.gossiped_at if held is not None else -math.inf
             late_s = min(float(CLOCK_SKEW_S), max(0.0, now - advert.issued_at))
             if held is not None and not advert.withdrawn:
                 late_s = min(late_s, held.late_s)
-            gossiped_at = unasked if asked else now
-            entry = Entry(signed, advert, gossiped_at, late_s, self._origin(advert), until)
+            entry = Entry(
+                signed,
+                advert,
+                gossiped_at=unasked if asked else now,
+                late_s=late_s,
+                origin=origin,
+                kept_until=until,
+            )
             self._put(advert.peer, entry)
             self._believed(advert)
         return verdict, advert
 
     def _judge(
         self, signed: SignedAdvert, source: PeerId, now: float, *, asked: bool
-    ) -> tuple[Verdict, Advert | None]:
+    ) -> tuple[Verdict, Advert | None, Origin | None]:
+        """The verdict; of an advert that is accepted, its origin, too."""
         if self._sources.muted(source, now):
-            return "muted", None
+            return "muted", None, None
         try:
             advert = self.checks.parse(signed)
         except ProtocolError:
-            return "malformed", None
+            return "malformed", None, None
         if advert.issued_at > now + CLOCK_SKEW_S or advert.expires_at > now + TTL_MAX_S:
-            return "future", None
+            return "future", None, None
         held = self._entries.get(advert.peer)
         if (untimely := _untimely(signed, advert, held, now, asked=asked)) is not None:
-            return untimely, None if untimely == "expired" else advert
-        if held is not None and held.signed == signed:
-            return "accepted", advert  # asked again; it was verified when it came
-        privileged = self._privileged(advert.peer)
+            return untimely, None if untimely == "expired" else advert, None
         seen = self._origin_of(advert.peer)
+        if held is not None and _is_same(held.signed, signed):
+            return "accepted", advert, self._origin(advert, seen)  # asked again; it was verified when it came
+        privileged = self._privileged(advert.peer)
         renews = held is not None and held.is_live(now) and now - held.gossiped_at >= RENEWAL_AFTER_S
         if not (privileged or asked or self._sources.admit(source, seen, now, renews=renews)):
-            return "rate", None
+            return "rate", None, None
         if not is_live(advert.binding, now):  # by our clock: its bearer may have another
-            return "lapsed", None
+            return "lapsed", None, None
         # A binding lives for weeks: it is checked once, and not again with each advert.
-        known = held is not None and held.advert.binding == advert.binding
+        known = held is not None and _is_same(held.advert.binding, advert.binding)
         if not (
             self.checks.verify(signed, advert)
             and (known or self.checks.is_bound(advert.peer, advert.binding))
         ):
             self._sources.charge(source, now)
-            return "forged", None
-        if not self._take_place(advert, now, privileged=privileged):
-            return "full", None
-        return "accepted", advert
+            return "forged", None, None
+        origin = self._origin(advert, seen)
+        if not self._take_place(advert.peer, origin, now, privileged=privileged):
+            return "full", None, None
+        return "accepted", advert, origin
 
-    def _origin(self, advert: Advert) -> Origin:
-        seen = self._origin_of(advert.peer)
+    def _origin(self, advert: Advert, seen: Origin | None) -> Origin:
         if seen is not None:
             return seen
         return _said_origin(advert.addresses[0].multiaddr if advert.addresses else "", advert.peer)
 
-    def _take_place(self, advert: Advert, now: float, *, privileged: bool) -> bool:
+    def _take_place(self, peer: PeerId, origin: Origin, now: float, *, privileged: bool) -> bool:
         """Whether there is a place, which may be another's until now. Who has one keeps it."""
-        peer, origin = advert.peer, self._origin(advert)
         held = self._entries.get(peer)
         if held is not None and (peer not in self._shares or held.origin == origin):
             return True
@@ -245,8 +266,8 @@ class Book:
                 [[entry for entry in group if entry.advert.serves(model, caps)] for group in groups]
                 for groups in grouped
             ]
-            grouped = (able[0], able[1])
-        kinds = [one_of_each([group for group in groups if group], count, self._draw) for groups in grouped]
+            grouped = ([group for group in able[0] if group], [group for group in able[1] if group])
+        kinds = [one_of_each(groups, count, self._draw) for groups in grouped]
         turns = (kind[index] for index in range(count) for kind in kinds if index < len(kind))
         return list(islice(turns, count))
 
@@ -258,7 +279,9 @@ class Book:
             return known[2]
         seen: dict[str, list[Entry]] = {}
         unseen: dict[str, list[Entry]] = {}
-        for entry in self.live(now, model):
+        for entry in self._entries.values() if model is None or model in self._models else ():
+            if not entry.is_live(now) or (model is not None and model not in entry.models):
+                continue
             origin = entry.origin
             group = (
                 unseen.setdefault(origin.near, [])
@@ -291,14 +314,17 @@ class Book:
         if entry is not None:
             self._entries[peer] = entry
             self._first_ends_at = min(self._first_ends_at, entry.kept_until)
-            for model in {offer.model for offer in entry.advert.offers if offer.n_ctx}:
+        self._changes += 1
+        if before is not None and entry is not None and before.models == entry.models:
+            return
+        if entry is not None:
+            for model in entry.models:
                 self._models[model] += 1
         if before is not None:
-            for model in {offer.model for offer in before.advert.offers if offer.n_ctx}:
+            for model in before.models:
                 self._models[model] -= 1
                 if not self._models[model]:
                     del self._models[model]
-        self._changes += 1
 
     def get(self, peer: PeerId, now: float) -> Entry | None:
         """A peer's live advert."""
@@ -310,7 +336,7 @@ class Book:
         if model is not None and model not in self._models:
             return
         for entry in self._entries.values():
-            if entry.is_live(now) and (model is None or entry.advert.offer(model) is not None):
+            if entry.is_live(now) and (model is None or model in entry.models):
                 yield entry
 
     def _privileged(self, peer: PeerId) -> bool:
@@ -325,7 +351,7 @@ def _untimely(
     signed: SignedAdvert, advert: Advert, held: Entry | None, now: float, *, asked: bool
 ) -> Literal["expired", "stale", "too_often"] | None:
     """Why this advert comes at the wrong time, before anything is spent on its signature."""
-    newer = held is None or _rank(advert) > _rank(held.advert)
+    newer = held is None or _is_newer(advert, held.advert)
     if advert.withdrawn or advert.expires_at + CLOCK_SKEW_S <= now:
         # A host withdraws by an advert that is over when it is made: it still replaces a live one.
         withdraws = advert.withdrawn and held is not None and held.is_live(now) and newer and not asked
@@ -333,13 +359,18 @@ def _untimely(
     if held is None:
         return None
     if not newer:
-        return None if asked and held.signed == signed else "stale"
+        return None if asked and _is_same(held.signed, signed) else "stale"
     too_soon = 0 <= now - held.gossiped_at < MIN_INTERVAL_S and not asked
     return "too_often" if too_soon else None
 
 
-def _rank(advert: Advert) -> tuple[int, int]:
-    return advert.binding.seq, advert.seq
+def _is_same(one: object, other: object) -> bool:
+    return one is other or one == other
+
+
+def _is_newer(one: Advert, other: Advert) -> bool:
+    mine, its = one.binding.seq, other.binding.seq
+    return one.seq > other.seq if mine == its else mine > its
 
 
 # ---- how much a node listens

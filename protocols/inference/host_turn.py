@@ -343,14 +343,16 @@ class HostTurn:
         if ids:
             start, self._start = self._start, ""
         logprobs = piece.logprobs[: len(ids)]
-        if isinstance(self.queue, SendQueue):
-            # Not by ``replace``, which takes three times as long: this runs for each token.
+        if not isinstance(self.queue, SendQueue):
+            return
+        # This runs for each token: mostly nothing is cut, and ``replace`` takes three times as long.
+        is_cut = len(ids) < len(piece.ids) or len(logprobs) < len(piece.logprobs)
+        if is_cut or start != piece.start or text != piece.text or name != piece.name:
             channel, call = piece.channel, piece.call
-            self.queue.add(
-                Piece(
-                    ids=ids, text=text, channel=channel, call=call, name=name, start=start, logprobs=logprobs
-                )
+            piece = Piece(
+                ids=ids, text=text, channel=channel, call=call, name=name, start=start, logprobs=logprobs
             )
+        self.queue.add(piece)
 
     def _made_vector(self, data: bytes) -> None:
         vectors = self._vectors

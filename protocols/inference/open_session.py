@@ -292,7 +292,7 @@ class OpenSession:
         """Send what credit allows, steer the engines, and answer the turns that are done."""
         while (turn := self._next_to_send()) is not None:
             self._send_frame(turn)
-        if self.channel.affordable <= 0 and any(turn.needs_pay for turn in self.turns.values()):
+        if any(turn.needs_pay for turn in self.turns.values()) and self.channel.affordable <= 0:
             for turn in tuple(self.turns.values()):
                 if turn.is_quoted and not turn.embeds:
                     turn.lacks_deposit()
@@ -304,9 +304,10 @@ class OpenSession:
 
     def _next_to_send(self) -> HostTurn | None:
         """Of the turns that may send, the one that did so longest ago."""
-        has_credit = min(self.channel.credit.left, self.channel.affordable) > 0
-        ready = [turn for turn in self.turns.values() if turn.is_ready and (has_credit or not turn.needs_pay)]
-        return min(ready, key=lambda turn: turn.last_sent, default=None)
+        ready = [turn for turn in self.turns.values() if turn.is_ready]
+        if ready and min(self.channel.credit.left, self.channel.affordable) <= 0:
+            ready = [turn for turn in ready if not turn.needs_pay]
+        return min(ready, key=lambda turn: turn.last_sent) if ready else None
 
     def _send_frame(self, turn: HostTurn) -> None:
         """Send a turn's next frame: its share of the pay credit at most, and up to the next receipt."""

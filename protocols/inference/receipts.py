@@ -37,6 +37,7 @@ _SESSION_TAG: Final = keccak256(b"p2pnode/session/1")
 _RECEIPT_TAG: Final = keccak256(b"p2pnode/receipt/1")
 _LEAF_TAG: Final = keccak256(b"p2pnode/leaf/1")
 NO_FINGERPRINT: Final = bytes(32)
+_NOTHING: Final = keccak256(b"")
 CHANNEL_NUMBERS: Final[dict[TextChannel, int]] = {"content": 0, "reasoning": 1, "call": 2}
 _VECTOR: Final = 3
 """Stands for a vector where a channel's number stands for a text."""
@@ -108,7 +109,7 @@ class Leaf:
                 self.prompt,
                 ids_hash(self.ids),
                 keccak256(bytes(self.text)),
-                keccak256(bytes(self.starts)),
+                keccak256(bytes(self.starts)) if self.starts else _NOTHING,
                 END_NUMBERS[self.ended] if self.ended is not None else 0,
             )
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final, assert_never
 
 from p2pnode.ids import ModelId, PeerId
@@ -51,6 +52,10 @@ class Search:
         self._dials_max, self._dials_at_once, self._deadline_s = dials_max, dials_at_once, deadline_s
         self._usable = usable
         self._queue: list[Hint] = []
+        self._queued: Counter[Source] = Counter()
+        """How many hints of each source are in the queue."""
+        self._held: dict[Source, dict[str, int]] = {}
+        """Of these, how many each teller stands behind."""
         self._tellers: dict[PeerId, set[str]] = {}
         """Of the peers in the queue."""
         self._tried: dict[PeerId, set[str]] = {}
@@ -130,31 +135,37 @@ class Search:
                     "only private addresses, and not of this network: behind a router that lets nobody in",
                 )
             return
-        kept = Hint(
-            peer=hint.peer,
-            addresses=addresses,
-            source=hint.source,
-            local=hint.local,
-            tellers=hint.tellers,
-        )
-        if sum(queued.source == hint.source for queued in self._queue) < self._dials_max or self._displace(
-            kept
-        ):
+        if self._queued[hint.source] < self._dials_max or self._displace(hint):
+            kept = replace(hint, addresses=addresses) if addresses != hint.addresses else hint
             self._queue.append(kept)
+            self._note(kept, 1)
             self._tellers.setdefault(hint.peer, set())
         if hint.peer in self._tellers:
             self._tellers[hint.peer].update(hint.tellers)
 
     def _displace(self, newcomer: Hint) -> bool:
         """Whether one of the same source went for it: the last of a teller that has two more than its own."""
-        same = [queued for queued in self._queue if queued.source == newcomer.source]
-        held = Counter(teller for queued in same for teller in queued.tellers)
-        own = min((held[teller] for teller in newcomer.tellers), default=0)
-        for queued in reversed(same):
-            if queued.tellers and min(held[teller] for teller in queued.tellers) >= own + 2:
+        held = self._held.get(newcomer.source, {})
+        own = min((held.get(teller, 0) for teller in newcomer.tellers), default=0)
+        if max(held.values(), default=0) < own + 2:
+            return False  # found without a look at the queue: a stranger may tell of any number of peers
+        for queued in reversed(self._queue):
+            if queued.source != newcomer.source or not queued.tellers:
+                continue
+            if min(held[teller] for teller in queued.tellers) >= own + 2:
                 self._queue.remove(queued)
+                self._note(queued, -1)
                 return True
         return False
+
+    def _note(self, hint: Hint, by: int) -> None:
+        """The queue has one hint more, or one less (-1)."""
+        self._queued[hint.source] += by
+        held = self._held.setdefault(hint.source, {})
+        for teller in hint.tellers:
+            held[teller] = held.get(teller, 0) + by
+            if not held[teller]:
+                del held[teller]
 
     def _advance(self, now: float) -> Sequence[Effect]:
         effects: list[Effect] = []
@@ -185,7 +196,9 @@ class Search:
 
         Those that say nothing new are dropped.
         """
-        self._queue = [hint for hint in self._queue if self._news(hint)]
+        for hint in [each for each in self._queue if not self._news(each)]:
+            self._queue.remove(hint)
+            self._note(hint, -1)
         queued = {hint.peer for hint in self._queue}
         self._tellers = {peer: tellers for peer, tellers in self._tellers.items() if peer in queued}
         open_now = [
@@ -197,6 +210,7 @@ class Search:
             return None
         best = min(open_now, key=lambda hint: (not hint.local, -len(self._tellers[hint.peer])))
         self._queue.remove(best)
+        self._note(best, -1)
         return best
 
     def _news(self, hint: Hint) -> bool:

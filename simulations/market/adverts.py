@@ -7,7 +7,8 @@ that comes for a question, asks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Final, Protocol
 
@@ -54,12 +55,20 @@ seen_from = lru_cache(_REMEMBERED)(origin_of)
 """The origin of a peer at an address: the same for all nodes that see it."""
 
 
+def _itself(binding: Binding) -> Binding:
+    return binding
+
+
 def shared_checks(keys: Keys) -> AdvertChecks:
     """The checks of all nodes of a run: each advert is decoded, parsed and verified once."""
 
+    shared_binding = lru_cache(_REMEMBERED)(_itself)
+
     # By bytes, whose hashes are known, and not by records, whose are found anew each time.
     def read(body: bytes) -> Advert:
-        return decode_record(Advert, body)
+        advert = decode_record(Advert, body)
+        # One object for all adverts with an equal binding: books compare the binding of each with the last.
+        return replace(advert, binding=shared_binding(advert.binding))
 
     def verify(body: bytes, signature: bytes, peer: PeerId) -> bool:
         return check(public_key_of(peer), ADVERT_TAG + body, signature)
@@ -172,31 +181,31 @@ class NodeAdverts:
         self._shell.command(Withdraw())
 
     def _judge(self, data: bytes, author: PeerId, model: ModelId) -> Any:
-        before = self._held([data])
+        peer = self._peer_of(data)
+        before = self._held(peer)
         verdict = self.exchange.judge(data, author, model)
         if verdict.kind == "accept":
-            self._note(before)
+            self._note(peer, before)
         return verdict
 
-    def _held(self, told: Iterable[SignedAdvert | bytes]) -> dict[PeerId, Advert | None]:
-        """What the book holds of the peers whose adverts these are said to be."""
-        checks, wall = self.book.checks, self.wall()
-        held: dict[PeerId, Advert | None] = {}
-        for each in told:
-            try:
-                peer = checks.parse(checks.decode(each) if isinstance(each, bytes) else each).peer
-            except ProtocolError:
-                continue
-            entry = self.book.get(peer, wall)
-            held[peer] = entry.advert if entry is not None else None
-        return held
+    def _peer_of(self, told: SignedAdvert | bytes) -> PeerId | None:
+        """Whose advert this is said to be; None where it can't be read."""
+        checks = self.book.checks
+        try:
+            return checks.parse(checks.decode(told) if isinstance(told, bytes) else told).peer
+        except ProtocolError:
+            return None
 
-    def _note(self, before: Mapping[PeerId, Advert | None]) -> None:
-        """The book may hold other adverts of these peers now."""
-        for peer, held in before.items():
-            entry = self.book.get(peer, self.wall())
-            if entry is not None and entry.advert is not held:
-                self._on_believed(self._node, held, entry.advert)
+    def _held(self, peer: PeerId | None) -> Advert | None:
+        """What the book holds of a peer."""
+        entry = self.book.get(peer, self.wall()) if peer is not None else None
+        return entry.advert if entry is not None else None
+
+    def _note(self, peer: PeerId | None, before: Advert | None) -> None:
+        """The book may hold another advert of this peer now."""
+        held = self._held(peer)
+        if held is not None and held is not before:
+            self._on_believed(self._node, before, held)
 
     def _emitted(self, value: object) -> None:
         if isinstance(value, Publish) and self._gossip is not None:
@@ -231,9 +240,10 @@ class NodeAdverts:
                 found: list[Advert] = []
                 # One by one: a place that one of them takes may be that of another one's peer.
                 for signed in answer.adverts:
-                    before = self._held([signed])
+                    peer = self._peer_of(signed)
+                    before = self._held(peer)
                     found += self.exchange.sampled([signed], other.peer)
-                    self._note(before)
+                    self._note(peer, before)
                 then(found)
             else:
                 then(None)
@@ -249,9 +259,11 @@ class NodeAdverts:
         def answered(answer: Any | None) -> None:
             found = None
             if isinstance(answer, Adverts):
-                before = self._held(answer.adverts)
+                named = dict.fromkeys(self._peer_of(signed) for signed in answer.adverts)
+                before = [(each, self._held(each)) for each in named]
                 found = self.exchange.fetched(answer.adverts, other.peer if other is not None else peer, peer)
-                self._note(before)
+                for each, held in before:
+                    self._note(each, held)
             then(found)
 
         self._world.ask(self._node, other, PROTOCOL, GetAdvert(peer=peer), answered, deadline_s=deadline_s)

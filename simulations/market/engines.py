@@ -30,7 +30,7 @@ from p2pnode.simulations.market.economy import spread_by
 from p2pnode.simulations.parameters import require_not_negative, require_positive, require_shares
 
 VOCABULARY: Final = 49_152
-BYTES_PER_TOKEN: Final = 4
+BYTES_PER_TOKEN = 4
 _TEXT: Final = " tok"
 _LENGTH_BYTES: Final = 4
 _NAME_BYTES: Final = 8
@@ -95,7 +95,7 @@ def answer_length(seed: bytes) -> int:
 def answer_ids(seed: bytes, start: int, count: int, model: int = 0) -> tuple[int, ...]:
     """The answer's ids from ``start`` on. ``model`` other than 0 gives those of another model."""
     base = int.from_bytes(seed[_LENGTH_BYTES : _LENGTH_BYTES + 4], "big") + model * _OTHER_MODEL
-    return tuple((base + at * 7919) % VOCABULARY for at in range(start, start + count))
+    return tuple([(base + at * 7919) % VOCABULARY for at in range(start, start + count)])
 
 
 def prompt_ids(body: PromptBody) -> tuple[int, ...]:

@@ -103,11 +103,11 @@ class SimulatedChain:
 
     def usdc(self, account: bytes) -> int:
         """What an account has in its wallet."""
-        return self.rules.account(account).usdc
+        return self.rules.usdc(account)
 
     def earned(self, account: bytes) -> int:
         """What an account has earned and not taken out."""
-        return self.rules.account(account).earned
+        return self.rules.earned(account)
 
     def session(self, session: SessionId) -> EscrowState:
         """How a session stands now."""

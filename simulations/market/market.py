@@ -301,8 +301,9 @@ class MarketService:
         start = profile.disk.starts if profile is not None else known.disk.starts if known is not None else 0
 
         def believed(at: Node, before: Advert | None, advert: Advert) -> None:
-            self._event(at.number, "advert", advert.peer, advert.seq)
-            self.watch.believed(at.number, before, advert)
+            number = at.number
+            self._event(number, "advert", advert.peer, advert.seq)
+            self.watch.believed(number, before, advert)
 
         adverts = self.adverts[node.peer] = NodeAdverts(
             self.world,
@@ -350,8 +351,8 @@ class MarketService:
     # ---- what is told
 
     def _event(self, node: int, kind: str, *values: Any) -> None:
-        self._watch.now = self.world.now
-        self.recorder.event(self.world.now, node, kind, *values)
+        now = self._watch.now = self.world.loop.now
+        self.recorder.event(now, node, kind, *values)
 
     def _count(self, name: str, by: int = 1) -> None:
         self.counts[name] = self.counts.get(name, 0) + by

@@ -38,7 +38,7 @@ class MarketWatch:
         """Output tokens that arrived, by session."""
         self._asked: defaultdict[SessionId, int] = defaultdict(int)
         """Input that was asked for, before anything that a cache made free."""
-        self._signed: dict[SessionId, Voucher] = {}
+        self._vouchers: dict[SessionId, Voucher] = {}
         self._money_at = 0.0
         self._fees: dict[SessionId, int] = {}
         self._taken: dict[SessionId, Voucher] = {}
@@ -62,10 +62,10 @@ class MarketWatch:
         at = len(question.partial.ids)
         right = ids == answer_ids(first_seed(question.partial.body), at, len(ids))
         if honest:
-            self._watch.require(
-                right,
-                lambda: f"answer of client {question.client.node.number} has a wrong token near place {at}",
-            )
+            number = question.client.node.number
+            if not right:
+                self._watch.fail(f"answer of client {number} has a wrong token near place {at}")
+            self._watch.checks += 1
         return right
 
     def whole(self, question: Question) -> None:
@@ -99,7 +99,7 @@ class MarketWatch:
             voucher.amount <= terms.deposit,
             f"session {name}: a voucher of {voucher.amount} above the deposit of {terms.deposit}",
         )
-        self._signed[session] = voucher
+        self._vouchers[session] = voucher
 
     def taken(self, session: SessionId, voucher: Voucher) -> None:
         """A host took a voucher: from now on it has been paid so much."""
@@ -141,7 +141,7 @@ class MarketWatch:
 
     def _closed(self, event: SessionClosed) -> None:
         session, name = event.session, event.session.hex()[:16]
-        signed, taken = self._signed.get(session), self._taken.get(session)
+        signed, taken = self._vouchers.get(session), self._taken.get(session)
         most = max(signed.amount if signed is not None else 0, self._fees[session])
         self._watch.require(
             event.amount <= most,
@@ -157,15 +157,14 @@ class MarketWatch:
 
     def believed(self, node: int, before: Advert | None, advert: Advert) -> None:
         """A node's book holds an advert, in place of the one that it held ``before``."""
-        over_s, name = EPOCH_S + self._watch.now - advert.expires_at, advert.peer
-        self._watch.require(
-            over_s <= CLOCK_SKEW_S,
-            lambda: f"node {node} believed an advert of {name[-8:]} that was over for {over_s:.0f} s",
-        )
-        self._watch.require(
-            before is None or _rank(advert) >= _rank(before),
-            lambda: f"node {node} believed an advert of {name[-8:]} that is older than the one it held",
-        )
+        watch, name = self._watch, advert.peer[-8:]
+        over_s = EPOCH_S + watch.now - advert.expires_at
+        # Not by ``require``: this is asked for each advert that a book takes.
+        if over_s > CLOCK_SKEW_S:
+            watch.fail(f"node {node} believed an advert of {name} that was over for {over_s:.0f} s")
+        if before is not None and _rank(advert) < _rank(before):
+            watch.fail(f"node {node} believed an advert of {name} that is older than the one it held")
+        watch.checks += 2
 
     def left(self, node: int, count: int) -> None:
         """So many sessions are left with a host."""

@@ -502,6 +502,17 @@ def handed_out(made: HostChoice) -> list[PeerId]:
     return out
 
 
+def test_a_host_may_be_used_while_the_ranking_chooses_it_and_it_was_not_given() -> None:
+    made = choice(advert(1), replace(advert(2), draining=True), advert(3))
+    first = made.take_best(NOW)
+    assert first is not None
+    chosen = {each.advert.peer for each in made.ranking(NOW).chosen}
+    assert chosen == {peer(1), peer(3)}
+    usable = {peer(number) for number in range(1, 6) if made.may_use(peer(number), NOW)}
+    assert usable == chosen - {first.advert.peer}
+    assert made.has_untried(NOW)
+
+
 def test_each_host_is_given_once_the_best_first() -> None:
     made = choice(advert(3), advert(1), advert(2))
     assert handed_out(made) == [peer(1), peer(2), peer(3)]

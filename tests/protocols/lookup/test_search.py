@@ -175,6 +175,18 @@ def test_one_origin_that_names_a_crowd_leaves_others_hints_their_places() -> Non
     assert hunt.dialled == [0, 20]
 
 
+def test_hints_that_had_their_turn_leave_their_places_to_others_of_the_source() -> None:
+    hunt = Hunt("bootstrap", dials_max=2, dials_at_once=1)
+    for number in range(4):  # the first is dialled, two wait, and there is no place for the last
+        hunt.hint(number, "bootstrap", local=True)
+    hunt.fail(0)
+    hunt.hint(4, "bootstrap", local=True)
+    hunt.hint(5, "bootstrap", local=True)
+    for number in (1, 2, 4):
+        hunt.fail(number)
+    assert hunt.dialled == [0, 1, 2, 4]
+
+
 def test_a_peer_that_is_connected_costs_no_dial() -> None:
     hunt = Hunt("bootstrap", "dht", dials_max=4, dials_at_once=9)
     for number in range(3):

@@ -14,7 +14,6 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from p2pnode.compiled import is_used
 from p2pnode.net.virtual_time import virtual_time
 from tests.simulations.conformance.market_script import (
     ERAS_S,
@@ -26,9 +25,6 @@ from tests.simulations.conformance.market_script import (
 )
 from tests.simulations.conformance.simulated_market import SimulatedMarket
 from tests.simulations.conformance.whole_nodes import WholeNodes
-
-# What a node's book takes is heard by replacing a method of it; a compiled one doesn't let that happen.
-pytestmark = pytest.mark.skipif(is_used(), reason="whole nodes are heard in the sources only: P2PNODE_PURE=1")
 
 EXACT: Final = ("opened", "host", "tokens", "receipt", "signed", "paid", "answer", "settled")
 EXACT_S: Final = 1e-5

@@ -30,12 +30,13 @@ from p2pnode.client.question import ChatOptions
 from p2pnode.errors import P2PNodeError
 from p2pnode.host.host import Host
 from p2pnode.host.model_pool import HostedModel
-from p2pnode.ids import SessionId
+from p2pnode.ids import PeerId, SessionId
 from p2pnode.models.manifest import SCRIPTED, scripted_model_id
 from p2pnode.models.scripted import ScriptedConfig, ScriptedEngine
 from p2pnode.net.memory import MemoryNet
 from p2pnode.net.virtual_time import wall_clock
 from p2pnode.node.node import Node, NodeSetup
+from p2pnode.node.staked_hosts import StakedHosts
 from p2pnode.payments.books import open_journal
 from p2pnode.payments.escrow import HostMoney
 from p2pnode.payments.exposure import ExposureLimits
@@ -142,6 +143,17 @@ class HeardJournal:
         await self._journal.host_paid(session, voucher)
 
 
+class NoStakes:
+    """Stakes of a node that knows of no chain. ``heard`` is told of each advert that its book takes."""
+
+    def __init__(self, heard: Callable[[Advert], None]) -> None:
+        self.heard = heard
+
+    def is_staked(self, _peer: PeerId) -> bool:
+        """None is."""
+        return False
+
+
 class WholeNodes:
     """See the module. ``folder`` holds the journals."""
 
@@ -246,9 +258,9 @@ class WholeNodes:
                 draw=rng.randbytes,
                 rng=rng,
                 in_thread=False,
+                stakes=cast("StakedHosts", NoStakes(self._believed_by(number))),
             )
         )
-        self._listen(number, node)
         disk = WatchedDisk()
         ledger = BlockLedger(MemoryLedger(self._chain, identity.binding.wallet), self._mined)
         price_in, price_out = self._prices.get(number, (PRICE_IN, PRICE_OUT))
@@ -274,21 +286,16 @@ class WholeNodes:
     async def _reprice(self, number: int, price_in: int, price_out: int) -> None:
         await self._hosts[number].reprice(scripted_model_id(), price_in=price_in, price_out=price_out)
 
-    def _listen(self, number: int, node: Node) -> None:
-        """Hear what the node's book takes."""
-        book = node.adverts.book
-        offer = book.offer
+    def _believed_by(self, number: int) -> Callable[[Advert], None]:
+        """Hear what the book of a host's node takes."""
 
-        def offered(*args: Any, **options: Any) -> tuple[Any, Advert | None]:
-            verdict, advert = offer(*args, **options)
-            if verdict == "accepted" and advert is not None and advert.peer != node.peer_id:
-                fact = number, self._numbers[advert.peer], advert.offers[0].price_out
-                if fact not in self._believed:
-                    self._believed.add(fact)
-                    self._outcome.note(trio.current_time(), number, "advert", *fact[1:])
-            return verdict, advert
+        def heard(advert: Advert) -> None:
+            fact = number, self._numbers[advert.peer], advert.offers[0].price_out
+            if fact[1] != number and fact not in self._believed:
+                self._believed.add(fact)
+                self._outcome.note(trio.current_time(), number, "advert", *fact[1:])
 
-        book.offer = offered  # type: ignore[method-assign]
+        return heard
 
     # ---- clients
 

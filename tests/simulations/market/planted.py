@@ -43,7 +43,7 @@ MUTANTS: Final = {
     ),
     "a stale advert believed": Mutant(
         "p2pnode.protocols.adverts.book",
-        'return None if asked and held.signed == signed else "stale"',
+        'return None if asked and _is_same(held.signed, signed) else "stale"',
         "return None",
         "byzantine-hosts",
     ),
@@ -61,8 +61,8 @@ MUTANTS: Final = {
     ),
     "a book without a bound": Mutant(
         "p2pnode.protocols.adverts.book",
-        "        if not self._take_place(advert, now, privileged=privileged):\n"
-        '            return "full", None\n',
+        "        if not self._take_place(advert.peer, origin, now, privileged=privileged):\n"
+        '            return "full", None, None\n',
         "",
         "byzantine-hosts",
         nodes=100,
