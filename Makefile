@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install compile demo test test-fast test-long test-exllama test-gpu test-upstream test-churn test-interop test-circle test-anvil check bench contracts format clean
+.PHONY: install compile demo test test-fast test-long test-exllama test-gpu test-upstream test-churn test-interop test-dashboard test-circle test-anvil check bench contracts format clean
 
 install: compile
 
@@ -102,6 +102,14 @@ test-churn: $(STAMP)
 test-interop: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[interop]'
 	PYTHONHASHSEED=0 $(BIN)/pytest -m interop tests/interop
+
+# The dashboard in a Chromium that is installed already, examined by axe-core from npm, which is not kept.
+AXE := build/axe
+test-dashboard: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
+	@mkdir -p $(AXE)
+	@test -e $(AXE)/package/axe.min.js || (cd $(AXE) && npm pack --silent axe-core@4.14.1 >/dev/null && tar xzf axe-core-*.tgz)
+	P2PNODE_AXE=$(CURDIR)/$(AXE)/package/axe.min.js PYTHONHASHSEED=0 $(BIN)/pytest -n0 -m long tests/gateway/dashboard/test_browser.py
 
 # The contracts with Circle's own USDC, from npm.
 CIRCLE := build/circle

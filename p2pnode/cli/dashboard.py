@@ -34,6 +34,9 @@ def dashboard(
             urls += [running.url.replace(LISTENS_ON_ALL, f"//{each}:") for each in v4]
         for url in urls:
             link = new_link(data.dashboard, url, time.time())
-            output.event("dashboard", {"url": link}, text=link)
+            if as_json:
+                output.event("dashboard", {"url": link})
+            else:
+                output.result(link)
 
     run_async(run, on_error=output.failed)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self, TypeAlias
 
@@ -127,10 +129,11 @@ def gateway_options(
 
 async def serve_until(output: Output, client: Client, options: GatewayOptions, stopping: Any) -> None:
     """Serve until ``stopping`` (an event) is set, and end in order."""
+    from p2pnode.doctor.doctor import examine
     from p2pnode.gateway.metrics import measure_gateway, measured
     from p2pnode.gateway.server import serving_gateway
 
-    options, metrics = measured(options, client)
+    options, metrics = measured(replace(options, checks=partial(examine, client.runtime.config)), client)
     async with serving_gateway(client, options, limits=client.runtime.limits) as running:
         if metrics is not None:
             measure_gateway(metrics, running.gateway)

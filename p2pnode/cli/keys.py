@@ -297,25 +297,15 @@ def _show(output: Output, book: KeyBook, key: Key) -> None:
 
 
 def _fields(book: KeyBook, key: Key) -> dict[str, Any]:
-    from p2pnode.models.manifest import model_id_text
+    from p2pnode.views.keys import key_fields
 
-    limits, used = key.limits, book.usage(key)
-    return {
-        "id": key.id.hex(),
-        "name": key.name,
-        "state": _state(book, key),
-        "budget": limits.total_max,
-        "per_day": limits.day_max,
-        "spent": used.total,
-        "spent_day": used.day,
-        "claimed": used.claimed,
-        "price_in_max": limits.price_in_max,
-        "price_out_max": limits.price_out_max,
-        "models": [model_id_text(each) for each in limits.models],
-        "made_at": key.made_at,
-        "expires_at": limits.expires_at,
-        "revoked_at": key.revoked_at,
-    }
+    return key_fields(book, key)
+
+
+def _state(book: KeyBook, key: Key) -> str:
+    from p2pnode.views.keys import key_state
+
+    return key_state(book, key)
 
 
 def _row(book: KeyBook, key: Key) -> list[str]:
@@ -331,11 +321,6 @@ def _row(book: KeyBook, key: Key) -> list[str]:
         _most(key.limits.day_max),
         _moment(key.limits.expires_at),
     ]
-
-
-def _state(book: KeyBook, key: Key) -> str:
-    error = book.why_not(key)
-    return "valid" if error is None else error.reason
 
 
 def _most(units: int | None) -> str:

@@ -7,6 +7,8 @@ A section that can't be had says why: ``{"error": …}``.
 
 from __future__ import annotations
 
+import secrets
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -18,26 +20,33 @@ import trio
 
 from p2pnode.client.client import Client
 from p2pnode.client.ranking import Filters, Ranking
+from p2pnode.config import NodeConfig
 from p2pnode.errors import P2PNodeError
 from p2pnode.files import off_the_loop
 from p2pnode.gateway.app import RequestRecord
 from p2pnode.gateway.dashboard.history import SAMPLE_S, History, sample_of
 from p2pnode.gateway.dashboard.traffic import Traffic
 from p2pnode.gateway.gateway import Gateway
+from p2pnode.host.control import ask_running
 from p2pnode.host.totals import read_totals
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.log import recent_events
 from p2pnode.models.catalogue import shown_name
+from p2pnode.node.datadir import DataDir, RunningNode
 from p2pnode.node.finder import FoundHost
 from p2pnode.node.reachability import reachability
-from p2pnode.payments.journal.journal import BoughtSession, HostedSession
+from p2pnode.payments.journal.journal import BoughtSession, HostedSession, Journal
+from p2pnode.payments.keys import KeyBook
 from p2pnode.protocols.adverts.messages import Advert
 from p2pnode.views.earnings import earnings_fields, spending_fields
 from p2pnode.views.hosts import host_fields
+from p2pnode.views.idle import HostState, idle_fields
+from p2pnode.views.keys import key_fields
 from p2pnode.views.market import hosts_table, models_table, offered, why_here
 from p2pnode.views.sessions import session_fields, terms_fields
 from p2pnode.views.status import host_money, paid_sessions, status_fields
 
+_ASKED_S: Final = 2.0
 _LOOK_S: Final = 10.0
 """Between two looks at the network while somebody watches."""
 _ROWS_MAX: Final = 500
@@ -243,7 +252,16 @@ class NodeView:
             running, advert, sheet, served=served, ether_usd=self._config.ether_usd, money=money
         )
         found = reachability(running.reach, running.multiaddrs)
-        return {**told, "host": {**host, "reachable": asdict(found)}}
+        known = client.searches.measured.get(running.peer_id)
+        idle = idle_fields(
+            running.peer_id,
+            self._adverts,
+            await _state_of(running),
+            now=self._wall(),
+            reach=running.reach,
+            tokens_per_s=known.tokens_per_s if known is not None else None,
+        )
+        return {**told, "host": {**host, "reachable": asdict(found), "idle": idle}}
 
     # ---- money and sessions
 
@@ -259,6 +277,7 @@ class NodeView:
                 "host": config.spend_host_max,
             },
             "chain": client_chain(self._client),
+            "keys": await off_the_loop(partial(keys_of, self._config)),
         }
 
     async def _sessions(self) -> dict[str, Any]:
@@ -314,6 +333,31 @@ class NodeView:
         if self._checks is not None:
             async for finding in self._checks():
                 yield asdict(finding)
+
+
+async def _state_of(running: RunningNode) -> HostState:
+    """What the node that runs on this data dir says of itself; nothing where it doesn't answer."""
+    told: dict[str, Any] = {}
+    try:
+        with trio.fail_after(_ASKED_S):
+            await ask_running(running.control, {"do": "state"}, lambda _name, fields: told.update(fields))
+    except (P2PNodeError, trio.TooSlowError) as error:
+        log.debug("dashboard.state_not_known", reason=str(error))
+    known = {name: told[name] for name in ("paused", "refusals", "refused") if name in told}
+    return HostState(**known)
+
+
+def keys_of(config: NodeConfig) -> list[dict[str, Any]]:
+    """The keys of this data dir that were not revoked. Blocks on the disk. Raises ``LocalError``."""
+    path = DataDir(config.data_dir).journal
+    if not path.exists():
+        return []
+    journal = Journal.open(path)
+    try:
+        book = KeyBook(journal, wall=time.time, draw=secrets.token_bytes)
+        return [key_fields(book, each) for each in book.all() if each.revoked_at is None]
+    finally:
+        journal.close()
 
 
 def client_chain(client: Client) -> str:

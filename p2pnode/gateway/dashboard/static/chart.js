@@ -48,9 +48,14 @@ function figure(title, said, now, ...drawn) {
 function axis(low, lowText, high, highText) {
   return [
     s("path", { class: "axis", d: `M${LEFT} ${low}H${WIDE - 6}M${LEFT} ${high}H${WIDE - 6}` }),
-    s("text", { x: LEFT - 6, y: low, "text-anchor": "end" }, lowText),
-    s("text", { x: LEFT - 6, y: high + 8, "text-anchor": "end" }, highText),
+    s("text", { x: LEFT - 6, y: low, "text-anchor": "end" }, bare(lowText)),
+    s("text", { x: LEFT - 6, y: high + 8, "text-anchor": "end" }, bare(highText)),
   ];
+}
+
+// Without its unit, for which an axis has no room.
+function bare(text) {
+  return text.split(" ")[0];
 }
 
 function clock(at) {

@@ -127,7 +127,7 @@ export function facts(pairs) {
 // A word about how something is: good, warn or bad, with a sign that needs no colour.
 export function badge(kind, text) {
   const sign = { good: "✓", warn: "!", bad: "✕", plain: "" }[kind];
-  return h("span", { class: `badge ${kind}` }, sign && h("span", { "aria-hidden": "true" }, sign, " "), text);
+  return h("span", { class: `badge ${kind}` }, sign && h("span", { "aria-hidden": "true" }, `${sign} `), text);
 }
 
 export function hint(...children) {

@@ -23,7 +23,7 @@ export function overview(place) {
   return drawn(place, ["node", "money", "market", "requests"], (known) => [
     known.node && reach(known.node),
     known.money && earned(known.money, known.node),
-    known.node && known.market && work(known.node, known.market),
+    known.node && work(known.node),
     known.market && served(known.market),
     known.requests && answered(known.requests),
   ]);
@@ -39,10 +39,10 @@ function reach(node) {
       hint("No host runs on this data dir, so nobody needs to reach it. ", h("code", null, "p2pnode join"), " serves models from here."), alone, peers);
   }
   const found = host.reachable;
-  const good = found.code === "global";
-  const partly = found.code === "ipv6_only" || found.code === "this_machine_only";
+  const verdicts = { global: ["good", "From everywhere, as far as addresses tell"], ipv6_only: ["warn", "Over IPv6 only"], this_machine_only: ["warn", "On this machine only, as it was started"] };
+  const verdict = verdicts[found.code] || ["bad", "Not from outside of its network"];
   return card("Reachable?",
-    h("p", { class: "verdict" }, badge(good ? "good" : partly ? "warn" : "bad", good ? "From everywhere, as far as addresses tell" : partly ? "Only from some places" : "Not from outside")),
+    h("p", { class: "verdict" }, badge(...verdict)),
     h("p", null, capital(found.detail)), found.remedy && h("p", { class: "notice warn" }, h("strong", null, "What to do: "), found.remedy), alone, peers,
     h("details", null, h("summary", null, "Addresses"), h("ul", { class: "plain" }, host.multiaddrs.map((each) => h("li", null, h("code", { class: "long" }, each))))));
 }
@@ -62,30 +62,23 @@ function earned(money, node) {
     h("p", null, h("a", { href: "#/money" }, "By day, week and model")));
 }
 
-function work(node, market) {
+function work(node) {
   const host = node.host;
-  if (!host || node.error || market.error) return null;
+  if (!host || node.error) return null;
   const total = host.served;
-  const rows = market.hosts.filter((each) => each.peer === host.peer_id);
   const busy = host.active + host.queued > 0;
   return card("Work",
     h("p", { class: "verdict" }, badge(busy ? "good" : "plain", busy ? `${host.active} of ${host.slots} slots busy, ${host.queued} waiting` : `Idle: ${host.slots} slots free`)),
     total && facts([["Answers", number(total.turns)], ["Sessions", number(total.sessions)], ["Tokens in", number(total.tokens_in)], ["Tokens out", number(total.tokens_out)], ["Up", span(Date.now() / 1000 - total.since)]]),
-    host.idle ? h("ul", { class: "reasons" }, host.idle.map((each) => h("li", null, each))) : null,
-    rows.length > 0 && h("ul", { class: "reasons" }, rows.map((row) => h("li", null, model(row.model), ": ", stands(row, market)))),
+    host.idle.reasons.length > 0 && [h("h3", null, busy ? "Why not more" : "Why no work"), h("ul", { class: "reasons" }, host.idle.reasons.map((each) => h("li", null, each)))],
+    host.idle.offers.map((each) => facts([
+      ["Model", model(each.model)],
+      ["Place among strangers", each.place === null ? "left out" : `${each.place} of ${each.of}`],
+      ["Others ask less", each.price_percentile === null ? "–" : `${each.price_percentile}%`],
+      ["Others' slots busy", `${each.busy} of ${each.slots}`],
+      each.could_earn_day ? ["As busy as others, a day", usdc(each.could_earn_day)] : null,
+    ])),
     h("p", null, peer(host.peer_id, "How clients see this host")));
-}
-
-// Where a host stands among those of its model, in words.
-function stands(row, market) {
-  const others = market.hosts.filter((each) => each.model === row.model);
-  if (row.place === null) return `clients like this one ${row.why}`;
-  const dearer = others.filter((each) => each.price_out > row.price_out).length;
-  const cheaper = others.filter((each) => each.price_out < row.price_out).length;
-  const slots = others.reduce((sum, each) => sum + each.slots, 0);
-  const active = others.reduce((sum, each) => sum + each.active, 0);
-  const cost = others.length > 1 ? `${cheaper} ask less, ${dearer} ask more` : "no other host is seen";
-  return `number ${row.place} of ${others.length} as seen from here; ${cost}; ${active} of ${slots} slots of all its hosts are busy`;
 }
 
 function served(market) {
@@ -322,6 +315,7 @@ export function money(place) {
     return [
       card("Earned as a host", found.earned ? earnings(found.earned) : hint("No paid session was served from this data dir.")),
       card("Spent as a client", found.spent ? spending(found.spent, found.limits) : [hint("No paid session was bought from this data dir."), limits(found.limits)]),
+      card("Keys", keys(found.keys)),
       known.requests && !known.requests.error && card("By key and model, since the gateway started",
         sums("keys", "Key", "key", known.requests.keys), sums("by-model", "Model", "model", known.requests.models)),
       hint(found.chain ? `Paid on ${found.chain}. ` : "No chain is configured: only free hosts are asked. ", h("code", null, "p2pnode funds"), " asks the chain for the rest, and withdraws."),
@@ -365,6 +359,24 @@ function byModel(id, rows) {
     { key: "units", title: "Amount", numeric: true, falls: true, cell: (row) => usdc(row.units) },
     { key: "sessions", title: "Sessions", numeric: true, falls: true },
   ], rows, { sort: "units", down: true });
+}
+
+function keys(rows) {
+  return [
+    table("key-budgets", "Keys and their budgets", [
+      { key: "name", title: "Key" },
+      { key: "state", title: "State", cell: (row) => badge(row.state === "valid" ? "good" : "warn", row.state) },
+      { key: "spent", title: "Spent, of", numeric: true, falls: true, cell: (row) => `${usdc(row.spent)} of ${most(row.budget)}` },
+      { key: "spent_day", title: "In 24 hours, of", numeric: true, falls: true, cell: (row) => `${usdc(row.spent_day)} of ${most(row.per_day)}` },
+      { key: "claimed", title: "Under way", numeric: true, falls: true, cell: (row) => usdc(row.claimed) },
+      { key: "expires_at", title: "Ends", cell: (row) => time(row.expires_at) },
+    ], rows, { empty: "There is no key yet." }),
+    hint(h("code", null, "p2pnode keys new NAME"), " makes one for an app or a person."),
+  ];
+}
+
+function most(units) {
+  return units === null ? "no limit" : usdc(units);
 }
 
 function sums(id, title, key, rows) {
@@ -418,7 +430,7 @@ export function node(place) {
       ["Data dir", h("code", { class: "long" }, known.node.data_dir)],
       ["Peers", number(known.node.peers)],
       ["Conversations that keep their host", number(known.node.gateway.conversations)],
-      known.node.host && ["Process", number(known.node.host.pid)],
+      known.node.host && ["Process", String(known.node.host.pid)],
     ])),
     known.storage && card("Storage", failed(known.storage) || (known.storage.store ? storage(known.storage.store) : hint("Nothing is stored here yet."))),
     known.log && card("Log", failed(known.log) || [
