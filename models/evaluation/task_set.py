@@ -86,11 +86,11 @@ class Item:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """Items of one kind. ``guess`` is the share that blind guessing gets right."""
+    """Items of one kind. ``guess`` is what blind guessing gets right, in percent."""
 
     name: str
     about: str
-    guess: float
+    guess: int
     items: tuple[Item, ...]
 
 
@@ -110,7 +110,7 @@ class TaskSet:
         """
         if unknown := sorted(set(tasks) - set(self.tasks)):
             raise ConfigError(f"{unknown[0]!r} is no task: choose of {', '.join(self.tasks)}")
-        chosen = [task for name, task in self.tasks.items() if name in tasks or not tasks]
+        chosen = [task for name, task in sorted(self.tasks.items()) if name in tasks or not tasks]
         shuffled = [
             sorted(task.items, key=lambda item: _drawn(seed, item))[: limit or None] for task in chosen
         ]

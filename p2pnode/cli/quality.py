@@ -28,7 +28,7 @@ def print_quality(output: Output, quality: Quality) -> None:
     rows = []
     for each in quality.tasks:
         task = known.tasks.get(each.task) if ours else None
-        guess = f"{task.guess:.0%}" if task is not None else "?"
+        guess = f"{task.guess}%" if task is not None else "?"
         rows.append(row(each.task, each, task.about if task is not None else "", guess))
     rows.append(row("all", quality.overall, "", ""))
     output.table(("task", "right", "share (95% interval)", "guessing", "about"), rows, folds="about")

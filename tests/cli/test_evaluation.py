@@ -8,13 +8,20 @@ from pathlib import Path
 
 import pytest
 
+from p2pnode.cli.hosts import print_qualities
+from p2pnode.cli.output import Output
 from p2pnode.cli.quality import known_quality, quality_text
 from p2pnode.models.catalogue import DEFAULT_MODEL, Catalogue
+from p2pnode.models.catalogue_entry import MemoryHint
 from p2pnode.models.evaluation.task_set import task_set
 from p2pnode.models.manifest import model_id_text, scripted_model_id
+from p2pnode.models.model_list import list_blob
 from p2pnode.models.quality import Quality, TaskResult, with_quality
+from p2pnode.models.subscriptions import Subscriptions
+from p2pnode.node.datadir import DataDir
 from tests.cli.support import Ran, run, start
 from tests.models.gguf_files import TINY
+from tests.models.lists import entry, head, pointer
 
 ITEMS = 2 * len(task_set().tasks)
 
@@ -152,3 +159,26 @@ def test_a_file_is_shown_before_it_is_pulled(data_dir: Path, tmp_path: Path) -> 
     (row,) = run("models", "show", path, "--data-dir", data_dir, "--json").named("model")
     assert (row["name"], row["path"], row["here"]) == ("tiny", str(path), True)
     assert not data_dir.exists()
+
+
+def test_what_a_subscribed_list_says_is_shown_with_its_name_where_hosts_and_models_are(
+    data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served = entry("served", tasks=("code",), memory=MemoryHint(bytes=5_000_000, n_ctx=8192))
+    assert served.model_id is not None
+    record = {"task_set": task_set().id, "seed": 0, "engine": "llamacpp", "measured": "2026-11-30"}
+    said = Quality.from_mapping(
+        {**record, "model": model_id_text(served.model_id), "tasks": {"json": [15, 32]}}
+    )
+    blob = list_blob(head(), [replace(served, quality=(said,))])
+    data = DataDir(data_dir)
+    Subscriptions(data.models).take(pointer(blob), blob, 0)
+    print_qualities(Output(as_json=False), data, [served.model_id])
+    assert "right answers 47% (31 to 64%) of 32 items, says the list small on" in capsys.readouterr().out
+    found = run("models", "recommend", "--task-hint", "code", "--data-dir", data_dir, "--json")
+    first, second = found.named("recommendation")
+    assert (first["name"], first["fits"], first["memory"]) == ("small/served", True, 5_000_000)
+    assert (first["quality"]["by"], first["tasks"]) == ("small", ["code"])
+    assert second["name"] == DEFAULT_MODEL
+    (shown,) = run("models", "show", "small/served", "--data-dir", data_dir, "--json").named("model")
+    assert [each["by"] for each in shown["qualities"]] == ["small"]

@@ -339,7 +339,7 @@ def task_set() -> dict[str, Any]:
     """The whole set."""
 
     def task(
-        about: str, check: str, tokens: int, guess: float, make: Callable[[Draws], list[dict[str, Any]]]
+        about: str, check: str, tokens: int, guess: int, make: Callable[[Draws], list[dict[str, Any]]]
     ) -> dict[str, Any]:
         items = make(Draws(make.__name__))
         return {"about": about, "check": check, "tokens_max": tokens, "guess": guess, "items": items}
@@ -347,17 +347,13 @@ def task_set() -> dict[str, Any]:
     return {
         "version": 1,
         "tasks": {
-            "arithmetic": task(
-                "sums, differences and products, some in words", "number", 16, 0.0, arithmetic
-            ),
-            "instructions": task("answers of a form that is asked for", "rules", 32, 0.0, instructions),
-            "json": task("what a sentence says, as JSON by a schema", "json", 64, 0.0, records),
-            "knowledge": task("common facts, one of four", "choice", 8, 0.25, knowledge),
-            "logic": task("order, days and what does not fit, one of four", "choice", 8, 0.25, logic),
-            "reading": task(
-                "questions about two or three sentences, one of four", "choice", 8, 0.25, reading
-            ),
-            "strings": task("words copied, picked and changed", "text", 12, 0.0, strings),
+            "arithmetic": task("sums, differences and products, some in words", "number", 16, 0, arithmetic),
+            "instructions": task("answers of a form that is asked for", "rules", 32, 0, instructions),
+            "json": task("what a sentence says, as JSON by a schema", "json", 64, 0, records),
+            "knowledge": task("common facts, one of four", "choice", 8, 25, knowledge),
+            "logic": task("order, days and what does not fit, one of four", "choice", 8, 25, logic),
+            "reading": task("questions about two or three sentences, one of four", "choice", 8, 25, reading),
+            "strings": task("words copied, picked and changed", "text", 12, 0, strings),
         },
     }
 

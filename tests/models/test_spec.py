@@ -16,6 +16,7 @@ import pytest
 from p2pnode.errors import ConfigError
 from p2pnode.models import answer, gguf, scripted
 from p2pnode.models.engine import GenerateRequest, Tokens
+from p2pnode.models.evaluation.task_set import task_set
 from p2pnode.models.generic_form import generic_messages
 from p2pnode.models.local_models import describe_at, hashes_of
 from p2pnode.models.manifest import (
@@ -72,6 +73,28 @@ def test_a_document_is_a_list_or_none(told: dict[str, Any], tmp_path: Path) -> N
     assert [entry.name for entry in found.entries] == told["models"]
     assert list(found.left_out) == told["left_out"]
     assert taken.pointer.points_at == hash_of(blob)
+
+
+def test_the_task_set_that_ships_has_the_id_the_order_and_the_answers_of_the_vectors() -> None:
+    told = VECTORS["task_set"]
+    content = json.loads((FOLDER / "evaluation" / "task_set.json").read_text(encoding="utf-8"))
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":")).encode("ascii")
+    assert hashlib.sha256(b"p2pnode/task-set/1\0" + canonical).hexdigest() == told["id"]
+    assert task_set().id == told["id"]
+    for order in told["orders"]:
+        found = task_set().items(seed=order["seed"])[: len(order["items"])]
+        assert [[each.task, each.index] for each in found] == order["items"]
+        for name in content["tasks"]:
+            drawn = [index for task, index in order["items"] if task == name]
+            assert (
+                drawn
+                == sorted(
+                    range(len(content["tasks"][name]["items"])),
+                    key=lambda index: hashlib.sha256(f"{order['seed']}/{name}/{index}".encode()).digest(),
+                )[: len(drawn)]
+            )
+    for each in told["checked"]:
+        assert task_set().tasks[each["task"]].items[each["index"]].is_right(each["answer"]) is each["right"]
 
 
 @pytest.mark.parametrize("told", VECTORS["pointers"], ids=lambda told: told["name"])

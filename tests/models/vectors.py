@@ -14,6 +14,7 @@ from p2pnode.errors import ConfigError
 from p2pnode.models.answer import VERSION, AnswerPieces, Said, reader_of
 from p2pnode.models.catalogue import Catalogue
 from p2pnode.models.engine import GenerateRequest, Tokens
+from p2pnode.models.evaluation.task_set import task_set
 from p2pnode.models.local_models import describe_at
 from p2pnode.models.manifest import (
     Manifest,
@@ -167,6 +168,19 @@ TEMPLATES: Final = (
 )
 
 
+TASK_ANSWERS: Final = (
+    ("arithmetic", 0, "9 + 2 = 11"), ("arithmetic", 0, "11 is not 9"), ("arithmetic", 0, "eleven"),
+    ("arithmetic", 7, "1,000"), ("instructions", 0, "Island."), ("instructions", 0, "an island"),
+    ("instructions", 4, "Waves come and go."), ("instructions", 4, "Write of the sea."),
+    ("json", 0, '{ "age":56,"name":"Oscar" }'), ("json", 0, '{"name": "Oscar", "age": "56"}'),
+    ("json", 0, "Oscar, 56"), ("knowledge", 0, "(A) 7"), ("knowledge", 0, "7"),
+    ("knowledge", 0, "I'd say B, not A"),
+    ("strings", 0, ' "Market orange winter." '), ("strings", 0, "market, orange, winter"),
+    ("strings", 1, "apple"), ("strings", 1, "**CLOUD**"),
+)  # fmt: skip
+"""(task, index, answer)"""
+
+
 def models_vectors() -> dict[str, Any]:
     """Everything of the SPEC that is bytes."""
     text = model_id_text(model_id(SMALL))
@@ -204,7 +218,27 @@ def models_vectors() -> dict[str, Any]:
         "answers": [_answer(*each) for each in ANSWERS],
         "lists": [_list(name, blob) for name, blob in LISTS.items()],
         "pointers": [_pointers(name, known, shown) for name, (known, shown) in POINTERS.items()],
+        "task_set": _task_set(),
     }
+
+
+def _task_set() -> dict[str, Any]:
+    """Its id, the beginning of some orders, and answers to the first item of each task."""
+    known = task_set()
+    orders = [
+        {"seed": seed, "items": [[each.task, each.index] for each in known.items(seed=seed)[:21]]}
+        for seed in (0, 7, 2**32 - 1)
+    ]
+    checked = [
+        {
+            "task": task,
+            "index": index,
+            "answer": answer,
+            "right": known.tasks[task].items[index].is_right(answer),
+        }
+        for task, index, answer in TASK_ANSWERS
+    ]
+    return {"id": known.id, "orders": orders, "checked": checked}
 
 
 _FULL: Final = lists.table(
