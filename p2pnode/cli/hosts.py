@@ -155,7 +155,9 @@ def print_hosts(output: Output, ranking: Any, sheets: Any, failures: Any, *, why
         columns = ("model", "peer", "USDC/M in/out", "fee", "context", "load", "score")
         output.table(columns, map(_row, chosen), folds="model")
         for fields in chosen if why else ():
-            output.lines(f"  {shorten(fields['peer'])}  {_abilities(fields)}")
+            peer = shorten(fields["peer"])
+            output.lines(f"  {peer}  {_abilities(fields)}")
+            output.lines(f"  {'':{len(peer)}}  {_standing(fields['reputation'])}")
     if left_out:
         output.lines("left out:")
     for fields in left_out:

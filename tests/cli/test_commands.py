@@ -143,6 +143,13 @@ def test_hosts_why_tells_of_peers_that_failed_or_were_not_reached(data_dir: Path
     broken = {"failures_in_a_row": 3, "last_failure": 4e9}
     DataDir(data_dir).measured.write_text(json.dumps({host.ready["peer_id"]: broken}))
     assert "failed 3 times in a row: left out for" in _hosts(data_dir, "--why", hosts=(host,)).out
+    known = {"kept": 8, "broken": 2, "receipted": 640, "faults": 0}
+    DataDir(data_dir).measured.write_text(json.dumps({host.ready["peer_id"]: known}))
+    told = _hosts(data_dir, "--why", hosts=(host,)).out
+    assert "reputation 0.49 to 0.94: 8 of 10 turns ended as promised, receipts over 640 tokens" in told
+    assert (
+        "its reputation here is 0.49" in _hosts(data_dir, "--why", "--min-reputation", 0.5, hosts=(host,)).out
+    )
 
 
 def test_hosts_why_shows_what_is_known_of_a_models_answers_and_that_it_ranks_no_host(
