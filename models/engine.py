@@ -43,7 +43,7 @@ class GenerateRequest:
     text_pending: int = 0
     """How many ids at the prompt's end still need their text, which comes first, without these ids."""
     grammar: AnyGrammar | None = None
-    """What may follow the prompt; None where all may."""
+    """What may follow the prompt but for its ``text_pending`` ids, which begin it; None where all may."""
     logprobs: int = -1
     """How many likely tokens are told beside each, with log-probabilities; -1: not even its own is."""
 

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any, Final, TypeAlias
 
+from p2pnode.models.text import incomplete_tail
+
 PLACES_MAX: Final = 256
 """Places at which a text may stand in a grammar. llama.cpp tries each token of a vocabulary at each."""
 RULES_MAX: Final = 20_000
@@ -341,6 +343,22 @@ class State:
     def next_symbols(self) -> list[str | Letters]:
         """What may follow at each place, in the order of the grammar: the first letter counts."""
         return [place.symbol for place in self.places if not isinstance(place.symbol, Rule)]
+
+
+def grammar_after(grammar: AnyGrammar, begun: bytes) -> tuple[AnyGrammar, bytes]:
+    """What may follow ``begun``, and the bytes at its end that are a part of a letter: they are not followed.
+
+    Raises ``GrammarError`` where that is no beginning of its texts.
+    """
+    part = incomplete_tail(begun)
+    text = begun[: len(begun) - len(part)].decode("utf-8", "replace")
+    if not text:
+        return grammar, part
+    matcher = Matcher(grammar.unpacked())
+    if not matcher.feed(text):
+        msg = "the answer that was begun is none that the format allows: ask anew"
+        raise GrammarError(msg)
+    return matcher.rest(), part
 
 
 class Matcher:

@@ -15,6 +15,7 @@ import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Final, TypeAlias
 
 import trio
@@ -36,7 +37,7 @@ from p2pnode.models.engine import (
     Started,
     Tokens,
 )
-from p2pnode.models.grammar import Grammar, spell
+from p2pnode.models.grammar import AnyGrammar, Grammar, GrammarError, grammar_after, spell
 from p2pnode.models.prompt import pieces_of
 from p2pnode.models.prompt_compiler import compile_prompt, rest_of, text_of_prefix
 from p2pnode.models.renderer import ChatTemplate, Renderer
@@ -331,7 +332,7 @@ class ScriptedEngine:
         if self._config.script is not None:
             return _answer(self._config.script, request.prompt_ids, seed)
         if request.grammar is not None:
-            return _spelled(request.grammar.unpacked(), request.prompt_ids, seed)
+            return _shaped(request, request.grammar, seed)
         return _pseudo_words(request.prompt_ids, seed)
 
     async def _ready(self) -> None:
@@ -368,6 +369,18 @@ def _answer_begins(prompt: tuple[int, ...]) -> int:
     """Where the answer begins, of which the prompt may hold a part: after the last assistant mark."""
     mark = ROLE_IDS["assistant"]
     return len(prompt) - prompt[::-1].index(mark) if mark in prompt else len(prompt)
+
+
+def _shaped(request: GenerateRequest, grammar: AnyGrammar, seed: int) -> Iterator[int]:
+    """The ids of a text of the grammar, after those of it that the prompt ends with."""
+    prompt = request.prompt_ids
+    begun = bytes(token for token in prompt[len(prompt) - request.text_pending :] if token < END)
+    try:
+        rest, part = grammar_after(grammar, begun)
+    except GrammarError as error:
+        raise EngineError(str(error), code="bad_request") from error
+    # The letter that was begun is drawn again, by the ids before it.
+    return islice(_spelled(rest.unpacked(), prompt[: len(prompt) - len(part)], seed), len(part), None)
 
 
 def _spelled(grammar: Grammar, prompt: tuple[int, ...], seed: int) -> Iterator[int]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from p2pnode.models.exllama.jobs import Job, Made
-from p2pnode.models.exllama.token_mask import TokenTable
+from p2pnode.models.token_mask import TokenTable
 
 _PENALTY_LAST: Final = 64
 """llama.cpp's ``repeat_last_n``."""

@@ -22,7 +22,7 @@ from p2pnode.models.exllama.chain import Draws, LogitsChain
 from p2pnode.models.exllama.jobs import BackendInfo, Begun, Job, JobEvent, Made, Over, Read
 from p2pnode.models.exllama.scopes import PageOwners, Scope, scoped
 from p2pnode.models.exllama.settings import PAGE
-from p2pnode.models.exllama.token_mask import TokenTable
+from p2pnode.models.token_mask import TokenTable
 
 _GREEDY: Final = 1
 _COLDEST: Final = 0.01

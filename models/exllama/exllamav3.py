@@ -25,7 +25,7 @@ from p2pnode.models.exllama.chain import Draws, LogitsChain, sample
 from p2pnode.models.exllama.jobs import BackendInfo, Begun, JobEvent, Over, Read
 from p2pnode.models.exllama.scopes import PageOwners, Scope, scoped
 from p2pnode.models.exllama.settings import PAGE, ChildConfig
-from p2pnode.models.exllama.token_mask import TokenTable
+from p2pnode.models.token_mask import TokenTable
 
 _BITS: Final = {"Q8": (8, 8), "Q6": (6, 6), "Q4": (4, 4)}
 _hashed = scoped(pagetable_module.tensor_hash_checksum)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol, TypeAlias
 
 from p2pnode.models.engine import HiddenStates
-from p2pnode.models.exllama.token_mask import TokenMask
+from p2pnode.models.token_mask import TokenMask
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,9 +17,9 @@ from typing import Final
 from p2pnode.models.exllama.jobs import Backend, BackendInfo
 from p2pnode.models.exllama.memory import CACHE_BITS, ModelSizes, too_large
 from p2pnode.models.exllama.settings import PAGE, ChildConfig, Library, LoadError
-from p2pnode.models.exllama.token_mask import TokenTable
 from p2pnode.models.folder import folder_tokenizer_blob, read_folder
 from p2pnode.models.gguf import read_header, tokenizer_blob
+from p2pnode.models.token_mask import TokenTable
 from p2pnode.models.tokenizer import Tokenizer, load_tokenizer
 
 _NO_CUDA: Final = (

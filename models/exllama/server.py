@@ -36,9 +36,9 @@ from p2pnode.models.exllama.devices import taken
 from p2pnode.models.exllama.jobs import BackendInfo, Begun, Job, Made, Over, Read
 from p2pnode.models.exllama.loading import load_backend, table_of
 from p2pnode.models.exllama.settings import ChildConfig, LoadError
-from p2pnode.models.exllama.token_mask import TokenMask, TokenTable
 from p2pnode.models.exllama.worker import BareTimes, Told, Worker, words_of
 from p2pnode.models.grammar import Grammar, GrammarError
+from p2pnode.models.token_mask import TokenMask, TokenTable
 
 _LAST_WORDS_S: Final = 1.0
 

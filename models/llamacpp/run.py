@@ -16,14 +16,20 @@ from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from contextlib import aclosing
 from typing import Any, Final
 
+from p2pnode.errors import EngineError
 from p2pnode.models.child.http import ChildGoneError, ChildHttp
 from p2pnode.models.child.run import ChildAnswer, logprobs_of, sampling_of
 from p2pnode.models.engine import EngineEvent, GenerateRequest
-from p2pnode.models.grammar import Matcher
+from p2pnode.models.grammar import Grammar, GrammarError, grammar_after
 from p2pnode.models.slots import Assignment
+from p2pnode.models.token_mask import TokenMask, TokenTable
 from p2pnode.models.vocabulary import Vocabulary
 
 _RANDOM_SEED: Final = 0xFFFFFFFF  # llama.cpp draws a seed of its own for this one
+_SURE: Final = 100.0
+"""Added to the logits of the only ids that may follow."""
+_CONTINUES: Final = 0x80
+"""The first two bits of a byte that goes on with a UTF-8 letter."""
 SAMPLERS: Final = ("penalties", "top_k", "top_p", "min_p", "temperature")
 
 
@@ -37,6 +43,9 @@ class LlamaCppRun(ChildAnswer):
         self._allowed = allowed
         self._vocabulary = vocabulary
         self._hang_s = hang_s
+        self._inside_letter = False
+        """Whether what is shaped by a grammar was begun inside of a letter: one id is made at a time until it
+        is whole."""
 
     async def events(self, http: ChildHttp, assignment: Assignment) -> AsyncGenerator[EngineEvent, None]:
         """Run the request; yield its events. Raises what ``http`` raises."""
@@ -57,7 +66,8 @@ class LlamaCppRun(ChildAnswer):
                 made, end_of_turn = await self._make_again(http, assignment.slot, ids.lost)
                 for event in self._deliver(made):
                     yield event
-            complete = (ids.ended and not ids.lost) or len(self._ids) >= self._allowed
+            short = self._inside_letter  # it ended because one id was asked for
+            complete = (ids.ended and not ids.lost and not short) or len(self._ids) >= self._allowed
             if self._text.stopped or end_of_turn or complete:
                 break
             reuse = True
@@ -104,21 +114,46 @@ class LlamaCppRun(ChildAnswer):
             "return_progress": True,
             "cache_prompt": reuse,
             "id_slot": slot,
-            **self._grammar(),
+            **self._shape(),
             # One at least, for the ids' own are told with them.
             **({"n_probs": max(1, self._request.logprobs)} if self._request.logprobs >= 0 else {}),
         }
 
-    def _grammar(self) -> dict[str, str]:
-        """What may follow, in llama.cpp's notation, which begins anew with each completion."""
+    def _shape(self) -> dict[str, Any]:
+        """What may follow, in llama.cpp's notation, which begins anew with each completion.
+
+        llama.cpp's grammars know whole letters only. Inside of one, the ids that can complete it are so much
+        likelier than all others that one of them is taken, and no more than that is asked for.
+        """
         grammar = self._request.grammar
         if grammar is None:
             return {}
-        if self._ids:
-            matcher = Matcher(grammar.unpacked())
-            matcher.feed(b"".join(map(self._vocabulary.piece, self._ids)).decode("utf-8", "ignore"))
-            grammar = matcher.rest()
-        return {"grammar": grammar.gbnf()}
+        prompt = self._request.prompt_ids
+        begun = prompt[len(prompt) - self._request.text_pending :] + tuple(self._ids)
+        spelled = b"".join(map(self._vocabulary.piece, begun))
+        try:
+            rest, part = grammar_after(grammar, spelled)
+            self._inside_letter = bool(part)
+            if not part:
+                return {"grammar": rest.gbnf()}
+            bias = [[token, _SURE] for token in self._ids_within(rest.unpacked(), part)]
+        except GrammarError as error:
+            raise EngineError(str(error), code="bad_request") from error
+        return {"logit_bias": [*sampling_of(self._request)["logit_bias"], *bias], "n_predict": 1}
+
+    def _ids_within(self, grammar: Grammar, part: bytes) -> list[int]:
+        """The ids that may follow the part of a letter. Raises ``GrammarError`` for none."""
+        pieces = [
+            piece if piece and piece[0] & 0xC0 == _CONTINUES else b"" for piece in self._vocabulary.pieces
+        ]
+        table = TokenTable([*pieces, part], ())  # the last one stands for what was begun
+        mask = TokenMask(table, grammar)
+        allowed = mask.allowed() if mask.feed([len(pieces)]) else b""
+        found = [token for token, may in zip(table.order, allowed, strict=False) if may]
+        if not found:
+            msg = "the letter that was begun is none that the format allows: ask anew"
+            raise GrammarError(msg)
+        return found
 
 
 class IdStream:

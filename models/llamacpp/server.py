@@ -16,6 +16,7 @@ import os
 import shutil
 import socket
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any, Final, Literal, NoReturn, TypeAlias
 
@@ -28,6 +29,9 @@ CACHE_TYPES: Final = {"FP16": "F16", "Q8": "Q8_0", "Q4": "Q4_0"}
 """How keys and values are kept: what users call it, and what llama.cpp does."""
 Pooling: TypeAlias = Literal["mean", "cls", "last"]
 """What a text's vector is made of: all of its tokens, the first one or the last one."""
+_UNKNOWN_ARCHITECTURE: Final = "unknown model architecture"
+_NO_MEMORY: Final = ("bad_alloc", "failed to allocate", "unable to allocate", "out of memory")
+_SAID_MAX_BYTES: Final = 1 << 20
 _HTTP_THREADS_SPARE: Final = 4
 _SPINS: Final = "300"
 """How often a thread looks for the others before it sleeps until they come, hundreds of times for each token.
@@ -43,20 +47,42 @@ def main() -> NoReturn:
     # llama.cpp logs to stdout and stderr; our one line is written through a descriptor of its own.
     answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
     null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    os.dup2(null, 2)
+    said = tempfile.TemporaryFile()  # noqa: SIM115 - it ends with the process
+    os.dup2(said.fileno(), 1)
+    os.dup2(said.fileno(), 2)
     try:
         server = _serve(config)
         _require_no_tcp_listener()
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent must hear of it
-        _answer(answer, {"error": str(error) or type(error).__name__})
+        said.seek(0)
+        reason, advice = why_not_loaded(said.read(_SAID_MAX_BYTES).decode("utf-8", "replace"))
+        _answer(answer, {"error": reason or str(error) or type(error).__name__, "advice": advice})
         os._exit(1)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
     _answer(answer, {"ready": True})
     while sys.stdin.buffer.read(1 << 12):
         pass
     del server  # only the name: ``os._exit`` ends everything, without destructors, which may hang
     shutil.rmtree(Path(config["socket"]).parent, ignore_errors=True)
     os._exit(0)
+
+
+def why_not_loaded(log: str) -> tuple[str, str]:
+    """The first error in what llama.cpp wrote, and what to do; "" for what is not known. Pure."""
+    lines = (line.partition(" E ")[2] for line in log.splitlines())
+    reason = next((line.strip().partition(": ")[2].strip() for line in lines if line), "")
+    if _UNKNOWN_ARCHITECTURE in reason:
+        name = reason.partition(_UNKNOWN_ARCHITECTURE)[2].strip(" :'\"")
+        advice = (
+            "Update it (`pip install -U xllamacpp`), serve another model, or check the file with "
+            "`p2pnode models verify`"
+        )
+        return f"this llama.cpp doesn't know the architecture {name!r}", advice
+    if any(word in reason for word in _NO_MEMORY):
+        advice = "Take a smaller --n-ctx, fewer --slots or a smaller quantisation, or free memory"
+        return f"memory ran out ({reason})", advice
+    return reason, ""
 
 
 def _serve(config: dict[str, Any]) -> object:
@@ -89,7 +115,7 @@ def _serve(config: dict[str, Any]) -> object:
     params.prefill_assistant = False
     params.endpoint_slots = True
     params.ui = False
-    params.verbosity = 0
+    params.verbosity = 1  # errors
     params.warmup = not config["renders_only"]
     server = xllamacpp.Server(params)
     if config["renders_only"]:  # it ends by ``os._exit``, which destroys nothing

@@ -33,6 +33,7 @@ from p2pnode.models.engine import (
     EngineStats,
     GenerateRequest,
 )
+from p2pnode.models.grammar import AnyGrammar, GrammarError, grammar_after
 from p2pnode.models.prompt_maker import PromptMaker
 from p2pnode.models.slot_wait import wait_assigned
 from p2pnode.models.slots import SlotQueue
@@ -236,7 +237,7 @@ class UpstreamEngine:
             "stream": True,
         }
         if request.grammar is not None:
-            made["grammar"] = request.grammar.gbnf()
+            made["grammar"] = self._grammar(request, request.grammar)
         if request.logprobs >= 0:
             # One at least, for the ids' own are told with them.
             made |= _logprobs(max(1, request.logprobs), chat=abilities.chat)
@@ -246,6 +247,18 @@ class UpstreamEngine:
             return COMPLETIONS, {**made, "prompt": request.prompt_ids}
         text = self._model.text_of(request.prompt_ids, adds_begin=abilities.adds_begin)
         return COMPLETIONS, {**made, "prompt": text}
+
+    def _grammar(self, request: GenerateRequest, grammar: AnyGrammar) -> str:
+        prompt, piece = request.prompt_ids, self._model.vocabulary.piece
+        begun = b"".join(map(piece, prompt[len(prompt) - request.text_pending :]))
+        try:
+            rest, part = grammar_after(grammar, begun)
+        except GrammarError as error:
+            raise EngineError(str(error), code="bad_request") from error
+        if part:
+            msg = "the answer ends inside of a letter, where this host can't go on: use another one"
+            raise EngineError(msg, code="capacity", retry_after_s=0.0)
+        return rest.gbnf()
 
     def _base(self, tokens_max: int) -> dict[str, Any]:
         model = self._server.model if self._server is not None else self._config.model

@@ -339,6 +339,27 @@ class EngineConformance:
             )
             jsonschema.validate(json.loads(begun.text + rest.text), schema)
 
+    async def test_a_schema_shapes_what_follows_ids_whose_text_may_still_be_a_stop_string(
+        self, engine: Engine
+    ) -> None:
+        schema = {"type": "object", "properties": {"kind": {"enum": ["sea", "land"]}}, "required": ["kind"]}
+        form = ResponseFormat(kind="json_schema", body=json.dumps(schema))
+        # A text that comes in each answer is the beginning of a stop string that never does.
+        sampling = replace(GREEDY, tokens_max=100, stop=('"kind": "never', '"kind":"never'))
+        shaped = body("Tell me.", response_format=form, sampling=sampling)
+        prompt = await engine.prompt(shaped)
+        whole = await ask(engine, prompt.ids, sampling, grammar=prompt.grammar)
+        jsonschema.validate(json.loads(whole.text), schema)
+        pending = 0
+        for cut in range(1, len(whole.ids)):
+            begun = await engine.prompt(replace(shaped, prefix=whole.ids[:cut]))
+            pending += begun.text_pending > 0
+            rest = await ask(
+                engine, begun.ids, sampling, grammar=begun.grammar, text_pending=begun.text_pending
+            )
+            jsonschema.validate(json.loads(begun.text + rest.text), schema)
+        assert pending
+
     async def test_a_partial_answer_with_an_id_that_is_none_is_refused_as_a_prompt(
         self, engine: Engine
     ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -27,7 +28,7 @@ from p2pnode.models.llamacpp.engine import LlamaCppConfig, LlamaCppEngine, start
 from p2pnode.models.llamacpp.server import BATCH
 from p2pnode.models.local_models import LocalModel, describe_at
 from p2pnode.models.vocabulary import Vocabulary, load_vocabulary
-from p2pnode.protocols.inference.messages import ChatMessage, LogitBias, PromptBody, Role
+from p2pnode.protocols.inference.messages import ChatMessage, LogitBias, PromptBody, ResponseFormat, Role
 from tests.models import model_folders
 from tests.models.engine_conformance import (
     GREEDY,
@@ -386,6 +387,7 @@ async def test_weights_llama_cpp_cannot_load_are_an_error_and_restarts_back_off(
         with pytest.raises(EngineError) as failed:
             await engine.load()
         errors.append(failed.value)
+    assert "doesn't know the architecture 'lxama'" in str(errors[0])
     assert "p2pnode models verify" in str(errors[0])
     await engine.aclose()
 
@@ -454,3 +456,20 @@ async def test_settings_say_what_they_are_and_change_no_number_but_a_smaller_cac
                 assert (await ask(other, prompt, sampling)).ids == expected.ids
     finally:
         await other.aclose()
+
+
+async def test_a_grammar_goes_on_inside_of_a_letter_that_was_begun(engine: LlamaCppEngine) -> None:
+    schema = {"type": "object", "properties": {"said": {"enum": ["你好世界", "🙂🎉"]}}, "required": ["said"]}
+    form = ResponseFormat(kind="json_schema", body=json.dumps(schema))
+    shaped = body("Say it.", response_format=form)
+    prompt = await engine.prompt(shaped)
+    sampling = replace(GREEDY, tokens_max=60)
+    whole = await ask(engine, prompt.ids, sampling, grammar=prompt.grammar)
+    assert json.loads(whole.text)["said"] in ("你好世界", "🙂🎉")
+    inside = 0
+    for cut in range(1, len(whole.ids)):
+        begun = await engine.prompt(replace(shaped, prefix=whole.ids[:cut]))
+        inside += begun.text_pending > 0
+        rest = await ask(engine, begun.ids, sampling, grammar=begun.grammar, text_pending=begun.text_pending)
+        assert json.loads(begun.text + rest.text)["said"] in ("你好世界", "🙂🎉")
+    assert inside

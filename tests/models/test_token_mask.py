@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pnode.models.exllama.token_mask import TokenMask, TokenTable
 from p2pnode.models.grammar import Grammar, GrammarError, Matcher, Rule, letters
 from p2pnode.models.json_schema import add_object, add_schema
+from p2pnode.models.token_mask import TokenMask, TokenTable
 
 WORDS = [
     "{",
