@@ -418,8 +418,6 @@ class Join:
         else:
             entry = Catalogue.load().find(DEFAULT_MODEL)
             await node.follow([entry.model_id] if entry.model_id is not None else [])
-        if self._ready is not None:
-            await off_the_loop(partial(self._ready.write, node.peer_id, node.multiaddrs))
         hosts = [self._host] if self._host is not None else []
         self._report(
             "ready",
@@ -430,6 +428,9 @@ class Join:
                 "models": [_offered_fields(host, each) for host in hosts for each in host.models],
             },
         )
+        # Last: who started it in the background shows what it says until this file is there, and no longer.
+        if self._ready is not None:
+            await off_the_loop(partial(self._ready.write, node.peer_id, node.multiaddrs))
 
     def _self_probe(self, node: Node) -> SelfProbe | None:
         """What asks this host's models, over a connection like a stranger's; None where that is off."""
