@@ -25,6 +25,7 @@ from p2pnode.client.ranking import (
     Payable,
     Ranking,
     TurnBound,
+    is_priced,
     why_not_free,
 )
 from p2pnode.client.reputation import Measured
@@ -75,6 +76,7 @@ class HostSearch:
         has_session: Callable[[PeerId], bool] = lambda _peer: False,
         has_left: Callable[[PeerId], bool] = lambda _peer: False,
         stake_of: Callable[[Advert], int] = lambda _advert: 0,
+        under_way: Callable[[PeerId], int] = lambda _peer: 0,
     ) -> None:
         self._choice = HostChoice(
             model,
@@ -84,6 +86,7 @@ class HostSearch:
             has_session=has_session,
             has_left=has_left,
             stake_of=stake_of,
+            under_way=under_way,
         )
         self._limits, self._wall = limits, wall
         self._model, self._caps = model, filters.caps
@@ -270,6 +273,9 @@ class IdleSessions(Protocol):
     def has_left(self, peer: PeerId, model: ModelId) -> bool:
         """Whether a session was left with this host."""
 
+    def under_way(self, peer: PeerId, model: ModelId) -> int:
+        """How many turns this host has now, or is about to be asked."""
+
     def left_hosts(self, model: ModelId) -> Mapping[PeerId, Sequence[str]]:
         """Hosts with which sessions of a model were left that are dialled first, and where they were then."""
 
@@ -331,6 +337,7 @@ class Searches:
             has_session=lambda peer: self._sessions.has(peer, model),
             has_left=lambda peer: self._sessions.has_left(peer, model),
             stake_of=self._runtime.stake_of,
+            under_way=lambda peer: self._sessions.under_way(peer, model),
         )
 
     def with_idle_sessions(
@@ -338,15 +345,32 @@ class Searches:
     ) -> HostSearch:
         """A search that gives a host first with which a session is open; then no lookup is needed.
 
-        Of several the one that was used last, or ``prefer``.
+        Of several it is ``prefer``, or one with the fewest turns under way, that was used last. A free host
+        of whose slots this client has taken half goes by its rank where others are known: these have room.
         """
         search = self.new(model, filters, caps=filters.caps)
-        for peer in sorted(self._sessions.peers(model), key=lambda each: each == prefer):
+
+        def standing(peer: PeerId) -> tuple[bool, int]:
+            return peer == prefer, -self._sessions.under_way(peer, model)
+
+        for peer in sorted(self._sessions.peers(model), key=standing):
             entry = self._runtime.node.adverts.book.get(peer, self._runtime.node.wall())
             # A session with a stranger must not go before a host that the user trusts, and isn't found yet.
-            if entry is not None and (not filters.rules.trust or filters.rules.trusts(entry.advert)):
+            if entry is None or (filters.rules.trust and not filters.rules.trusts(entry.advert)):
+                continue
+            if peer == prefer or self._has_room(entry.advert, model):
                 search.try_first(FoundHost(entry.advert, 0.0))
         return search
+
+    def _has_room(self, advert: Advert, model: ModelId) -> bool:
+        """Whether one turn more is no reason to look for another host. A second one would cost a fee, too."""
+        offer = advert.offer(model)
+        under_way = self._sessions.under_way(advert.peer, model)
+        if offer is None or is_priced(offer) or 2 * under_way < max(2, advert.load.slots):
+            return True
+        node = self._runtime.node
+        others = node.adverts.book.live(node.wall(), model)
+        return all(entry.advert.peer == advert.peer for entry in others)
 
     async def of_named_host(self, multiaddr: str, model: ModelId, filters: Filters) -> HostSearch:
         """A search that gives the host at this address and no other.

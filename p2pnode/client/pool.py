@@ -95,6 +95,11 @@ class SessionPool:
         """How many sessions with hosts are open now."""
         return sum(not session.over for session in self._sessions)
 
+    def under_way(self, peer: PeerId, model: ModelId) -> int:
+        """How many turns a host has now, or is about to be asked."""
+        asking = len(self._wanted.get((peer, model), ()))
+        return asking + sum(each.under_way for each in self._of(peer, model))
+
     def has(self, peer: PeerId, model: ModelId) -> bool:
         """Whether there is a session with this host, a dormant one included."""
         return bool(self._of(peer, model))

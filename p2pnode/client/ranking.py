@@ -5,6 +5,9 @@ seconds, made worse by load and failures; lower is better::
 
     score = (connect + ttft + TYPICAL_TOKENS / tokens_per_s) * (1 + queue) * (1 + 4 * failure_share) + warm_in
 
+The queue is that of its advert, or what of its slots this client's own turns take: turns that are asked at
+the same time are spread over hosts.
+
 A host whose model isn't loaded is so much later: ``warm_in``, as its advert says.
 
 Hosts that the user trusts come first, then those that ask for no money. Those that do are ordered by score
@@ -171,12 +174,13 @@ def rank(
     payable: Payable | None = None,
     fee_paid: Callable[[PeerId], bool] = lambda _peer: False,
     stake_of: Callable[[Advert], int] = lambda _advert: 0,
+    under_way: Callable[[PeerId], int] = lambda _peer: 0,
     turn: TurnBound | None = None,
 ) -> Ranking:
     """Order hosts of ``model``; the same input gives the same order.
 
     ``fee_paid`` says whether a session with a host is there, open or left; ``stake_of`` what it has at stake;
-    ``turn`` is the question.
+    ``under_way`` how many turns of this client it has now; ``turn`` is the question.
     """
     candidates = []
     for advert in adverts:
@@ -190,7 +194,7 @@ def rank(
             Candidate(
                 advert=advert,
                 offer=offer,
-                score=_score(advert, offer, known),
+                score=_score(advert, offer, known, under_way(advert.peer)),
                 cost=expected_cost(offer, known, fee_paid=paid),
                 fee_paid=paid,
                 trusted=filters.rules.trusts(advert),
@@ -350,11 +354,12 @@ class HostChoice:
         has_session: Callable[[PeerId], bool] = lambda _peer: False,
         has_left: Callable[[PeerId], bool] = lambda _peer: False,
         stake_of: Callable[[Advert], int] = lambda _advert: 0,
+        under_way: Callable[[PeerId], int] = lambda _peer: 0,
     ) -> None:
         self._model, self._filters = model, filters
         self._measured, self._payable = measured, payable
         self._has_session, self._has_left = has_session, has_left
-        self._stake_of = stake_of
+        self._stake_of, self._under_way = stake_of, under_way
         self.turn: TurnBound | None = None
         """The most that is asked of the next host."""
         self._found: dict[PeerId, Advert] = {}
@@ -410,6 +415,7 @@ class HostChoice:
             payable=self._payable,
             fee_paid=self._fee_paid,
             stake_of=self._stake_of,
+            under_way=self._under_way,
             turn=self.turn,
         )
 
@@ -463,12 +469,14 @@ class HostChoice:
         return [each for each in self.ranking(now).chosen if each.advert.peer not in self._tried]
 
 
-def _score(advert: Advert, offer: Offer, known: Measured) -> float:
+def _score(advert: Advert, offer: Offer, known: Measured, under_way: int) -> float:
     connect = _UNKNOWN_CONNECT_S if known.connect_s is None else known.connect_s
     ttft = _UNKNOWN_TTFT_S if known.ttft_s is None else known.ttft_s
     speed = known.tokens_per_s or _UNKNOWN_TOKENS_PER_S
-    load = advert.load
-    queue = (load.active + load.queued) / max(1, load.slots) if load.active >= load.slots else 0.0
+    load, slots = advert.load, max(1, advert.load.slots)
+    queue = (load.active + load.queued) / slots if load.active >= load.slots else 0.0
+    # An advert is older than what this client asks now, and turns that share an engine slow one another.
+    queue = max(queue, under_way / slots)
     answer_s = (connect + ttft + TYPICAL_TOKENS / speed) * (1 + queue) * (1 + 4 * failure_share(known))
     return answer_s + offer.warm_in_s
 

@@ -436,9 +436,14 @@ class Session:
         return self.accept.turns_max - len(self._turns) - self._reserved
 
     @property
+    def under_way(self) -> int:
+        """How many turns are under way, or about to be asked."""
+        return len(self._turns) + self._reserved
+
+    @property
     def is_busy(self) -> bool:
-        """Whether turns are under way, or about to be asked."""
-        return bool(self._turns or self._reserved)
+        """Whether any is."""
+        return self.under_way > 0
 
     def reserve(self) -> None:
         """Take a place for the turn that is asked next."""

@@ -464,8 +464,10 @@ def test_every_host_is_either_allowed_or_excluded_and_the_order_of_adverts_does_
         assert offer.n_ctx >= filters.n_ctx_min
         assert not candidate.advert.draining
         assert measured[candidate.advert.peer].broken_until() <= NOW
-    order = [(c.offer.price_in + c.offer.price_out > 0, c.score) for c in ranking.chosen]
-    assert order == sorted(order)
+    priced = [c.offer.price_in + c.offer.price_out > 0 for c in ranking.chosen]
+    assert priced == sorted(priced)
+    scores = [c.score for c, costs in zip(ranking.chosen, priced, strict=True) if not costs]
+    assert scores == sorted(scores)  # those of priced ones count times their cost
     random.Random(seed).shuffle(adverts)
     assert rank(adverts, MODEL, measured, filters, NOW, payable=payable) == ranking
 
@@ -604,3 +606,20 @@ def test_weights_that_nobody_can_check_are_for_free_answers_unless_the_user_says
     assert not excluded or "--no-verified allows it" in ranking.excluded[0].excluded
     own = advert(1, price_in=price, price_out=price)
     assert not rank([own], MODEL, {}, filters, NOW, payable=lambda _advert, _offer: "").excluded
+
+
+def test_turns_under_way_count_as_a_queue_that_no_advert_tells_yet() -> None:
+    adverts = [advert(1), advert(2)]
+    measured = {
+        peer(1): Measured(ttft_s=0.4, tokens_per_s=40.0),
+        peer(2): Measured(ttft_s=0.5, tokens_per_s=35.0),
+    }
+
+    def first(under_way: int) -> PeerId:
+        def of(host: PeerId) -> int:
+            return under_way if host == peer(1) else 0
+
+        return rank(adverts, MODEL, measured, Filters(), NOW, under_way=of).chosen[0].advert.peer
+
+    assert first(0) == peer(1)
+    assert first(2) == peer(2)
