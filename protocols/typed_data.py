@@ -67,6 +67,7 @@ def market_domain(chain_id: int, market: bytes) -> Domain:
     return Domain(name="JobMarketplace", version="1", chain_id=chain_id, contract=market)
 
 
+@lru_cache(maxsize=1024)  # both sides ask for the id of a session that is open again and again
 def session_id(market: Domain, terms: SessionTerms) -> SessionId:
     """The digest of the terms: the session's id, and the nonce of its authorisation."""
     fields = (

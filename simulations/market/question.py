@@ -562,7 +562,7 @@ class Lookup:
         teller = frozenset({seen_from(by.ip, by.peer).wide})
         for advert in adverts or ():
             if advert.offer(self._model) is not None:
-                addresses = tuple(each.multiaddr for each in advert.addresses)
+                addresses = tuple([each.multiaddr for each in advert.addresses])
                 self._shell.command(
                     Hint(peer=advert.peer, addresses=addresses, source="exchange", tellers=teller)
                 )
