@@ -90,9 +90,11 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
                 plan{…} sent{…} as models vote, then, as stake status, stake{wallet, peer, receipt_key, stake,
                 unbonding, unbonds_at, fab, staked, here}; slash: slashed{host, amount, reward, transaction}
     status      status{peer_id, pid, multiaddrs, reach, models, slots, active, queued, draining, served,
-                ether_usd, earned, owed}; served is {since, sessions, turns, tokens_in, tokens_out} or null
+                ether_usd, earned, owed, gateway}; gateway is {url, pid, keys_required} or null, and alone
+                where no node runs; served is {since, sessions, turns, tokens_in, tokens_out} or null
     invite      invite{invite, reach}
-    dashboard   dashboard{url}: with a token that works once
+    gateway     gateway{url, keys_required, key_file} dashboard{url}: with a token that works once
+    dashboard   dashboard{url}
     wallet      wallet.made{…} wallet{…} wallet.exported{…}
     connect     connect{program, url, model, environment, unset, arguments, file?, merge?, source}
     keys        new: key.made{secret, …} as key; list, show, set: key{id, name, state, budget, per_day, spent,
