@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import time
+from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 
@@ -14,10 +16,17 @@ from p2pnode.words import count_of
 
 if TYPE_CHECKING:
     from p2pnode.node.datadir import RunningGateway
+    from p2pnode.views.idle import HostState
 
 
 WatchOption: TypeAlias = Annotated[
     bool, typer.Option("--watch", help="Show it anew each two seconds, until Ctrl-C.")
+]
+WhyIdleOption: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--why-idle", help="Also say why it gets no work: its place among the hosts that it sees, and more."
+    ),
 ]
 _WATCH_S: Final = 2.0
 _CLEAR: Final = "\x1b[H\x1b[J"
@@ -26,6 +35,7 @@ _CLEAR: Final = "\x1b[H\x1b[J"
 
 def status(
     watch: WatchOption = False,
+    why_idle: WhyIdleOption = False,
     data_dir: DataDirOption = None,
     as_json: JsonOption = False,
     log_level: LogOption = "error",
@@ -40,7 +50,7 @@ def status(
         import trio
 
         while True:
-            lines, fields = await _look(output, data_dir)
+            lines, fields = await _look(output, data_dir, why_idle=why_idle)
             if as_json:
                 output.event("status", fields)
             else:
@@ -54,7 +64,7 @@ def status(
     run_async(run, on_error=output.failed)
 
 
-async def _look(output: Output, data_dir: Any) -> tuple[list[str], dict[str, Any]]:
+async def _look(output: Output, data_dir: Any, *, why_idle: bool) -> tuple[list[str], dict[str, Any]]:
     """The node as it is now, in lines and as fields. Raises ``P2PNodeError``."""
     gateway = data_of(data_dir).running_gateway()
     if gateway is not None and data_of(data_dir).running_node() is None:
@@ -65,16 +75,20 @@ async def _look(output: Output, data_dir: Any) -> tuple[list[str], dict[str, Any
     from p2pnode.money import usdc_text
     from p2pnode.node.datadir import DataDir
     from p2pnode.node.reachability import reachability
+    from p2pnode.views.idle import idle_fields
     from p2pnode.views.status import host_money, status_fields
 
     config = build_config(data_dir, mdns=False)
     async with Client(config) as client:
         advert = await client.advert_of(running.multiaddrs)
         sheets = await client.sheets([advert] if advert is not None else [])
+        seen = await client.known_adverts() if why_idle else []
     sheet = sheets.get(running.peer_id)
     served, money = read_totals(DataDir(config.data_dir).totals), host_money(config)
     fields = status_fields(running, advert, sheet, served=served, ether_usd=config.ether_usd, money=money)
     fields["gateway"] = asdict(gateway) if gateway is not None else None
+    state = await _state(running)
+    fields["paused"] = list(state.paused)
     lines = [f"peer id    {fields['peer_id']}", f"pid        {fields['pid']}"]
     lines += [f"listening  {address}" for address in running.multiaddrs]
     if running.reach:
@@ -94,7 +108,31 @@ async def _look(output: Output, data_dir: Any) -> tuple[list[str], dict[str, Any
         lines.append(f"earned     {earned} settled, {owed} not settled yet, a tenth of it the treasury's")
     if any(m["price_in"] or m["price_out"] for m in fields["models"]):
         lines.append(_gas_line(config.ether_usd))
+    lines += [f"paused     {why}" for why in state.paused]
+    if why_idle:
+        every = {each.peer: each for each in (*seen, *((advert,) if advert is not None else ()))}
+        idle = idle_fields(running.peer_id, list(every.values()), state, now=time.time(), reach=running.reach)
+        fields["idle"] = idle
+        lines += [f"why idle   {reason}" for reason in idle["reasons"]] or ["why idle   nothing is seen"]
     return lines, fields
+
+
+async def _state(running: Any) -> HostState:
+    """What only the running node knows; nothing where it is of an earlier version, or just ending."""
+    from p2pnode.errors import LocalError
+    from p2pnode.host.control import ask_running
+    from p2pnode.views.idle import HostState
+
+    told: dict[str, Any] = {}
+
+    def take(name: str, fields: dict[str, Any]) -> None:
+        if name == "state":
+            told.update(fields)
+
+    if running.control:
+        with suppress(LocalError):
+            await ask_running(running.control, {"do": "state"}, take)
+    return HostState(**told)
 
 
 def _gateway_line(gateway: RunningGateway) -> str:
@@ -111,7 +149,6 @@ def _gas_line(ether_usd: int) -> str:
 
 
 def _served_line(served: dict[str, Any]) -> str:
-    import time
     from datetime import timedelta
 
     up = timedelta(seconds=max(0, int(time.time()) - served["since"]))

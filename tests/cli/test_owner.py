@@ -17,11 +17,18 @@ def test_a_paused_node_serves_nobody_until_it_is_resumed(tmp_path: Path) -> None
     with join(tmp_path, "h") as node:
         paused = run("pause", own)
         assert "offers are withdrawn" in paused.err + paused.out
-        assert "serving    nothing" in run("status", own).out
+        shown = run("status", "--why-idle", own).out
+        assert "serving    nothing" in shown
+        assert "paused     its owner paused it" in shown
+        assert "why idle   it is paused: its owner paused it" in shown
         assert ask(client, "hello", "--peer", node.multiaddr).code != 0
         assert run("resume", "--json", own).named("resumed")[0]["why"] == []
         assert ask(client, "hello", "--peer", node.multiaddr).code == 0
         assert run("resume", "--json", own).named("not_paused")
+        (told,) = run("status", "--why-idle", "--json", own).named("status")
+        assert told["paused"] == []
+        assert told["idle"]["offers"][0]["model"] == "scripted"
+        assert "only host that is seen" in told["idle"]["reasons"][0]
         with start(tmp_path, "watch", ["status", "--watch", "--json", own]) as watch:
             seen = watch.out_path
             watch.wait_until(lambda: seen.read_text().count('"event": "status"') >= 2, "a second look")
