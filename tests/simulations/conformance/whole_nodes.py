@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -42,6 +42,7 @@ from p2pnode.payments.escrow import HostMoney
 from p2pnode.payments.exposure import ExposureLimits
 from p2pnode.payments.gas_budget import GasBudget
 from p2pnode.payments.journal.journal import Journal
+from p2pnode.payments.journal.keys import KeyShare
 from p2pnode.payments.payer import OpenPayer, Payer
 from p2pnode.payments.session_signer import SessionSigner
 from p2pnode.payments.spending import Market, SpendingLimits
@@ -120,12 +121,14 @@ class HeardJournal:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._journal, name)
 
-    async def signed(self, session: SessionId, voucher: Voucher, now: int) -> None:
+    async def signed(
+        self, session: SessionId, voucher: Voucher, now: int, shares: Sequence[KeyShare] = ()
+    ) -> dict[int, int]:
         """A client signed a voucher."""
         bought = self._journal.purchase(session)
         assert bought is not None
         self._note("signed", bought.terms.host, voucher.amount, voucher.tokens_out)
-        await self._journal.signed(session, voucher, now)
+        return await self._journal.signed(session, voucher, now, shares)
 
     def bought_receipt(self, session: SessionId, receipt: Receipt, now: int) -> None:
         """A client checked a receipt."""
