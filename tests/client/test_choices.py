@@ -262,3 +262,20 @@ async def test_what_the_system_is_told_is_in_a_prompt_once(autojump_clock: MockC
                 assert answer.usage is not None
                 # Each message takes its bytes, its role and an end; the assistant's role comes last.
                 assert answer.usage.tokens_in == len("be brief" + "hello") + 2 * 2 + 1
+
+
+# ---- several questions at once
+
+
+async def test_questions_of_one_time_are_spread_with_and_without_sessions(
+    autojump_clock: MockClock,
+) -> None:
+    async with stage(3) as (_, members, client):
+        for _ in range(2):
+            answers = [client.chat(f"question {each}", model=SCRIPTED, sampling=GREEDY) for each in range(9)]
+            async with trio.open_nursery() as nursery:
+                for answer in answers:
+                    nursery.start_soon(read, answer)
+            asked = [each.host for each in answers]
+            first, second, _ = (asked.count(each.node.peer_id) for each in members)
+            assert first >= second > 1  # by how fast they were, and by how many each has

@@ -230,22 +230,3 @@ async def test_a_conversation_goes_back_to_the_host_that_has_it() -> None:
             answer = await http.post(PATH, json=asked)
             hosts.setdefault(question, set()).add(answer.headers["x-p2pnode-host"])
         assert {len(each) for each in hosts.values()} == {1}
-
-
-@pytest.mark.long
-async def test_requests_at_the_same_time_are_spread_over_hosts() -> None:
-    async with stage(3, tokens_per_s=100.0) as s:
-        hosts: list[str] = []
-
-        async def ask(number: int) -> None:
-            said = [{"role": "user", "content": f"question {number}"}]
-            async with s.http() as http:
-                answer = await http.post(PATH, json={**ASK, "max_tokens": 60, "messages": said})
-                hosts.append(answer.headers["x-p2pnode-host"])
-
-        for _ in range(2):  # with no session open, and with some
-            hosts.clear()
-            async with trio.open_nursery() as nursery:
-                for number in range(9):
-                    nursery.start_soon(ask, number)
-            assert len(set(hosts)) == 3, hosts
