@@ -11,11 +11,11 @@ import trio
 from trio.testing import MockClock
 
 from p2pnode.client.client import Client
-from p2pnode.errors import EngineError, P2PNodeError
+from p2pnode.errors import EngineError, EngineLostError, P2PNodeError
 from p2pnode.host.host import Host
-from p2pnode.host.model_pool import HostedEmbedder, HostedModel, PoolLimits
+from p2pnode.host.model_pool import Hold, HostedEmbedder, HostedModel, ModelPool, PoolLimits
 from p2pnode.host.residency import FAILURES_MAX, Memory
-from p2pnode.models.engine import EngineInfo
+from p2pnode.models.engine import Embedding, EmbedRequest, EngineInfo
 from p2pnode.models.manifest import SCRIPTED, scripted_model_id
 from p2pnode.models.scripted import DIMENSIONS, Faults, ScriptedConfig, ScriptedEngine
 from p2pnode.net.virtual_time import wall_clock
@@ -146,31 +146,60 @@ async def test_where_memory_holds_one_of_both_each_makes_room_for_the_other(
         assert len(parts.answering) == 3
 
 
-async def test_an_embedder_that_fails_ends_what_it_embedded_and_then_its_own_capability(
+async def test_a_crash_of_an_embedder_costs_its_client_nothing_but_time(autojump_clock: MockClock) -> None:
+    parts = Parts()
+    async with world() as w, w.client() as client:
+        member, _ = await host_of(w, parts.model(), 2)
+        vectors = await embed(client, member)
+        # The host goes on with the next text, by the engine that restarted itself.
+        parts.loaded[0].faults = Faults(crash_after_tokens=1)
+        assert await embed(client, member) == vectors
+
+
+async def test_an_embedder_that_crashes_again_and_again_ends_its_own_capability_for_a_time(
     autojump_clock: MockClock,
 ) -> None:
-    parts, events = Parts(), list[str]()
-    async with world() as w, w.client() as client:
-        member, _ = await host_of(w, parts.model(), 2, events)
-        assert len(await embed(client, member)) == 2
-        # A crash in the middle: the host goes on with the next text, by the engine that restarted itself.
-        parts.loaded[0].faults = Faults(crash_after_tokens=1)
-        assert len(await embed(client, member)) == 2
-        await trio.sleep(5)  # what fails at once with it counts once
-        parts.loaded[0].faults = Faults(crash_after_tokens=0, crashes=10 * FAILURES_MAX)
+    parts, events = Parts(faults=Faults(crash_after_tokens=0, crashes=FAILURES_MAX)), list[str]()
+    async with trio.open_nursery() as nursery:
+        pool = ModelPool(
+            PoolLimits(memory=Memory(2)),
+            start_soon=nursery.start_soon,
+            report=lambda name, _fields: events.append(name),
+        )
+        pool.offer(parts.model())
+        await pool.prepare()
+        nursery.start_soon(pool.run)
+        model = scripted_model_id()
         for _ in range(FAILURES_MAX):
-            with pytest.raises(P2PNodeError):
-                await embed(client, member)
+            assert "embeddings" in _features(pool)
+            held = await pool.hold(model, embeds=True)
+            with pytest.raises(EngineLostError):
+                await _vectors(held)
+            held.release()
             await trio.sleep(30)
         assert "model.withdrawn" in events
-        assert Capability.EMBEDDINGS not in await caps_of(client, member)
+        assert "embeddings" not in _features(pool)
         assert parts.loaded == []
-        with pytest.raises(P2PNodeError):
-            await embed(client, member)
-        assert await chat(client, member)
+        with pytest.raises(EngineError, match="no embeddings now") as refused:
+            await pool.hold(model, embeds=True)
+        assert (refused.value.code, bool(refused.value.retry_after_s)) == ("capacity", True)
+        (await pool.hold(model)).release()
+        parts.faults = Faults()
         await trio.sleep(700)  # it is tried again by itself
-        assert Capability.EMBEDDINGS in await caps_of(client, member)
-        assert len(await embed(client, member)) == 2
+        assert "embeddings" in _features(pool)
+        assert await _vectors(await pool.hold(model, embeds=True)) == 1
+        await pool.aclose()
+        nursery.cancel_scope.cancel()
+
+
+def _features(pool: ModelPool) -> frozenset[str]:
+    info = pool.info(scripted_model_id())
+    return frozenset() if info is None else frozenset(info.features)
+
+
+async def _vectors(held: Hold) -> int:
+    async with held.engine.embed(EmbedRequest(texts=((1,),))) as events:
+        return len([event async for event in events if isinstance(event, Embedding)])
 
 
 async def test_one_that_can_not_be_loaded_is_refused_with_a_time_and_answers_go_on(
