@@ -137,6 +137,7 @@ DryOption = Annotated[
 
 @service_app.command()
 def install(
+    context: typer.Context,
     join_options: Annotated[
         list[str] | None,
         typer.Argument(metavar="[-- JOIN_OPTIONS]", help="What `p2pnode join` is given.", show_default=False),
@@ -150,7 +151,7 @@ def install(
     """Run `p2pnode join` with your session from now on."""
 
     given = tuple(join_options or ())
-    _check_join(given)
+    _check_join(context, given)
 
     def work(output: Output) -> None:
         data = data_of(data_dir)
@@ -253,17 +254,14 @@ def _service(name: str, arguments: Sequence[str], log: Path) -> Service:
     return found
 
 
-def _check_join(given: Sequence[str]) -> None:
+def _check_join(context: typer.Context, given: Sequence[str]) -> None:
     """Raise click's errors for flags that ``join`` doesn't take: the system would start it for ever."""
-    from typer.main import get_command
-
-    from p2pnode.cli.app import app
-
     own = {"--background", "--data-dir", "--json"}
     if clash := [each for each in given if each.partition("=")[0] in own]:
         msg = f"{clash[0]} is not for a service: leave it out (--data-dir goes before the --)"
         raise typer.BadParameter(msg)
-    join = get_command(app).commands["join"]  # type: ignore[attr-defined]
+    # By way of the context: a module of the command line does not import what puts them together.
+    join = context.find_root().command.commands["join"]  # type: ignore[attr-defined]
     with join.make_context("join", list(given)):
         pass
 

@@ -849,9 +849,10 @@ class Host:
     def _served(self, stream: ServedSession, turn: TurnServed, times: TurnTimes) -> None:
         if self._is_probe(stream.peer):
             return
-        if stream.record is not None and (hosted := self._pool.find(stream.record.model)) is not None:
-            changed = self._health.note_turn(hosted.model, turn.reason, trio.current_time())
-            self._note_health(hosted, changed=changed and self._probe is not None)
+        model = None if stream.record is None else self._pool.find(stream.record.model)
+        if model is not None and self._probe is not None:  # nothing but a probe would bring it back
+            changed = self._health.note_turn(model.model, turn.reason, trio.current_time())
+            self._note_health(model, changed=changed)
         self.totals.turns += 1
         self.totals.tokens_in += turn.tokens_in
         self.totals.tokens_out += turn.tokens_out
