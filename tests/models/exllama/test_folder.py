@@ -11,6 +11,7 @@ import trio
 
 from p2pnode.models.exllama.loading import check_architecture, tokenizer_of
 from p2pnode.models.exllama.memory import ModelSizes
+from p2pnode.models.exllama.settings import Library, LoadError
 from p2pnode.models.local_models import LocalModel, describe_at
 from tests.models.exllama.make_folder import make_folder
 from tests.models.exllama.support import needs_exllama
@@ -51,6 +52,25 @@ def test_its_sizes_are_read_and_its_architecture_is_known(folder: Path) -> None:
     assert sizes.parameters == pytest.approx(134_500_000, rel=0.01)
     assert sizes.weights == pytest.approx(2 * sizes.parameters, rel=0.01)
     assert (sizes.layers, sizes.kv_heads, sizes.head_dim) == (30, 3, 64)
+
+
+@pytest.mark.parametrize("library", ["exllamav2", "exllamav3"])
+@pytest.mark.parametrize(
+    ("config", "words", "advice"),
+    [
+        ('{"architectures": ["NewForCausalLM"]}', "doesn't know the architecture NewForCausalLM", "It knows "),
+        ('{"architectures": []}', "names no architecture", "models verify"),
+        ("{}", "names no architecture", "models verify"),
+    ],
+)
+def test_an_architecture_that_the_library_does_not_know_is_refused_with_those_it_knows(
+    tmp_path: Path, library: Library, config: str, words: str, advice: str
+) -> None:
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(LoadError, match=words) as refused:
+        check_architecture(tmp_path, library)
+    assert advice in refused.value.advice
+    assert ("LlamaForCausalLM" in refused.value.advice) == ("New" in config)
 
 
 def test_the_library_reads_its_config_and_finds_each_tensor(folder: Path) -> None:
