@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 # Where there is no C compiler, and where compiling fails, the sources are run as they are.
 compile: $(STAMP)
-	@echo "4 of 4: machines that simulations and gossip run, compiled: a minute"
+	@echo "4 of 4: machines that simulations and gossip run, compiled: a minute or two"
 	@$(BIN)/python -m p2pnode.compiler --if-possible
 	@echo "installed: activate it with  . $(BIN)/activate"
 

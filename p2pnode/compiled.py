@@ -37,11 +37,28 @@ def hash_of(module: str) -> str:
     return source_hash(source_of(module).read_bytes()).hex()
 
 
-class _Copies(MetaPathFinder):
-    """Finds the copies. ``sources``: a hash of each source that went into them, by its module."""
+class _Loader(ExtensionFileLoader):
+    """Gives a copy's classes their docstrings, ``docs`` by the class."""
 
-    def __init__(self, files: Mapping[str, str], sources: Mapping[str, str]) -> None:
-        self.files, self._sources = files, sources
+    def __init__(self, name: str, path: str, docs: Mapping[str, str]) -> None:
+        super().__init__(name, path)
+        self._docs = docs
+
+    def exec_module(self, module: ModuleType) -> None:
+        """As the import system asks."""
+        super().exec_module(module)
+        for name, text in self._docs.items():
+            getattr(module, name).__doc__ = text
+
+
+class _Copies(MetaPathFinder):
+    """Finds the copies. ``sources``: a hash of each source that went into them, by its module; ``docs``: what
+    the sources say of their classes, by module and class."""
+
+    def __init__(
+        self, files: Mapping[str, str], sources: Mapping[str, str], docs: Mapping[str, Mapping[str, str]]
+    ) -> None:
+        self.files, self._sources, self._docs = files, sources, docs
         self._fit: bool | None = None
 
     def find_spec(
@@ -54,7 +71,8 @@ class _Copies(MetaPathFinder):
         file = self.files.get(fullname)
         if file is None or not self.fit():
             return None
-        return spec_from_file_location(fullname, file, loader=ExtensionFileLoader(fullname, file))
+        loader = _Loader(fullname, file, self._docs.get(fullname, {}))
+        return spec_from_file_location(fullname, file, loader=loader)
 
     def fit(self) -> bool:
         """Whether all sources are what they were. Found out once: modules are imported once, too."""
@@ -74,10 +92,11 @@ def use() -> None:
         made = import_module(PACKAGE)
     except ImportError:
         return
-    if sys.implementation.cache_tag == made.PYTHON:
+    # Copies of an earlier version of this package have no docstrings.
+    if sys.implementation.cache_tag == made.PYTHON and hasattr(made, "DOCS"):
         folder = Path(str(made.__file__)).parent
         files = {name: str(folder / file) for name, file in made.FILES.items()}
-        sys.meta_path.insert(0, _Copies(files, made.SOURCES))
+        sys.meta_path.insert(0, _Copies(files, made.SOURCES, made.DOCS))
 
 
 def used() -> frozenset[str]:

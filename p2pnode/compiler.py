@@ -122,10 +122,19 @@ def build(folder: str) -> None:
         module = ".".join((*file.relative_to(lib).parent.parts, file.name.partition(".")[0]))
         files[module] = f"{module}.so"
         file.rename(made / files[module])
+    docs = {module: _docs(module) for module in MODULES}
     (made / "__init__.py").write_text(
         f'"""Compiled by p2pnode/compiler.py, which see."""\nPYTHON = {sys.implementation.cache_tag!r}\n'
-        f"FILES = {files!r}\nSOURCES = {sources!r}\n"
+        f"FILES = {files!r}\nSOURCES = {sources!r}\nDOCS = {docs!r}\n"
     )
+
+
+def _docs(module: str) -> dict[str, str]:
+    """The docstrings of its classes, which the copies lack: somebody may ask ``help`` for a public one."""
+    classes = (
+        node for node in ast.parse(source_of(module).read_text()).body if isinstance(node, ast.ClassDef)
+    )
+    return {each.name: text for each in classes if (text := ast.get_docstring(each)) is not None}
 
 
 def _needed(modules: Iterable[str]) -> set[str]:

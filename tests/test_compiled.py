@@ -48,7 +48,7 @@ def copies_in(folder: Path, sources: dict[str, str], python: str = sys.implement
     (folder / compiled.PACKAGE).mkdir()
     files = {"p2pnode.none_such": "none_such.so"}
     (folder / compiled.PACKAGE / "__init__.py").write_text(
-        f"PYTHON = {python!r}\nFILES = {files!r}\nSOURCES = {sources!r}\n"
+        f"PYTHON = {python!r}\nFILES = {files!r}\nSOURCES = {sources!r}\nDOCS = {{}}\n"
     )
     return folder
 

@@ -59,11 +59,11 @@ class MachineMeter:
 
     def __init__(self) -> None:
         self._cpus = psutil.cpu_count() or 1
-        self._at, self._all, self._own = time.monotonic(), _busy_s(), _own_s()
+        self._at, self._all, self._own = time.monotonic(), busy_s(), own_s()
 
     def sample(self) -> Sample:
         """Since the last one. It may block for some milliseconds."""
-        at, busy, own = time.monotonic(), _busy_s(), _own_s()
+        at, busy, own = time.monotonic(), busy_s(), own_s()
         passed_s = max(1e-3, at - self._at) * self._cpus
         # A child that ended takes its seconds with it: then ours shrink, and are none for once.
         others = (busy - self._all) - max(0.0, own - self._own)
@@ -71,13 +71,13 @@ class MachineMeter:
         return Sample(min(1.0, max(0.0, others / passed_s)), _input_age_s())
 
 
-def _busy_s() -> float:
+def busy_s() -> float:
     """Processor seconds that all programs have taken."""
     times: Any = psutil.cpu_times()
     return float(sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0))
 
 
-def _own_s() -> float:
+def own_s() -> float:
     """Those of this process and its children."""
     own = psutil.Process()
     total = 0.0

@@ -23,17 +23,9 @@ def figures_of(name: str, *flags: str) -> tuple[int, list[dict[str, object]]]:
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("name", ["dial"])
-def test_a_suite_prints_an_object_for_each_of_its_figures(name: str) -> None:
-    code, figures = figures_of(name)
-    assert [figure["name"] for figure in figures] == [goal.name for goal in GOALS if goal.suite == name]
-    assert all(isinstance(figure["value"], float) for figure in figures), figures
-    assert code == (0 if all(figure["holds"] for figure in figures) else 1)
-
-
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["cli", "storage", "stream", "gossip", "idle", "failover", "engine"])
-def test_the_longer_suites_do_too(name: str) -> None:
+@pytest.mark.parametrize("name", ["dial", "cli", "storage", "stream", "gossip", "idle", "failover", "engine"])
+def test_a_suite_prints_an_object_for_each_of_its_figures(name: str) -> None:
     code, figures = figures_of(name, "--pairs=1")
     assert [figure["name"] for figure in figures] == [goal.name for goal in GOALS if goal.suite == name]
     assert all(isinstance(figure["value"], float) for figure in figures), figures

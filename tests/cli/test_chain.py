@@ -92,6 +92,7 @@ def test_a_profile_that_does_not_fit_is_an_error_that_names_the_field(dev: Dev, 
     assert "fab: " + SOMEONE in shown.err
 
 
+@pytest.mark.long
 def test_deploy_shows_what_it_costs_asks_and_writes_a_profile_that_verifies(dev: Dev, tmp_path: Path) -> None:
     url = dev.program.wait_event("chain.ready")["url"]
     data_dir, out = tmp_path / "deployer", tmp_path / "mine.toml"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.cli.support import Program, join, start
 
 SLOW = ("--scripted-tokens-per-s", 60)
@@ -49,6 +51,7 @@ def test_an_answer_whose_host_is_killed_is_printed_once_whole_with_its_bill(tmp_
             assert _text(asking) == _text(whole)
 
 
+@pytest.mark.long
 def test_a_chat_goes_on_with_an_answer_that_was_cut_short_when_its_host_is_back(tmp_path: Path) -> None:
     with join(tmp_path, "a", *SLOW) as host:
         address = host.multiaddr.rpartition("/p2p/")[0]

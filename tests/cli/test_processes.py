@@ -82,6 +82,7 @@ def test_ctrl_c_lets_an_answer_end_and_refuses_new_ones_and_leaves_nothing_behin
         assert not (tmp_path / "h" / "node.json").exists()
 
 
+@pytest.mark.long
 def test_ctrl_c_in_a_terminal_does_not_reach_the_engine_before_its_answers_end(tmp_path: Path) -> None:
     model = "smollm2-135m-instruct"
     flags = ("--threads", 1, "--slots", 1)

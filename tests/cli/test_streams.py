@@ -66,7 +66,7 @@ def tokens_of(out: bytes) -> int:
     ("arguments", "stop"),
     [
         (("--log-level", "debug"), signal.SIGINT),
-        (("--json",), signal.SIGHUP),
+        pytest.param(("--json",), signal.SIGHUP, marks=pytest.mark.long),
         pytest.param((), signal.SIGINT, marks=pytest.mark.long),
         pytest.param((), signal.SIGHUP, marks=pytest.mark.long),
     ],

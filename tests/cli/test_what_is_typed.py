@@ -17,6 +17,7 @@ from tests.cli.support import LISTEN, Program, Ran, join, run
 from tests.cli.test_help import COMMANDS
 
 CHECKED_BY_ITS_COMMAND = {"question", "system", "stop", "name"}
+NOT_CHECKED_HERE = CHECKED_BY_ITS_COMMAND | {"arguments"}  # these go on to a program, as they stand
 
 
 def _words() -> list[tuple[str, str]]:
@@ -24,7 +25,7 @@ def _words() -> list[tuple[str, str]]:
     found = []
     for name, command in COMMANDS.items():
         for each in command.params:
-            is_text = not getattr(each, "is_flag", False) and each.name not in CHECKED_BY_ITS_COMMAND
+            is_text = not getattr(each, "is_flag", False) and each.name not in NOT_CHECKED_HERE
             if is_text and each.param_type_name in ("option", "argument"):
                 found.append((name, each.opts[0] if each.param_type_name == "option" else ""))
     return found

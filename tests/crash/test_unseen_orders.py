@@ -88,6 +88,7 @@ async def shop(folder: Path) -> AsyncIterator[Shop]:
         yield Shop(w, proxy, folder)
 
 
+@pytest.mark.long
 async def test_a_withdrawal_that_was_interrupted_is_found_again_and_never_paid_twice(tmp_path: Path) -> None:
     async with shop(tmp_path) as s:
         s.proxy.fault = hiding

@@ -38,8 +38,8 @@ def test_what_this_machine_measures_is_a_share_and_an_age() -> None:
 
 def test_own_work_is_nobody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
     figures = {"all": 100.0, "own": 40.0, "at": 0.0}
-    monkeypatch.setattr("p2pnode.host.machine_use._busy_s", lambda: figures["all"])
-    monkeypatch.setattr("p2pnode.host.machine_use._own_s", lambda: figures["own"])
+    monkeypatch.setattr("p2pnode.host.machine_use.busy_s", lambda: figures["all"])
+    monkeypatch.setattr("p2pnode.host.machine_use.own_s", lambda: figures["own"])
     monkeypatch.setattr("p2pnode.host.machine_use.psutil.cpu_count", lambda: 2)
     monkeypatch.setattr("p2pnode.host.machine_use.time.monotonic", lambda: figures["at"])
     meter = MachineMeter()

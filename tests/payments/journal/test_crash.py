@@ -98,8 +98,8 @@ def test_a_host_killed_at_many_instants_has_all_it_acknowledged(tmp_path: Path, 
 def test_two_processes_write_at_once_and_one_is_killed(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
     one, other = _start(path, 0), _start(path, 10)
-    of_one = _read_then_kill(one, 300)
-    of_other = _read_then_kill(other, 300)
+    of_one = _read_then_kill(one, 100)
+    of_other = _read_then_kill(other, 100)
     _check_acknowledged(path, of_one + of_other)
 
 

@@ -88,8 +88,8 @@ MUTANTS: Final = {
     ),
     "a lost host paid for a token that did not come": Mutant(
         "p2pnode.protocols.inference.channel",
-        "        counts = (meter.tokens_in, meter.tokens_out)\n        if counts ==",
-        "        counts = (meter.tokens_in, meter.tokens_out + 1)\n        if counts ==",
+        "        totals = (meter.tokens_in, meter.tokens_out)\n        if totals ==",
+        "        totals = (meter.tokens_in, meter.tokens_out + 1)\n        if totals ==",
         "host-failover",
     ),
     "a receipt that counts a frame twice": Mutant(
