@@ -48,7 +48,7 @@ class _Loader(ExtensionFileLoader):
         """As the import system asks."""
         super().exec_module(module)
         for name, text in self._docs.items():
-            getattr(module, name).__doc__ = text
+            setattr(getattr(module, name), "__doc__", text)  # noqa: B010 - mypyc's classes take it
 
 
 class _Copies(MetaPathFinder):

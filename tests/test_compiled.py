@@ -19,7 +19,7 @@ RUN = """
 from p2pnode.compiled import is_used
 from p2pnode.simulations import load, run
 from p2pnode.simulations.scenario import with_size
-for name, seconds in ("steady", 120.0), ("nat-majority", 120.0), ("byzantine-hosts", 200.0), ("churn", 120.0):
+for name, seconds in ("steady", 120.0), ("nat-majority", 120.0), ("byzantine-hosts", 200.0), ("churn", 200.0):
     result = run(with_size(load(name), nodes=24, duration_s=seconds), seed=3)
     print(is_used(), name, result.trace_hash, result.tables_hash, result.events)
 """

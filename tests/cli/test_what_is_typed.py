@@ -26,9 +26,15 @@ def _words() -> list[tuple[str, str]]:
     for name, command in COMMANDS.items():
         for each in command.params:
             is_text = not getattr(each, "is_flag", False) and each.name not in NOT_CHECKED_HERE
-            if is_text and each.param_type_name in ("option", "argument"):
-                found.append((name, each.opts[0] if each.param_type_name == "option" else ""))
+            if is_text and each.param_type_name == "option":
+                found.append((name, each.opts[0]))
+            elif is_text and each.param_type_name == "argument" and each is _first_argument(command):
+                found.append((name, ""))
     return found
+
+
+def _first_argument(command: Any) -> Any:
+    return next(each for each in command.params if each.param_type_name == "argument")
 
 
 WORDS = _words()
