@@ -105,7 +105,7 @@ def build(folder: str) -> None:
         only_compile_paths=[str(source_of(module).relative_to(ROOT)) for module in MODULES],
         target_dir=f"{folder}/c",
         group_name=LIBRARY.removesuffix("__mypyc"),
-        opt_level="1",  # as fast as with 2 and 3 where it was measured, in a third of the time
+        opt_level="2",  # some 4% faster than 1, which takes three quarters of the time
         debug_level="0",
     )
     if os.name == "posix":
