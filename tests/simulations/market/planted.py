@@ -163,4 +163,6 @@ def run(name: str, seed: int) -> str:
 
 
 if __name__ == "__main__":
-    print(run(sys.argv[1], int(sys.argv[2])))  # noqa: T201 - for the test that started it
+    # A bug shows where a course comes by it: not every seed's does.
+    runs = ((seed, run(sys.argv[1], seed)) for seed in map(int, sys.argv[2:]))
+    print(next((f"seed {seed}: {found}" for seed, found in runs if found), ""))  # noqa: T201 - for a test
