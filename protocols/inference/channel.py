@@ -405,7 +405,7 @@ class _TurnCounts:
     over: bool = False
 
 
-class _PaidTurns:
+class _VoucherParts:
     """Of which turns the counts are that a voucher adds: only then is it known who spends what."""
 
     def __init__(self) -> None:
@@ -508,7 +508,7 @@ class ChannelSender:
         self._advance: _Advance | None = None
         self._owes = False
         """Whether a receipt holds that no voucher names yet."""
-        self._turns = _PaidTurns()
+        self._parts = _VoucherParts()
 
     def begin(self, meter: Meter) -> None:
         """The session is open; ``meter`` counts what it costs."""
@@ -571,7 +571,7 @@ class ChannelSender:
         self._waiting.clear()
         self._unanswered.clear()
         self._paid_turns.clear()
-        self._turns.clear()
+        self._parts.clear()
         self._advance, self._owes = None, False
 
     def fault_of_left(self, accept: Accept, session: SessionId) -> str | None:
@@ -641,7 +641,7 @@ class ChannelSender:
     def begin_turn(self, turn: int, key: int) -> None:
         """A turn is asked that the role knows as ``key``."""
         if not self.free:
-            self._turns.begin(turn, key)
+            self._parts.begin(turn, key)
 
     def advance(self, turn: int, tokens_in: int, effects: Effects) -> None:
         """Pay for input before the host quoted it, where nothing else stands out."""
@@ -702,7 +702,7 @@ class ChannelSender:
         self._lost += wanted and turn in self._unanswered
         self._unanswered.discard(turn)
         self._paid_turns.discard(turn)
-        self._turns.end(turn)
+        self._parts.end(turn)
         if self._advance is not None and self._advance.turn == turn:
             self._drop(self._advance)
         self._pay(effects)
@@ -715,7 +715,7 @@ class ChannelSender:
         ``counts`` has the output so far of the turns that moved, by their numbers.
         """
         checkpoint = receipt.checkpoint
-        self._turns.receipted(counts)
+        self._parts.receipted(counts)
         if self.free:
             effects.send(Ack(seq=checkpoint.tokens_out))
         effects.emit(Receipted(receipt, keys))
@@ -741,8 +741,8 @@ class ChannelSender:
         self._unsent = exact_voucher(
             self.payment, self._session, seq=seq, tokens_in=totals[0], tokens_out=totals[1], root=root
         )
-        self._turns.receipted(counts)
-        effects.emit(Signed(self._unsent, self._turns.named()))
+        self._parts.receipted(counts)
+        effects.emit(Signed(self._unsent, self._parts.named()))
 
     def rejoin(self, best: Voucher | None, effects: Effects) -> str | None:
         """Send again what follows ``best``, the last voucher that the host took. Returns why it can't be."""
@@ -764,7 +764,7 @@ class ChannelSender:
         self._waiting.clear()
         self._unanswered.clear()
         self._paid_turns.clear()
-        self._turns.clear()
+        self._parts.clear()
         self._advance, self._owes = None, False
         if last is not None:
             self._sent.append(last)
@@ -798,7 +798,7 @@ class ChannelSender:
         if self.payment is None:
             return None
         seq, tokens_out, root = self._receipt
-        self._turns.pay_input(turn, tokens_in - self.meter.tokens_in)
+        self._parts.pay_input(turn, tokens_in - self.meter.tokens_in)
         voucher = exact_voucher(
             self.payment,
             self._session,
@@ -812,7 +812,7 @@ class ChannelSender:
         self._sent.append(voucher)
         # In this order: no host may hold a voucher that our journal doesn't know. One that a crash kept from
         # being sent is in the journal, and a resume sends it.
-        effects.emit(Signed(voucher, self._turns.named()))
+        effects.emit(Signed(voucher, self._parts.named()))
         effects.send(voucher)
         return voucher
 
