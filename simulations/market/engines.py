@@ -31,7 +31,7 @@ from p2pnode.simulations.parameters import require_not_negative, require_positiv
 
 VOCABULARY: Final = 49_152
 BYTES_PER_TOKEN = 4
-"""Of a text. No `Final`: whole nodes are compared with another number, which a compiled constant would not see."""
+"""Of a text. No `Final`: whole nodes are compared with another number, which a compiled constant hides."""
 _TEXT: Final = " tok"
 _LENGTH_BYTES: Final = 4
 _NAME_BYTES: Final = 8
