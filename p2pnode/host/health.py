@@ -52,6 +52,12 @@ class Health:
         known.failures, known.looked_at, known.reason = known.failures + 1, now, reason
         return self.is_sick(model) and not was_sick
 
+    def unloaded(self, model: ModelId) -> bool:
+        """Its engine is gone, and what was known of it; True where the model was sick."""
+        was_sick = self.is_sick(model)
+        self.forget(model)
+        return was_sick
+
     def is_sick(self, model: ModelId) -> bool:
         """Whether it is not to be offered."""
         known = self._known.get(model)
@@ -72,7 +78,7 @@ class Health:
         return max(0.0, known.looked_at + PROBE_EVERY_S - now)
 
     def forget(self, model: ModelId) -> None:
-        """It is not offered any more."""
+        """Nothing is known of it any more."""
         self._known.pop(model, None)
 
     def _of(self, model: ModelId) -> _Known:

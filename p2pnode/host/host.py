@@ -518,9 +518,12 @@ class Host:
     async def _look_after(self, probe: SelfProbe, model: HostedModel) -> float:
         """Probe a model if it is time to; seconds until it is again."""
         load = self._pool.stats().get(model.model)
-        if load is None or load.active or load.queued:
-            # Cold: to load it only to see whether it can be would cost others their memory. Or in use: then
-            # how its turns end says more.
+        if load is None:
+            # To load it only to see whether it can be would cost others their memory. And an engine that is
+            # gone is not sick: without an offer nobody would have the next one loaded.
+            self._note_health(model, changed=self._health.unloaded(model.model))
+            return PROBE_EVERY_S
+        if load.active or load.queued:  # how its turns end says more
             return PROBE_EVERY_S
         if not self._health.wait_s(model.model, trio.current_time()):
             await self._probe_model(probe, model)
@@ -528,7 +531,7 @@ class Host:
 
     async def _probe_model(self, probe: SelfProbe, model: HostedModel) -> None:
         try:
-            failure = await probe.ask(model.model)
+            failure = await probe.ask(model.model, embeds=model.only_embeds)
         except (UnreachableError, RefusedError) as error:
             log.debug("probe.inconclusive", model=model.name, reason=str(error))
             return
@@ -691,7 +694,9 @@ class Host:
         """A model that can be asked now, or soon: a cold one begins to load. Else why it can't be."""
         if refusal := self._admission.refuses_all() if probing else self._admission.refuses_model(model):
             return refusal
-        hosted, info, not_now = self._pool.find(model), self._pool.info(model), self._pool.want(model)
+        hosted, info = self._pool.find(model), self._pool.info(model)
+        # A probe wants nothing: it must not keep a model in memory, nor load one.
+        not_now = None if probing else self._pool.want(model)
         if not_now is not None:
             return Refuse(code="capacity", detail=not_now.detail, retry_after_s=not_now.retry_after_s)
         if hosted is None or info is None:
@@ -712,7 +717,10 @@ class Host:
                 return _cannot_be_paid(model)
             if self.escrow is not None and (refusal := self._refuses(self.escrow, message, payment)):
                 return refusal
-        if refusal := self._made_room(self._admission.decide_open(session, trio.current_time())):
+        decision = self._admission.decide_open(session, trio.current_time())
+        if probing and decision is not None:  # nobody gives way to it
+            return Refuse(code="capacity", detail="all sessions of this host are taken")
+        if refusal := self._made_room(decision):
             return refusal
         self.totals.sessions += not probing
         turns_max, window = self._turns_max(info), WINDOW
@@ -816,9 +824,9 @@ class Host:
             self._work[opened.session] = work
         return work
 
-    async def _hold_idle(self, model: ModelId, *, embeds: bool = False) -> Hold:
+    async def _hold_idle(self, model: ModelId, *, embeds: bool = False) -> Hold:  # noqa: ARG002
         """Hold a model for a probe: that is no work, so it is unloaded after a time without any as ever."""
-        held = None if embeds else self._pool.hold_idle(model)
+        held = self._pool.hold_idle(model)
         if held is None:
             raise EngineError("the model is in use, or not loaded", code="capacity")
         return held

@@ -682,6 +682,7 @@ class Join:
             model=local.model_id,
             name=local.name,
             new_engine=partial(make_embedder, spec, local, n_ctx),
+            only_embeds=True,
             quantisation=local.manifest.quantisation,
             n_ctx=n_ctx,
             memory=needed,

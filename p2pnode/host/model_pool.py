@@ -79,6 +79,8 @@ class HostedModel:
     memory: Memory = field(default_factory=Memory)
     pinned: bool = False
     embedder: HostedEmbedder | None = None
+    only_embeds: bool = False
+    """Whether its engine makes vectors of texts, and writes no answers."""
 
     @property
     def priced(self) -> bool:

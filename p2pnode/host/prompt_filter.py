@@ -1,18 +1,22 @@
 """A program of the host's owner that sees each prompt before the model does, and may refuse it.
 
-The prompt goes to its standard input as JSON (``{"messages": [{"role", "content"}], "tools": [name]}``, or
-``{"embed": [text]}``). Exit code 0 serves it; any other refuses it, and the first line that it printed is the
-reason that the client is told. It is started without a shell, gets no secret of the node in its environment
-beyond what the node was started with, and has a deadline. Where it can't be started or is late the prompt is
-refused: a filter that fails must not let anything through.
+The prompt goes to its standard input as JSON: ``{"embed": [text]}``, or ``{"messages": [{"role", "content",
+"tool_calls": [{"name", "arguments"}]}], "tools": [{"name", "description", "parameters"}],
+"response_format"}``, for the model reads all of these. Exit code 0 serves it; any other refuses it, and the
+first line that it printed is the reason that the client is told. It is started without a shell, gets no
+secret of the node in its environment beyond what the node was started with, and has a deadline. Where it
+can't be started or is late the prompt is refused: a filter that fails must not let anything through.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
+import signal
 import subprocess
+from contextlib import suppress
 from typing import Final
 
 import structlog
@@ -64,38 +68,35 @@ class PromptFilter:
 
     async def _run(self, told: bytes) -> str:
         said = bytearray()
-        async with trio.open_nursery() as nursery:
-            process: trio.Process = await nursery.start(self._start)
-            assert process.stdin is not None  # noqa: S101 - both are pipes
-            assert process.stdout is not None  # noqa: S101
-            nursery.start_soon(_feed, process.stdin, told)
-            # Read to its end, also beyond what is kept: a program that can't print would never end.
-            async for piece in process.stdout:
-                said += piece[: max(0, _SAID_MAX - len(said))]
-            code = await process.wait()
-            nursery.cancel_scope.cancel()
+        # A group of its own, so that what it started itself is killed with it.
+        process = await trio.lowlevel.open_process(
+            self._argv,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        assert process.stdin is not None  # noqa: S101 - both are pipes
+        assert process.stdout is not None  # noqa: S101
+        try:
+            async with process.stdout, trio.open_nursery() as nursery:
+                nursery.start_soon(_feed, process.stdin, told)
+                # Read to its end, also beyond what is kept: a program that can't print would never end.
+                async for piece in process.stdout:
+                    said += piece[: max(0, _SAID_MAX - len(said))]
+                code = await process.wait()
+                nursery.cancel_scope.cancel()
+        finally:
+            if process.returncode is None:
+                with suppress(OSError):  # it ends just now
+                    os.killpg(process.pid, signal.SIGKILL)
+                with trio.CancelScope(shield=True):
+                    await process.wait()
         if code == 0:
             return ""
         first = said.decode(errors="replace").strip().partition("\n")[0]
         log.info("prompt_filter.refused", code=code)
         return one_line(first)[:_REASON_MAX] or _UNSAID
-
-    async def _start(self, *, task_status: trio.TaskStatus[trio.Process]) -> None:
-        # Cancelled, as at the deadline, it is killed.
-        await trio.run_process(
-            self._argv,
-            stdin=subprocess.PIPE,
-            capture_stdout=False,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            check=False,
-            deliver_cancel=_kill,
-            task_status=task_status,
-        )
-
-
-async def _kill(process: trio.Process) -> None:
-    process.kill()
 
 
 async def _feed(stream: trio.abc.SendStream, data: bytes) -> None:
@@ -110,5 +111,17 @@ def _told(body: PromptBody) -> bytes:
     """What the program is told of a prompt."""
     if body.embed:
         return json.dumps({"embed": list(body.embed)}).encode()
-    messages = [{"role": each.role, "content": each.text} for each in body.messages]
-    return json.dumps({"messages": messages, "tools": [each.name for each in body.tools]}).encode()
+    messages = [
+        {
+            "role": each.role,
+            "content": each.text,
+            "tool_calls": [{"name": call.name, "arguments": call.arguments} for call in each.tool_calls],
+        }
+        for each in body.messages
+    ]
+    tools = [
+        {"name": each.name, "description": each.description, "parameters": each.parameters}
+        for each in body.tools
+    ]
+    told = {"messages": messages, "tools": tools, "response_format": body.response_format.body}
+    return json.dumps(told).encode()

@@ -25,6 +25,7 @@ from p2pnode.protocols.inference.commands import (
     Ask,
     ClientEmission,
     Delivered,
+    Embedded,
     End,
     Ended,
     SessionFailed,
@@ -57,8 +58,8 @@ class SelfProbe:
         """Run the node that asks."""
         await self._node.run(task_status=task_status)
 
-    async def ask(self, model: ModelId) -> str:
-        """Ask a model; "" for an answer, else why none came.
+    async def ask(self, model: ModelId, *, embeds: bool = False) -> str:
+        """Ask a model; "" for an answer (``embeds``: for a vector), else why none came.
 
         Raises ``UnreachableError`` where this host can't be reached from here, and ``RefusedError`` where it
         is busy: neither says anything of the model.
@@ -67,10 +68,10 @@ class SelfProbe:
         heard = tuple(without_peer(each) for each in self._addresses())
         await node.network.connect_peer(self._host, (), trusted=heard)
         with trio.move_on_after(PROBE_DEADLINE_S):
-            return await self._ask(model)
+            return await self._ask(model, _body(node.draw(16), embeds=embeds))
         return f"no answer within {PROBE_DEADLINE_S:g} s"
 
-    async def _ask(self, model: ModelId) -> str:
+    async def _ask(self, model: ModelId, body: PromptBody) -> str:
         node = self._node
         stream = await node.network.open_stream(self._host, PROTOCOL)
         machine = ClientSession(
@@ -87,7 +88,7 @@ class SelfProbe:
             ),
             peer=node.peer_id,
         )
-        course = _Course(node.draw(16))
+        course = _Course(body)
         driver = Driver(
             machine, MessageChannel(stream, CODEC), on_emit=course.take, write_deadline_s=PROBE_DEADLINE_S
         )
@@ -106,8 +107,8 @@ class SelfProbe:
 class _Course:
     """What came of one question."""
 
-    def __init__(self, seed: bytes) -> None:
-        self._seed = seed
+    def __init__(self, body: PromptBody) -> None:
+        self._body = body
         self.driver: Driver | None = None
         self._tokens = 0
         self._failure: TurnFailed | SessionFailed | None = None
@@ -120,14 +121,12 @@ class _Course:
             return
         match value:
             case Accepted():
-                body = PromptBody(
-                    messages=(ChatMessage.of("user", _QUESTION),),
-                    sampling=SamplingParams(tokens_max=_TOKENS, temperature=0),
-                    seed=self._seed,
-                )
-                driver.command_nowait(Ask(body, input_max=_INPUT_MAX, key=1))
+                driver.command_nowait(Ask(self._body, input_max=_INPUT_MAX, key=1))
             case Delivered(tokens=tokens):
                 self._tokens = tokens.index + len(tokens.ids)
+                driver.command_nowait(TokensTaken(self._tokens, key=1))
+            case Embedded():
+                self._tokens = 1
                 driver.command_nowait(TokensTaken(self._tokens, key=1))
             case TurnDone():
                 self._done = True
@@ -153,3 +152,14 @@ class _Course:
         if not self._done:
             return "the stream ended without an answer"
         return "" if self._tokens else "an answer of no token"
+
+
+def _body(seed: bytes, *, embeds: bool) -> PromptBody:
+    """What is asked."""
+    if embeds:
+        return PromptBody(embed=(_QUESTION,), seed=seed)
+    return PromptBody(
+        messages=(ChatMessage.of("user", _QUESTION),),
+        sampling=SamplingParams(tokens_max=_TOKENS, temperature=0),
+        seed=seed,
+    )

@@ -36,9 +36,10 @@ INSTANCE_BYTES: Final = 8
 STARTS_MAX: Final = 1024
 _OURS: Final = frozenset(
     {
-        "", "binding", "calibration", "chain", "config", "dashboard", "devchain", "evidence", "free",
-        "gateway", "journal", "measured", "models", "node", "peer", "peers", "phrase", "place", "quality",
-        "receipt", "s5", "staked", "starts", "storage", "store", "told", "totals", "wallet",
+        "", "binding", "blocked", "calibration", "chain", "config", "dashboard", "devchain", "evidence",
+        "free", "gateway", "journal", "launch", "measured", "models", "node", "peer", "peers", "phrase",
+        "place", "quality", "receipt", "s5", "service", "staked", "starts", "storage", "store", "told",
+        "totals", "wallet",
     }
 )  # fmt: skip
 """The first part of each name that this package makes in a data dir."""

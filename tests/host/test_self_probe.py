@@ -4,21 +4,28 @@ again once it does."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import trio
 from trio.testing import MockClock
 
+from p2pnode.errors import EngineError
 from p2pnode.host.health import FAILURES_MAX, PROBE_EVERY_S, Health
+from p2pnode.host.model_pool import HostedModel, PoolLimits
+from p2pnode.host.residency import Memory
 from p2pnode.ids import ModelId
-from p2pnode.models.manifest import SCRIPTED
-from p2pnode.models.scripted import Faults
+from p2pnode.limits import DEFAULT_LIMITS
+from p2pnode.models.compiled_prompt import CompiledPrompt
+from p2pnode.models.manifest import SCRIPTED, model_id_text
+from p2pnode.models.scripted import Faults, ScriptedEngine
+from p2pnode.protocols.inference.messages import PromptBody
 from tests.client.failing import engine_of
 from tests.client.support import ask, whole
 from tests.host.paid import priced
 from tests.node.world import Member, World, scripted_host, world
 
-A = ModelId(b"a" * 32)
+A, B = ModelId(b"a" * 32), ModelId(b"b" * 32)
 
 
 # ---- what follows from turns and probes
@@ -158,3 +165,81 @@ async def test_a_paused_host_does_not_ask_itself(paused: bool, autojump_clock: M
         before = engine_of(host).stats().tokens_out
         await trio.sleep(100)
         assert (engine_of(host).stats().tokens_out == before) == paused
+
+
+class _OnlyEmbeds(ScriptedEngine):
+    async def prompt(self, body: PromptBody) -> CompiledPrompt:
+        await trio.lowlevel.checkpoint()
+        raise EngineError("it writes no answers", code="bad_request")
+
+
+async def test_a_model_that_only_embeds_is_asked_for_a_vector(autojump_clock: MockClock) -> None:
+    async with world() as w:
+        told: list[str] = []
+        engine = _OnlyEmbeds()
+        model = replace(scripted_host(), new_engine=lambda: engine, only_embeds=True)
+        await w.add([model], probes=True, report=lambda name, _: told.append(name))
+        await trio.sleep(100)
+        assert told == []
+        engine.faults = Faults(hang_after_tokens=0)
+        await trio.sleep(60)
+        assert told == ["model.sick"]
+
+
+def _on_demand(model: ModelId, made: list[ScriptedEngine]) -> HostedModel:
+    def new_engine() -> ScriptedEngine:
+        made.append(ScriptedEngine())
+        return made[-1]
+
+    name = f"model {model.hex()[:2]}"
+    return HostedModel(model=model, name=name, new_engine=new_engine, n_ctx=2048, memory=Memory(1))
+
+
+async def test_a_probe_keeps_no_model_in_memory(autojump_clock: MockClock) -> None:
+    models = [_on_demand(each, []) for each in (A, B)]
+    async with world() as w:
+        host = await w.add(models, probes=True, pool=PoolLimits(memory=Memory(1)))
+        assert host.host is not None
+        await trio.sleep(100)
+        assert [host.host.state_of(each) for each in (A, B)] == ["warm", "cold"]
+        async with w.client(host.node.multiaddrs[:1]) as client:
+            began = trio.current_time()
+            assert await whole(client.chat("hello", peer=host.node.multiaddrs[0], model=model_id_text(B)))
+            assert trio.current_time() - began < 5
+        assert [host.host.state_of(each) for each in (A, B)] == ["cold", "warm"]
+
+
+async def test_a_sick_model_whose_engine_was_unloaded_is_offered_again(autojump_clock: MockClock) -> None:
+    made: list[ScriptedEngine] = []
+    told: list[str] = []
+    async with world() as w:
+        host = await w.add(
+            [_on_demand(A, made)],
+            probes=True,
+            pool=PoolLimits(memory=Memory(1), idle_s=60),
+            report=lambda name, _: told.append(name),
+        )
+        assert host.host is not None
+        made[0].faults = Faults(hang_after_tokens=0)
+        await _until(lambda: host.host is not None and host.host.state_of(A) == "cold", 120)
+        await trio.sleep(30)
+        assert told == ["model.sick", "model.cold", "model.well"]
+        async with w.client(host.node.multiaddrs[:1]) as client:
+            assert await whole(client.chat("hello", peer=host.node.multiaddrs[0], model=model_id_text(A)))
+        assert len(made) == 2
+
+
+async def test_nobody_gives_way_to_a_probe(autojump_clock: MockClock) -> None:
+    limits = replace(DEFAULT_LIMITS, sessions_max=2)
+    async with world(limits=limits) as w:
+        host = await w.add([scripted_host()], probes=True)
+        assert host.host is not None
+        address = host.node.multiaddrs[0]
+        await trio.sleep(5)  # its first probe is over
+        async with w.client([address]) as one, w.client([address], "10.0.9.10") as other:
+            for client in (one, other):
+                assert await whole(ask(client, peer=address))
+            before = engine_of(host).stats().tokens_out
+            await trio.sleep(50)
+            assert engine_of(host).stats().tokens_out == before
+            assert all(host.host.has_session(each.node.peer_id) for each in (one, other))

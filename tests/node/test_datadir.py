@@ -65,6 +65,16 @@ def test_a_folder_that_was_there_and_its_secrets_are_closed_to_others(tmp_path: 
     assert logs == []
 
 
+def test_what_commands_leave_in_a_folder_does_not_keep_it_open(tmp_path: Path, no_umask: None) -> None:
+    data = DataDir(tmp_path / "data")
+    for folder in (data.root, data.launch):
+        folder.mkdir(mode=0o777)
+    for path in (data.blocked, data.gateway_json, data.quality, data.root / "service.log"):
+        path.touch()
+    data.prepare()
+    assert mode_of(data.root) == 0o700
+
+
 def test_an_empty_folder_that_its_user_made_is_closed_without_a_word(tmp_path: Path, no_umask: None) -> None:
     data = DataDir(tmp_path / "data")
     data.root.mkdir(mode=0o755)

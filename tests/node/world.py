@@ -14,7 +14,7 @@ import trio
 
 from p2pnode.client.client import Client
 from p2pnode.host.host import Host
-from p2pnode.host.model_pool import HostedModel, Report
+from p2pnode.host.model_pool import HostedModel, PoolLimits, Report
 from p2pnode.host.prompt_filter import PromptFilter
 from p2pnode.host.self_probe import SelfProbe
 from p2pnode.limits import DEFAULT_LIMITS, Limits
@@ -83,6 +83,7 @@ class World:
         wall: Callable[[], float] = wall_clock,
         probes: bool = False,
         prompt_filter: PromptFilter | None = None,
+        pool: PoolLimits | None = None,
         report: Report = lambda _name, _fields: None,
     ) -> Member:
         """Start the next node, as a host where it has models; ``probes``: one that asks itself."""
@@ -108,7 +109,7 @@ class World:
         if models:
             probe = self._probe(index, node, rng) if probes else None
             member.host = Host(
-                node, identity, models, report=report, probe=probe, prompt_filter=prompt_filter
+                node, identity, models, report=report, probe=probe, prompt_filter=prompt_filter, pool=pool
             )
             await member.host.start()
         return member
