@@ -19,7 +19,7 @@ RUN useradd --create-home --uid 10001 p2pnode \
     && install -d -o p2pnode -g p2pnode -m 0700 /data \
     && install -d -o p2pnode -g p2pnode -m 0755 /chain
 COPY --from=build /opt/p2pnode /opt/p2pnode
-COPY --chmod=0755 docker/dev-host.sh /usr/local/bin/p2pnode-dev-host
+COPY --chmod=0755 docker/dev-node.sh /usr/local/bin/p2pnode-dev-node
 ENV PATH=/opt/p2pnode/bin:$PATH PYTHONUNBUFFERED=1
 USER p2pnode
 WORKDIR /home/p2pnode

@@ -50,7 +50,7 @@ def test_the_image_is_made_of_files_that_are_here_and_that_docker_is_given() -> 
         assert name in INSTRUCTIONS
         if name == "COPY" and "--from" not in rest:
             copied += [word for word in rest.split() if not word.startswith("--")][:-1]
-    assert {"p2pnode", "constraints.txt", "docker/dev-host.sh"} <= set(copied)
+    assert {"p2pnode", "constraints.txt", "docker/dev-node.sh"} <= set(copied)
     for each in copied:
         assert (ROOT / each).exists(), each
         assert any(fnmatch.fnmatch(each.split("/")[0], pattern) for pattern in given), each
@@ -91,20 +91,24 @@ def test_compose_has_a_chain_three_hosts_and_what_they_need() -> None:
 def test_each_command_line_of_compose_is_one_that_p2pnode_takes(name: str) -> None:
     service = _compose()["services"][name]
     command = list(service["command"])
-    if service.get("entrypoint") == ["p2pnode-dev-host"]:
-        command = ["join", *command, "--chain", "/chain/chain.toml", "--data-dir", "/data"]
+    if service.get("entrypoint") == ["p2pnode-dev-node"]:
+        command += ["--chain", "/chain/chain.toml", "--data-dir", "/data"]
     _accepts(command)
 
 
-def test_the_commands_of_the_hosts_script_are_ones_that_p2pnode_takes() -> None:
-    script = (ROOT / "docker" / "dev-host.sh").read_text()
-    lines = re.findall(r"p2pnode ((?:wallet|chain|join) [^\n|)]*)", script)
-    assert len(lines) == 4
+def test_the_commands_of_the_nodes_script_are_ones_that_p2pnode_takes() -> None:
+    script = (ROOT / "docker" / "dev-node.sh").read_text()
+    lines = re.findall(r"p2pnode ((?:wallet|chain) [^\n|)]*)", script)
+    assert len(lines) == 3
     for line in lines:
         _accepts([word for word in line.replace('"', "").split() if word != "$@"])
 
 
-def test_the_file_says_how_a_client_asks() -> None:
+def test_the_file_says_how_a_client_asks_and_the_client_can_pay_and_knows_a_first_peer() -> None:
+    services = _compose()["services"]
+    client, host = services["client"], services["host1"]["command"]
+    assert client["entrypoint"] == ["p2pnode-dev-node"]  # which makes a wallet, and has USDC given to it
+    assert client["environment"]["P2PNODE_FIRST"] == host[host.index("--ready-file") + 1]
     line = re.search(r"run --rm client (ask .*)", (ROOT / "compose.yaml").read_text())
     assert line is not None
     _accepts(line.group(1).replace('"', "").split())
