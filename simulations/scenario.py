@@ -76,6 +76,14 @@ class Scenario:
                 msg = f"faults.{place}.at_s is {fault.at_s:g}: the run ends before, at {self.duration_s:g} s"
                 raise ValueError(msg)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How it travels to another process: as what its TOML says.
+
+        Some of its records are compiled (``p2pnode/compiled.py``), and Python can't set the fields of such a
+        frozen one when it unpickles it.
+        """
+        return scenario_from, (as_mapping(self),)
+
     def _check_against_nodes(self) -> None:
         """What has to be fewer than the nodes."""
         if self.topic is not None and (self.market is not None or self.gossip is not None):

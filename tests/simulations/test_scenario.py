@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shlex
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,15 @@ def test_a_scenario_that_is_written_is_read_back_the_same(tmp_path: Path) -> Non
     file.write_text(as_toml(SMALL))
     assert load(file) == SMALL
     assert load(str(file)) == SMALL
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_scenario_travels_to_another_process_as_its_values(name: str) -> None:
+    sent = pickle.dumps(load(name))
+    assert pickle.loads(sent) == load(name)
+    # Records of compiled modules can be pickled, and not be unpickled.
+    assert b"simulations.market.engines" not in sent
+    assert b"gossipsub" not in sent
 
 
 def test_a_file_without_a_name_has_the_files(tmp_path: Path) -> None:
