@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from p2pnode.simulations.churn import schedule_churn
+from p2pnode.simulations.conversations import ConversationService
 from p2pnode.simulations.dht import Lookups
 from p2pnode.simulations.faults import schedule_faults
 from p2pnode.simulations.gossip import Messages
@@ -52,6 +53,12 @@ class Experiment:
             connect_at_random(self.world, nodes, self.topic.parameters.dials)
             self.topic.begin(nodes, scenario.duration_s)
             hosts = [node for node in nodes if not self.topic.listens(node)]
+        self.conversations: ConversationService | None = None
+        if scenario.conversations is not None:
+            self.conversations = ConversationService(self.world, scenario.conversations, recorder)
+            writing = scenario.conversations.users(len(nodes))
+            hosts = nodes[writing:]  # users neither churn nor fail: their machines are lost, or there
+            self.conversations.begin(nodes[:writing], hosts, scenario.duration_s)
         if scenario.churn is not None:
             schedule_churn(
                 self.world, scenario.churn, hosts=hosts, clients=clients, until_s=scenario.duration_s
@@ -106,7 +113,7 @@ class Experiment:
                 "bytes_received": counts["bytes"],
                 "mesh": router.held()["mesh"] if router is not None else 0,
             }
-        for part in (self.market, self.topic):
+        for part in (self.market, self.topic, self.conversations):
             if part is not None:
                 columns |= part.columns_of(node)
         return columns

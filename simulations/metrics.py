@@ -234,6 +234,32 @@ def _ledger(tables: Tables, span: _Span, figures: Figures, curves: Curves) -> No
     curves["money"] = _line("Money that is not accounted for", "token units", span, by_time)
 
 
+def _kept(tables: Tables, span: _Span, figures: Figures, curves: Curves) -> None:
+    columns = ("at_s", "seconds", "weak")
+    rows = [row for row in _rows(tables["kept"], *columns) if span.holds(row[0])]
+    kept = [row for row in rows if not math.isnan(row[1])]
+    seconds = sorted(row[1] for row in kept)
+    figures["turns"] = len(rows)
+    figures["turns_kept"] = len(kept) / len(rows) if rows else None
+    figures["turns_kept_weakly"] = sum(row[2] for row in kept) / len(kept) if kept else None
+    _spread(figures, "kept_after", "s", seconds)
+    if seconds:
+        curves["kept"] = _cdf("A turn is kept", "seconds after it was said", seconds)
+
+
+def _recoveries(tables: Tables, span: _Span, figures: Figures, curves: Curves) -> None:
+    columns = ("at_s", "seconds", "turns", "lost")
+    rows = [row for row in _rows(tables["recoveries"], *columns) if span.holds(row[0])]
+    seconds = sorted(row[1] for row in rows)
+    figures["recoveries"] = len(rows)
+    figures["recovered_whole"] = sum(not row[3] for row in rows) / len(rows) if rows else None
+    figures["recovered_nothing"] = sum(row[3] == row[2] for row in rows) / len(rows) if rows else None
+    figures["turns_lost"] = sum(int(row[3]) for row in rows)
+    _spread(figures, "recovery", "s", seconds)
+    if seconds:
+        curves["recovery"] = _cdf("Found again on a new machine", "seconds of looking", seconds)
+
+
 def _nodes(tables: Tables, _span: _Span, figures: Figures, curves: Curves) -> None:
     table = tables["nodes"]
     figures["nodes"] = len(table)
@@ -292,6 +318,8 @@ _BY_TABLE: Final[Mapping[str, Measure]] = {
     "lookups": _lookups,
     "sessions": _sessions,
     "ledger": _ledger,
+    "kept": _kept,
+    "recoveries": _recoveries,
     "samples": _samples,
 }
 

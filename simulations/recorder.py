@@ -45,16 +45,23 @@ TABLES: Final[Mapping[str, Mapping[str, Kind]]] = {
         "at_s": "float", "kind": "str", "payer": "int", "payee": "int", "amount": "int", "fee": "int",
         "total": "int",
     },
+    # One row a turn of a conversation: how long it took until a quorum had it, NaN where the machine was lost
+    # before. `weak`: the quorum counts the user's own machine.
+    "kept": {"at_s": "float", "node": "int", "seconds": "float", "weak": "bool"},
+    # One row for a user who is back on a new machine: how long it took to find the conversation. `turns`: of
+    # those that a quorum had; `lost`: of these, how many were not found.
+    "recoveries": {"at_s": "float", "node": "int", "seconds": "float", "turns": "int", "lost": "int"},
     # One row a node, at the end. `hosts_known_s`: seconds from its first search to three verified hosts.
     # `gas`: what a host paid for it, in token units; `left`: how often a session was left with it;
-    # `postponed`: settlements that waited for cheaper gas.
+    # `postponed`: settlements that waited for cheaper gas. `turns`: what a user wrote; `turns_lost`: of those
+    # that a quorum had, how many the last machine did not find.
     "nodes": {
         "node": "int", "role": "str", "region": "str", "nat": "str", "joined_at_s": "float",
         "online_s": "float", "starts": "int", "published": "int", "delivered": "int", "duplicates": "int",
         "ihave": "int", "iwant": "int", "graft": "int", "prune": "int", "messages_sent": "int",
         "bytes_sent": "int", "bytes_received": "int", "cpu_s": "float", "mesh": "int", "book": "int",
         "hosts_known_s": "float", "served": "int", "tokens": "int", "earned": "int", "spent": "int",
-        "costs": "int", "gas": "int", "left": "int", "postponed": "int",
+        "costs": "int", "gas": "int", "left": "int", "postponed": "int", "turns": "int", "turns_lost": "int",
     },
     # A figure as it was at a time: how many nodes are online, how many entries the books hold …
     "samples": {"at_s": "float", "name": "str", "value": "float"},

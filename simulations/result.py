@@ -149,7 +149,7 @@ class Result(Run):
     recorder: Recorder
 
     def table(self, name: str) -> pd.DataFrame:
-        """A table: published, messages, lookups, sessions, ledger, nodes or samples. Raises ``KeyError``."""
+        """A table, as :data:`TABLES` of ``recorder.py`` has them. Raises ``KeyError``."""
         need("tables of a simulation", "sim")
         return arrow_table(self.recorder.tables[name]).to_pandas()
 

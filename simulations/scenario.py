@@ -17,6 +17,7 @@ from typing import Any, Final
 from p2pnode.errors import ConfigError, UsageError
 from p2pnode.files import read_text_or_none
 from p2pnode.simulations.churn import Churn
+from p2pnode.simulations.conversations import Conversations
 from p2pnode.simulations.cpu import Cpu
 from p2pnode.simulations.dht import Dht
 from p2pnode.simulations.faults import Fault
@@ -54,6 +55,8 @@ class Scenario:
     """Its hosts and clients are nodes of the run: ``nodes`` is how many they are in all."""
     topic: Topic | None = None
     """Adverts alone: all nodes are hosts of one model."""
+    conversations: Conversations | None = None
+    """Users who write, and nodes that store. Those that store are the hosts of churn and faults."""
     churn: Churn | None = None
     faults: tuple[Fault, ...] = ()
 
@@ -89,6 +92,15 @@ class Scenario:
         if self.topic is not None and (self.market is not None or self.gossip is not None):
             msg = "topic is there beside market or gossip: adverts alone are a run of their own, take one out"
             raise ValueError(msg)
+        if self.conversations is not None:
+            if self.topic is not None or self.market is not None:
+                msg = "conversations are there beside a topic or a market: they are a run of their own"
+                raise ValueError(msg)
+            users = self.conversations.users(self.nodes)
+            if not 0 < users < self.nodes:
+                share = f"conversations.users_share is {self.conversations.users_share:g}"
+                msg = f"{share}: {users} of {self.nodes} nodes write, and one has to store, and one to write"
+                raise ValueError(msg)
         asked = {
             "topic.dials": self.topic.dials if self.topic else 0,
             "gossip.dials": self.gossip.dials if self.gossip else 0,

@@ -42,6 +42,7 @@ SIZE_BYTES: Final = 200
 _RELAY_DETOUR: Final = 2.0
 """How much longer the way through a relay is than the direct one."""
 _STEP_S: Final = 1.0
+_STEPS: Final = 10_000
 """Simulated seconds between two reports of progress."""
 
 Emitted: TypeAlias = Callable[[Any], None]
@@ -589,14 +590,15 @@ class World:
         self.loop.run_until(self.now + seconds)
 
     def run(self, until_s: float, progress: Callable[[float], None] | None = None) -> None:
-        """The same, with the garbage collector at rest; ``progress`` hears the second after each of them.
+        """The same, with the garbage collector at rest; ``progress`` hears the time, about once a second.
 
         Machines make no reference cycles that outlive an event, and a collection among millions of objects
         takes longer than the events between two of them.
         """
         with _gc_at_rest():
+            step_s = max(_STEP_S, until_s / _STEPS)
             while self.now < until_s:
-                self.loop.run_until(min(until_s, self.now + _STEP_S))
+                self.loop.run_until(min(until_s, self.now + step_s))
                 if progress is not None:
                     progress(self.now)
 

@@ -112,6 +112,16 @@ Place: TypeAlias = Literal["own", "serving", "other"]
 """Where it is: on the client's own disk, on the host that serves the conversation, or anywhere else."""
 
 
+class Placed(Protocol):
+    """What a replica is chosen and counted by. ``name`` is for people and logs, and unique."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def place(self) -> Place: ...
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Replica:
     """One place where blobs and entries are kept. ``name`` is for people and logs, and unique."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from p2pnode.protocols.s5.entries import Entry
-from p2pnode.storage.store import Place, Replica
+from p2pnode.storage.store import Place, Placed
 
 QUORUM: Final = 2
 _IN_ORDER: Final[tuple[Place, ...]] = ("other", "serving", "own")
@@ -36,7 +36,7 @@ class Counted:
         return len(self.names & acks) >= self.quorum
 
 
-def counted(replicas: Sequence[Replica], quorum: int = QUORUM) -> Counted:
+def counted(replicas: Sequence[Placed], quorum: int = QUORUM) -> Counted:
     """Count the others where there are enough; else the serving host too, and then this machine."""
     names: set[str] = set()
     weak = ""

@@ -36,5 +36,18 @@ def small(scenario: Scenario) -> Scenario:
     if topic is not None:
         comes_s, ends_s = topic.sybil_at_s * shorter, topic.sybil_until_s * shorter
         topic = replace(topic, start_s=2.0, sybil_at_s=comes_s, sybil_until_s=ends_s)
-    brief = replace(scenario, warmup_s=0.0, cooldown_s=0.0, faults=faults, market=market, topic=topic)
+    conversations = scenario.conversations
+    if conversations is not None:
+        conversations = replace(
+            conversations, turns_per_day=100_000.0, machine_days=0.00005, away_days=0.00001, disk_days=0.0002
+        )
+    brief = replace(
+        scenario,
+        warmup_s=0.0,
+        cooldown_s=0.0,
+        faults=faults,
+        market=market,
+        topic=topic,
+        conversations=conversations,
+    )
     return with_size(replace(brief, duration_s=10.0), nodes=12)
