@@ -454,7 +454,9 @@ def main() -> None:
     parser.add_argument("--start", type=int, default=0, metavar="ROUNDS", help="measure the start of `ask`")
     parser.add_argument("--no-flows", action="store_true", help="trace nothing")
     asked = parser.parse_args()
-    os.environ["P2PNODE_PURE"] = "1"  # a profile sees nothing of compiled copies; read when p2pnode is imported
+    os.environ["P2PNODE_PURE"] = (
+        "1"  # a profile sees nothing of compiled copies; read when p2pnode is imported
+    )
     figures = cut_figures()
     figures["flows"] = {} if asked.no_flows else trace_all()
     if asked.start:

@@ -84,3 +84,14 @@ def test_three_hosts_are_known_as_soon_as_the_document_says() -> None:
 def test_honest_hosts_stay_in_books_as_the_document_says() -> None:
     held = 100 * over_time(run(load("book-under-sybils"), 1), "hosts_in_book_share", 535, 600)
     assert held == pytest.approx(row("A book under", "4,096 | 30%")[0], abs=4)
+
+
+@pytest.mark.long
+def test_nothing_is_lost_where_nodes_are_up_for_half_of_the_time_and_some_is_below() -> None:
+    assert "--sweep churn.downtime_mean_s=3200,14400,28800,57600,115200" in TEXT
+    found = sweep(load("lost-machines"), {"churn.downtime_mean_s": [28800.0, 115200.0]}, seeds=[1, 2], jobs=2)
+    whole = found.groupby("churn.downtime_mean_s")["recovered_whole"].mean()
+    assert 100 * whole[28800.0] == row("A lost machine", "50%")[0]
+    assert 100 * whole[115200.0] == pytest.approx(row("A lost machine", "20%")[0], abs=10)
+    assert set(found["turns_kept"]) == {1.0}
+    assert found["kept_after_max_s"].max() < 13
