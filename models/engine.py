@@ -148,7 +148,7 @@ class EngineInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineStats:
+class EngineStatistics:
     """A snapshot. ``queued`` requests wait for a slot; ``tokens_per_s`` is an exponentially weighted mean."""
 
     active: int = 0
@@ -247,6 +247,6 @@ class Engine(Protocol):
         """
         ...
 
-    def stats(self) -> EngineStats:
+    def statistics(self) -> EngineStatistics:
         """A snapshot of the load."""
         ...

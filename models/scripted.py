@@ -30,7 +30,7 @@ from p2pnode.models.engine import (
     EngineEvent,
     EngineFeature,
     EngineInfo,
-    EngineStats,
+    EngineStatistics,
     GenerateRequest,
     Logprob,
     Prefill,
@@ -198,9 +198,9 @@ class ScriptedEngine:
         await self._ready()
         return b""
 
-    def stats(self) -> EngineStats:
+    def statistics(self) -> EngineStatistics:
         """A snapshot of the load."""
-        return self._queue.stats(restarts=self._restarts)
+        return self._queue.statistics(restarts=self._restarts)
 
     async def embed_ids(self, texts: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         """The UTF-8 bytes of each text, and the end token."""

@@ -18,7 +18,7 @@ from itertools import count
 
 from p2pnode.bounded import BoundedMap
 from p2pnode.errors import EngineError
-from p2pnode.models.engine import ANYBODY, EngineStats
+from p2pnode.models.engine import ANYBODY, EngineStatistics
 from p2pnode.shares import FairShares, Origin
 
 _SMOOTHING = 0.2
@@ -153,9 +153,9 @@ class SlotQueue:
         waiting = (len(self._waiting) + 1) / self._slots
         return round(min(_RETRY_MOST_S, max(_RETRY_LEAST_S, waiting * self._duration_s)), 1)
 
-    def stats(self, *, restarts: int, extra: Mapping[str, float] | None = None) -> EngineStats:
+    def statistics(self, *, restarts: int, extra: Mapping[str, float] | None = None) -> EngineStatistics:
         """A snapshot of the load."""
-        return EngineStats(
+        return EngineStatistics(
             active=self.table.busy,
             queued=len(self._waiting),
             restarts=restarts,

@@ -20,7 +20,7 @@ def measure_store(metrics: Metrics, store: LocalStore) -> None:
     """Have ``metrics`` tell of this store."""
 
     async def read() -> Iterable[Figure]:
-        now = await store.stats()
+        now = await store.statistics()
         values = (now.blobs, now.bytes, now.charged, now.leases, now.keys)
         return [Figure(family, value) for family, value in zip(FAMILIES, values, strict=True)]
 

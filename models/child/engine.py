@@ -25,7 +25,7 @@ from p2pnode.models.engine import (
     EmbedRequest,
     EngineEvent,
     EngineFeature,
-    EngineStats,
+    EngineStatistics,
     GenerateRequest,
 )
 from p2pnode.models.prompt import Piece
@@ -139,9 +139,9 @@ class ChildEngine(ChildKeeper):
         finally:
             self._queue.leave(place, ())
 
-    def stats(self) -> EngineStats:
+    def statistics(self) -> EngineStatistics:
         """A snapshot of the load. ``extra`` has ``up``, which is 1 while the child runs."""
-        return self._queue.stats(restarts=self._restarts, extra=self._up)
+        return self._queue.statistics(restarts=self._restarts, extra=self._up)
 
     @asynccontextmanager
     async def generate(self, request: GenerateRequest) -> AsyncIterator[AsyncIterator[EngineEvent]]:

@@ -31,7 +31,7 @@ from p2pnode.models.engine import (
     EmbedRequest,
     EngineEvent,
     EngineInfo,
-    EngineStats,
+    EngineStatistics,
     GenerateRequest,
     Prefill,
 )
@@ -149,9 +149,9 @@ class LlamaCppEmbedder(ChildKeeper):
     def _check(self, texts: tuple[tuple[int, ...], ...]) -> None:
         check_embed(EmbedRequest(texts=texts), n_ctx=self._n_ctx, vocabulary=_ANY_ID)
 
-    def stats(self) -> EngineStats:
+    def statistics(self) -> EngineStatistics:
         """A snapshot of the load. ``extra`` has ``up``, which is 1 while the child runs."""
-        return self._queue.stats(restarts=self._restarts, extra=self._up)
+        return self._queue.statistics(restarts=self._restarts, extra=self._up)
 
     async def arithmetic(self) -> bytes:
         """Empty: what it computes is no distribution of tokens."""

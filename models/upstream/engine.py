@@ -30,7 +30,7 @@ from p2pnode.models.engine import (
     EngineEvent,
     EngineFeature,
     EngineInfo,
-    EngineStats,
+    EngineStatistics,
     GenerateRequest,
 )
 from p2pnode.models.grammar import AnyGrammar, GrammarError, grammar_after
@@ -186,9 +186,9 @@ class UpstreamEngine:
         await trio.lowlevel.checkpoint()
         return b""
 
-    def stats(self) -> EngineStats:
+    def statistics(self) -> EngineStatistics:
         """A snapshot of the load. ``restarts`` counts how often the server was gone."""
-        return self._queue.stats(restarts=self._gone)
+        return self._queue.statistics(restarts=self._gone)
 
     @asynccontextmanager
     async def generate(self, request: GenerateRequest) -> AsyncIterator[AsyncIterator[EngineEvent]]:

@@ -101,14 +101,14 @@ class _ReplicatedConversation:
 
     async def _turn(self, number: int) -> None:
         for piece in _turn(number):
-            before = (await self._own.stats()).bytes
+            before = (await self._own.statistics()).bytes
             began = time.perf_counter()
             await self._conversation.append(piece)
             durable = time.perf_counter()
             await self._acknowledged()
             self._quorum_ms.append((time.perf_counter() - began) * 1e3)
             self._durable_ms.append((durable - began) * 1e3)
-            size = (await self._own.stats()).bytes - before
+            size = (await self._own.statistics()).bytes - before
             self._file_ms.append(await trio.to_thread.run_sync(_write_file, self._root, size) * 1e3)
             self._bytes.append(size)
 
@@ -123,7 +123,7 @@ class _ReplicatedConversation:
 
     async def _bytes_stored(self) -> int:
         """Of all that a replica took until now: nothing is swept within a day."""
-        return max([(await each.stats()).bytes for each in self._replicas])
+        return max([(await each.statistics()).bytes for each in self._replicas])
 
     def growth(self) -> Measurement:
         """Of the bytes a turn costs, from the second quarter to the last."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from p2pnode.protocols.s5.entries import Entry
     from p2pnode.protocols.s5.ids import BlobId
-    from p2pnode.storage.local.index import BlobInfo, Lease, OwnerStats, StoreStats
+    from p2pnode.storage.local.index import BlobInfo, Lease, OwnerStatistics, StoreStatistics
     from p2pnode.storage.local.store import LocalStore
 
 
@@ -81,7 +81,7 @@ def list_blobs(
                     output.event("entry", fields)
                 return
             if not every:
-                _print_summary(output, await store.stats(), await store.owners(limit=_SHOWN_MAX))
+                _print_summary(output, await store.statistics(), await store.owners(limit=_SHOWN_MAX))
                 return
             rows = [_blob_row(blob) for blob in await store.blobs(limit=_SHOWN_MAX)]
             output.table(("blob", "bytes", "leased by", "entries"), rows)
@@ -98,7 +98,7 @@ def list_blobs(
     run_async(run, on_error=output.failed)
 
 
-def _print_summary(output: Output, totals: StoreStats, owners: Sequence[OwnerStats]) -> None:
+def _print_summary(output: Output, totals: StoreStatistics, owners: Sequence[OwnerStatistics]) -> None:
     kept = f"{count_of(totals.blobs, 'blob')} ({_size_text(totals.bytes)})"
     output.result(f"{kept} and {count_of(totals.keys, 'registry entry', 'registry entries')}")
     if owners:
@@ -289,7 +289,7 @@ def show_stats(
         if config is None:
             return
         async with open_store(config) as store:
-            totals, owners = await store.stats(), await store.owners(limit=_SHOWN_MAX)
+            totals, owners = await store.statistics(), await store.owners(limit=_SHOWN_MAX)
         fields = {
             "path": str(store.root), "blobs": totals.blobs, "bytes": totals.bytes,
             "charged": totals.charged, "bytes_max": config.store_bytes_max, "leases": totals.leases,
@@ -465,7 +465,7 @@ def _entry_fields(entry: Entry) -> dict[str, Any]:
     return {"key": entry.key.hex(), "revision": entry.revision, "points_at": points_at}
 
 
-def _owner_counts(owner: OwnerStats) -> dict[str, int]:
+def _owner_counts(owner: OwnerStatistics) -> dict[str, int]:
     """What is counted for an owner, for scripts."""
     return {"charged": owner.charged, "leases": owner.leases, "keys": owner.keys}
 

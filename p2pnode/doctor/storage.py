@@ -37,7 +37,7 @@ class StorageChecks:
             return ok("store", "nothing is stored here yet")
         try:
             async with open_store(self._config) as store:
-                totals, owners = await store.stats(), await store.owners()
+                totals, owners = await store.statistics(), await store.owners()
         except StorageError as error:
             remedy = "the message says what to change; what reached other nodes is recovered from there"
             return problem("store", "store_damaged", str(error), remedy)

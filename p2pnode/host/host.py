@@ -41,7 +41,7 @@ from p2pnode.host.totals import HostStatistics, ModelStatistics, Refusal, Refusa
 from p2pnode.host.turn_times import TurnTimes
 from p2pnode.host.unpaid_work import CompileTurns, UnpaidWork
 from p2pnode.ids import ModelId, PeerId, SessionId
-from p2pnode.models.engine import ANYBODY, EngineInfo, EngineStats
+from p2pnode.models.engine import ANYBODY, EngineInfo, EngineStatistics
 from p2pnode.money import price_text
 from p2pnode.net.admission import Standing
 from p2pnode.net.stream import Stream
@@ -384,10 +384,10 @@ class Host:
     def statistics(self) -> HostStatistics:
         """What this host does now, and did since it started. Raises ``StorageError`` where the journal can't
         be read."""
-        loads = self._pool.stats()
+        loads = self._pool.statistics().engines
         models = []
         for each in self._pool.models:
-            info, load = self._pool.info(each.model), loads.get(each.model, EngineStats())
+            info, load = self._pool.info(each.model), loads.get(each.model, EngineStatistics())
             models.append(
                 ModelStatistics(
                     name=each.name,
@@ -485,12 +485,12 @@ class Host:
         )
 
     def _load(self) -> Load:
-        stats = self._pool.stats()
-        infos = [info for model in stats if (info := self._pool.info(model)) is not None]
+        loads = self._pool.statistics().engines
+        infos = [info for model in loads if (info := self._pool.info(model)) is not None]
         return Load(
             slots=sum(info.slots for info in infos),
-            active=sum(each.active for each in stats.values()),
-            queued=sum(each.queued for each in stats.values()),
+            active=sum(each.active for each in loads.values()),
+            queued=sum(each.queued for each in loads.values()),
         )
 
     async def _watch_load(self) -> None:
@@ -499,7 +499,8 @@ class Host:
         while True:
             await trio.sleep(_LOAD_INTERVAL_S)
             was_idle = idle
-            idle = {m for m, stats in self._pool.stats().items() if not (stats.active or stats.queued)}
+            loads = self._pool.statistics().engines
+            idle = {model for model, load in loads.items() if not (load.active or load.queued)}
             for model in idle & was_idle:
                 if self._measurements[model] < _MEASUREMENTS_MAX:
                     await self._measure(model)
@@ -517,7 +518,7 @@ class Host:
 
     async def _look_after(self, probe: SelfProbe, model: HostedModel) -> float:
         """Probe a model if it is time to; seconds until it is again."""
-        load = self._pool.stats().get(model.model)
+        load = self._pool.statistics().engines.get(model.model)
         if load is None:
             # To load it only to see whether it can be would cost others their memory. And an engine that is
             # gone is not sick: without an offer nobody would have the next one loaded.

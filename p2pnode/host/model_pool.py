@@ -25,7 +25,7 @@ from p2pnode.models.engine import (
     Engine,
     EngineEvent,
     EngineInfo,
-    EngineStats,
+    EngineStatistics,
     GenerateRequest,
 )
 
@@ -98,6 +98,13 @@ class PoolLimits:
     idle_s: float = 0.0
     wait_s: float = 60.0
     waiting_max: int = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolStatistics:
+    """A snapshot: what the engines of the models that are loaded do."""
+
+    engines: Mapping[ModelId, EngineStatistics]
 
 
 @dataclass(slots=True, eq=False)
@@ -285,15 +292,17 @@ class ModelPool:
         """What no model takes now."""
         return self._limits.memory - self._residency.taken
 
-    def stats(self) -> Mapping[ModelId, EngineStats]:
-        """The load of the models that are warm."""
-        return {
-            model: entry.engine.stats()
-            for model, entry in self._entries.items()
-            if not isinstance(model, EmbedderOf)
-            and entry.engine is not None
-            and self._residency.state(model) == "warm"
-        }
+    def statistics(self) -> PoolStatistics:
+        """A snapshot."""
+        return PoolStatistics(
+            engines={
+                model: entry.engine.statistics()
+                for model, entry in self._entries.items()
+                if not isinstance(model, EmbedderOf)
+                and entry.engine is not None
+                and self._residency.state(model) == "warm"
+            }
+        )
 
     # ---- work
 
@@ -656,9 +665,9 @@ class WatchedEngine:
         with self._watched():
             return await self._engine.arithmetic()
 
-    def stats(self) -> EngineStats:
+    def statistics(self) -> EngineStatistics:
         """As the engine does."""
-        return self._engine.stats()
+        return self._engine.statistics()
 
     @contextmanager
     def _watched(self) -> Iterator[None]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Literal, Protocol
 
@@ -66,6 +67,14 @@ PAYLOADS_AT_ONCE: Final = 32
 RETRY_FIRST_S: Final = 1.0
 INBOUND_PER_PEER: Final = 2
 """The second one replaces the first: a peer that lost its connection need not wait until we notice."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GossipStatistics:
+    """A snapshot: ``counts`` since the start, and how much the machine keeps now, both by name."""
+
+    counts: Mapping[str, int] = field(default_factory=dict)
+    held: Mapping[str, int] = field(default_factory=dict)
 
 
 class GossipNetwork(Protocol):
@@ -246,11 +255,11 @@ class Gossip:
         """The connected peers that are known to be on ``topic``."""
         return self._router.topic_peers(topic)
 
-    def stats(self) -> dict[str, int]:
-        """Counts since the start, and with ``held.`` before it how much the machine keeps now."""
+    def statistics(self) -> GossipStatistics:
+        """A snapshot."""
         unread = sum(each.dropped for listed in self._subscriptions.values() for each in listed)
-        held = {f"held.{name}": count for name, count in self._router.held().items()}
-        return {**self._router.counts, **self._counts, "unread": self._counts["unread"] + unread, **held}
+        counts = {**self._router.counts, **self._counts, "unread": self._counts["unread"] + unread}
+        return GossipStatistics(counts=counts, held=dict(self._router.held()))
 
     # ---- the machine
 

@@ -38,7 +38,7 @@ from p2pnode.net.address_policy import (
 from p2pnode.net.admission import Standing
 from p2pnode.net.conduct import SLOW_S, Conduct, Verdict
 from p2pnode.net.dht import Dht, Provider
-from p2pnode.net.gossip import Gossip, Subscription
+from p2pnode.net.gossip import Gossip, GossipStatistics, Subscription
 from p2pnode.net.identify import Identify
 from p2pnode.net.multiaddrs import (
     PeerAddresses,
@@ -83,7 +83,7 @@ PeerChange = Literal["connected", "identified", "disconnected"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NetworkStats:
+class NetworkStatistics:
     """A snapshot. The mappings count since the start."""
 
     peers: int = 0
@@ -103,7 +103,7 @@ class NetworkStats:
     """What peers were charged with, by the name of the fault."""
     tasks_failed: Mapping[str, int] = field(default_factory=dict)
     """Tasks for strangers that raised what nobody expected: a defect each, which ended nothing else."""
-    gossip: Mapping[str, int] = field(default_factory=dict)
+    gossip: GossipStatistics = field(default_factory=GossipStatistics)
 
 
 class Listener(Protocol):
@@ -609,10 +609,10 @@ class Network:
             else:
                 return
 
-    def stats(self) -> NetworkStats:
+    def statistics(self) -> NetworkStatistics:
         """A snapshot."""
         live = list(self._swarm.all_live())
-        return NetworkStats(
+        return NetworkStatistics(
             peers=len({connection.peer for connection in live}),
             connections=len(live),
             connections_inbound=sum(connection.inbound for connection in live),
@@ -628,7 +628,7 @@ class Network:
             protocols_failed=dict(self._router.failed),
             faults=dict(self._conduct.faults),
             tasks_failed=dict(self._swarm.guard.failed),
-            gossip=self._gossip.stats() if self._gossip is not None else {},
+            gossip=self._gossip.statistics() if self._gossip is not None else GossipStatistics(),
         )
 
     # What the swarm and identify report. None of it waits.

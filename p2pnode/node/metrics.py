@@ -44,7 +44,6 @@ FAMILIES: Final = (
     PEERS, CONNECTIONS, HANDSHAKES, STREAMS, BYTES, REFUSED, DIALS, FAULTS, FAILED, DHT, GOSSIP, GOSSIP_HELD,
     ADVERTS, HOSTS, REACHABLE, START,
 )  # fmt: skip
-_HELD: Final = "held."
 
 
 def measure_node(metrics: Metrics, node: Node) -> None:
@@ -58,7 +57,7 @@ def measure_node(metrics: Metrics, node: Node) -> None:
 
 
 def _figures(node: Node) -> Iterable[Figure]:
-    net, now = node.network.stats(), node.wall()
+    net, now = node.network.statistics(), node.wall()
     yield Figure(PEERS, net.peers)
     yield Figure(CONNECTIONS, net.connections_inbound, ("in",))
     yield Figure(CONNECTIONS, net.connections - net.connections_inbound, ("out",))
@@ -70,9 +69,8 @@ def _figures(node: Node) -> Iterable[Figure]:
         yield from (Figure(family, count, (name,)) for name, count in counts.items())
     yield from (Figure(FAILED, count, (name,)) for name, count in net.tasks_failed.items())
     yield Figure(DHT, net.dht_peers)
-    for name, count in net.gossip.items():
-        held = name.startswith(_HELD)
-        yield Figure(GOSSIP_HELD if held else GOSSIP, count, (name.removeprefix(_HELD),))
+    for family, counts in ((GOSSIP, net.gossip.counts), (GOSSIP_HELD, net.gossip.held)):
+        yield from (Figure(family, count, (name,)) for name, count in counts.items())
     yield Figure(ADVERTS, len(node.adverts.book))
     yield Figure(HOSTS, sum(1 for _ in node.adverts.book.live(now)))
     yield Figure(REACHABLE, 1, (node.reach or "none",))

@@ -175,7 +175,7 @@ class SimulatedEngine:
     @property
     def queued(self) -> int:
         """How many wait."""
-        return self._queue.stats(restarts=0).queued
+        return self._queue.statistics(restarts=0).queued
 
     def reusable(self, key: bytes, ids: tuple[int, ...]) -> int:
         """How many of a prompt's ids are cached for this key."""

@@ -430,7 +430,7 @@ def _keys_of(db: sqlite3.Connection, owner: OwnerKey) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OwnerStats:
+class OwnerStatistics:
     """What one owner has: bytes charged, leases, registry keys."""
 
     owner: OwnerKey
@@ -440,7 +440,7 @@ class OwnerStats:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StoreStats:
+class StoreStatistics:
     """Totals. ``charged`` counts against the store's quota: each blob for at least 4 KiB."""
 
     blobs: int
@@ -468,18 +468,20 @@ class BlobInfo:
     entries: tuple[EntryKey, ...]
 
 
-def totals(db: sqlite3.Connection) -> StoreStats:
+def totals(db: sqlite3.Connection) -> StoreStatistics:
     """The totals that the triggers keep: one row is read, whatever the store holds."""
     row = db.execute("SELECT blobs, bytes, charged, leases, keys FROM totals").fetchone()
-    return StoreStats(blobs=row[0], bytes=row[1], charged=row[2], leases=row[3], keys=row[4])
+    return StoreStatistics(blobs=row[0], bytes=row[1], charged=row[2], leases=row[3], keys=row[4])
 
 
-def list_owners(db: sqlite3.Connection, limit: int) -> list[OwnerStats]:
+def list_owners(db: sqlite3.Connection, limit: int) -> list[OwnerStatistics]:
     """Owners, those with the most first."""
     rows = db.execute(
         "SELECT owner, charged, leases, keys FROM owners ORDER BY charged DESC, owner LIMIT ?", (limit,)
     )
-    return [OwnerStats(owner=OwnerKey(row[0]), charged=row[1], leases=row[2], keys=row[3]) for row in rows]
+    return [
+        OwnerStatistics(owner=OwnerKey(row[0]), charged=row[1], leases=row[2], keys=row[3]) for row in rows
+    ]
 
 
 def list_blobs(db: sqlite3.Connection, after: BlobHash | None, limit: int) -> list[BlobInfo]:

@@ -24,7 +24,7 @@ from p2pnode.protocols.s5.ids import BlobHash, BlobId, hash_of
 from p2pnode.storage.local import index
 from p2pnode.storage.local.disk import Disk
 from p2pnode.storage.local.files import BlobFiles, Upload
-from p2pnode.storage.local.index import BlobInfo, OwnerStats, StoreStats
+from p2pnode.storage.local.index import BlobInfo, OwnerStatistics, StoreStatistics
 from p2pnode.storage.local.sweep import sweep_step
 from p2pnode.storage.local.writer import Writer
 from p2pnode.storage.rules import (
@@ -191,11 +191,11 @@ class LocalStore:
 
         return await self._writer.alone(step)
 
-    async def stats(self) -> StoreStats:
+    async def statistics(self) -> StoreStatistics:
         """Totals."""
         return await self._ask(index.totals)
 
-    async def owners(self, limit: int = PAGE_MAX) -> list[OwnerStats]:
+    async def owners(self, limit: int = PAGE_MAX) -> list[OwnerStatistics]:
         """The owners that have something here, those with the most first."""
         return await self._ask(lambda db: index.list_owners(db, limit))
 

@@ -202,12 +202,12 @@ async def test_cancelling_mid_answer_frees_the_slot_and_keeps_the_session(autoju
             with trio.CancelScope() as scope:
                 async with ask(client, tokens=1000) as answer:
                     async for _ in answer:
-                        assert engine_of(host).stats().active == 1
+                        assert engine_of(host).statistics().active == 1
                         scope.cancel()
             assert scope.cancelled_caught
             assert answer.text
             await trio.sleep(1)
-            assert engine_of(host).stats().active == 0
+            assert engine_of(host).statistics().active == 0
             await whole(ask(client, tokens=10))
         assert host.host is not None
         assert host.host.totals.sessions == 1
@@ -221,7 +221,7 @@ async def test_an_answer_that_is_left_early_is_cancelled_too(autojump_clock: Moc
             async with ask(client, tokens=1000) as answer:
                 await anext(answer)
             await trio.sleep(0.2)
-            assert engine_of(host).stats().active == 0
+            assert engine_of(host).statistics().active == 0
             assert len(answer.ids) < 100
 
 
@@ -251,7 +251,7 @@ async def test_leaving_the_loop_frees_the_slot_at_once_and_keeps_the_session(
         async with w.client(host.node.multiaddrs[:1]) as client:
             await leave(client)
             await trio.sleep(1)
-            assert engine_of(host).stats().active == 0
+            assert engine_of(host).statistics().active == 0
             await whole(ask(client, tokens=10))
         assert host.host is not None
         assert (host.host.totals.sessions, host.host.totals.turns) == (1, 2)
@@ -271,7 +271,7 @@ async def test_an_answer_of_a_conversation_is_left_as_easily_and_what_came_of_it
             async for _ in conversation.ask("hello"):
                 break
             await trio.sleep(1)
-            assert engine_of(host).stats().active == 0
+            assert engine_of(host).statistics().active == 0
             assert conversation.cut_short
             assert host.host is not None
             assert len(conversation.messages[-1].ids) == host.host.totals.tokens_out
@@ -287,7 +287,7 @@ async def test_an_answer_that_is_kept_and_not_read_gives_its_slot_back_and_goes_
             answer = ask(client, tokens=1500)
             text = await anext(answer)
             await trio.sleep(2 * DEFAULT_LIMITS.stall_s)
-            assert engine_of(host).stats().active == 0
+            assert engine_of(host).statistics().active == 0
             assert answer.ids  # and they are not lost:
             async for piece in answer:
                 text += piece
@@ -339,7 +339,7 @@ async def test_a_client_that_leaves_with_an_open_answer_leaves_no_task(autojump_
             await anext(answer)
         await trio.sleep(5)
         assert trio.lowlevel.current_statistics().tasks_living <= before
-        assert engine_of(host).stats().active == 0
+        assert engine_of(host).statistics().active == 0
         assert host.host is not None
         assert host.host.sessions == 0
 

@@ -500,5 +500,5 @@ async def test_an_answer_that_is_left_in_mid_failover_leaves_nothing_behind(
         assert 10 <= len(answer.ids) < TOKENS
         await trio.sleep(3)
         for member in members[1:]:
-            assert engine_of(member).stats().active == 0
+            assert engine_of(member).statistics().active == 0
         assert await whole(ask(client, "next"))

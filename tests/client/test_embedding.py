@@ -182,7 +182,7 @@ async def test_a_host_whose_machine_is_gone_is_replaced(autojump_clock: MockCloc
             asked: list[int] = []
 
             def crash() -> None:
-                asked.append(next(n for n, each in enumerate(members) if engine_of(each).stats().active))
+                asked.append(next(n for n, each in enumerate(members) if engine_of(each).statistics().active))
                 w.crash(members[asked[0]])
 
             Events(on={"prefill": crash}).of(client)

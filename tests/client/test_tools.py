@@ -135,7 +135,7 @@ async def test_where_one_call_is_asked_for_the_answer_ends_with_it(autojump_cloc
             assert answer.usage.reason == "tool_calls"
             assert said[-1][0] == ("content" if several else "call")
         assert members[0].host is not None
-        assert members[0].host.models[0].new_engine().stats().active == 0
+        assert members[0].host.models[0].new_engine().statistics().active == 0
 
 
 async def test_the_content_alone_is_what_a_plain_reader_gets(autojump_clock: MockClock) -> None:
@@ -153,7 +153,7 @@ async def test_a_reader_that_leaves_in_the_middle_of_a_call_frees_the_host(autoj
         assert answer.tool_calls[0].name == "weather"
         assert members[0].host is not None
         await trio.sleep(1)
-        assert members[0].host.models[0].new_engine().stats().active == 0
+        assert members[0].host.models[0].new_engine().statistics().active == 0
 
 
 async def test_without_tools_a_call_is_text(autojump_clock: MockClock) -> None:

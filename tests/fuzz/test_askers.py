@@ -94,7 +94,7 @@ async def asking(w: World) -> AsyncIterator[tuple[Member, Member]]:
     yield host, asker
     await trio.sleep(300)
     assert trio.lowlevel.current_statistics().tasks_living <= before
-    assert asker.node.network.stats().tasks_failed == {}
+    assert asker.node.network.statistics().tasks_failed == {}
     async with w.client(asker.node.multiaddrs[:1]) as client:
         await honest_answer(client)
 

@@ -120,7 +120,7 @@ async def a_network() -> AsyncIterator[Network]:
             await ask_echo(client, network)
         await client.aclose()
         # The WebSocket library's reader raises what its parsers raise, which is what its guard is for.
-        failed = network.stats().tasks_failed
+        failed = network.statistics().tasks_failed
         assert not [kind for kind in failed if not kind.startswith("_Reader._run")], failed
         await network.aclose()
         nursery.cancel_scope.cancel()

@@ -70,7 +70,7 @@ async def under_attack(folder: Path) -> AsyncIterator[tuple[World, Member]]:
         await trio.sleep(300)  # the longest of its deadlines
         assert member.node.network.connected_peers() == ()
         assert trio.lowlevel.current_statistics().tasks_living <= before
-        assert member.node.network.stats().tasks_failed == {}
+        assert member.node.network.statistics().tasks_failed == {}
         async with w.client(member.node.multiaddrs[:1]) as client:
             await honest_answer(client)
 

@@ -27,7 +27,7 @@ ASK: dict[str, Any] = {
 
 def busy(s: Stage) -> bool:
     """Whether an engine of any host has work."""
-    return any(engine_of(each).stats().active for each in s.members)
+    return any(engine_of(each).statistics().active for each in s.members)
 
 
 async def slots_are_free(s: Stage, within_s: float = 0.5) -> None:

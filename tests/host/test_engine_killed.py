@@ -77,7 +77,7 @@ async def test_an_engine_that_is_killed_in_a_paid_answer_costs_neither_a_token_n
         usage = answer.usage
         assert usage is not None
         assert killed
-        assert (engine.stats().restarts, engine.child_pid != killed) == (1, True)
+        assert (engine.statistics().restarts, engine.child_pid != killed) == (1, True)
         assert [event["peer"] for event in events.named("engine.restarted")] == [member.node.peer_id]
         # One text: what was there stays, and each token comes once.
         assert len(answer.ids) == usage.tokens_out

@@ -219,10 +219,10 @@ async def test_an_advert_whose_address_is_none_ends_no_node_that_reads_it_and_hi
             await trio.sleep(60)  # several rounds in which both look for peers in their books
             for member in (first, second):
                 assert member.node.adverts.book.get(liar_key.peer_id, wall_clock()) is not None
-                assert member.node.network.stats().tasks_failed == {}
+                assert member.node.network.statistics().tasks_failed == {}
             async with w.client(first.node.multiaddrs[:1]) as client:
                 await honest_answer(client)  # it is offered the liar's advert too
-                assert client.node.network.stats().tasks_failed == {}
+                assert client.node.network.statistics().tasks_failed == {}
 
 
 @pytest.mark.parametrize("address", [*_NO_ADDRESSES, "\x00"])

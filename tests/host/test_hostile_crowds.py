@@ -76,7 +76,7 @@ async def test_forty_peers_of_one_prefix_that_ask_without_end_keep_nobody_from_a
         client = await stack.enter_async_context(w.client(host.node.multiaddrs[:1], ELSEWHERE))
         await trio.sleep(5)
         assert host.host is not None
-        assert host.host.models[0].new_engine().stats().queued == 4
+        assert host.host.models[0].new_engine().statistics().queued == 4
         with trio.fail_after(30):
             await honest_answer(client)
 

@@ -89,7 +89,7 @@ async def test_sessions_that_are_served_or_just_came_do_not_give_way(autojump_cl
             await attack(evil, host, frame(OPEN))
         assert host.host is not None
         await trio.sleep(1)
-        assert host.host.models[0].new_engine().stats().active == 2
+        assert host.host.models[0].new_engine().statistics().active == 2
         assert host.host.sessions == PLACES
 
 
@@ -106,7 +106,7 @@ async def test_a_peer_with_more_than_its_share_gives_way_at_once_and_after_its_t
             await attack(evil, host, frame(OPEN, _long_prompt()))
         await trio.sleep(0.5)
         assert host.host is not None
-        assert host.host.models[0].new_engine().stats().queued == 2
+        assert host.host.models[0].new_engine().statistics().queued == 2
         await honest_answer(client)
         await trio.sleep(10)
         assert host.host.sessions == PLACES  # one of the greedy peer's ended after its turn

@@ -121,7 +121,7 @@ async def test_a_peer_with_many_faults_is_shunned_and_others_are_not(autojump_cl
                 await trio.sleep(0.1)
             with contextlib.suppress(UnreachableError):
                 assert await read_to_end(await attack(evil, host, frame(OPEN))) == b""
-            assert host.node.network.stats().faults == {"breach of /p2pnode/inference/1": FAULTS_MAX}
+            assert host.node.network.statistics().faults == {"breach of /p2pnode/inference/1": FAULTS_MAX}
             await honest_answer(client)
 
 
@@ -186,7 +186,7 @@ async def test_a_slow_reader_stops_the_engine_at_one_window_and_is_dropped(autoj
             await trio.sleep(5)
             assert host.host is not None
             engine = host.host.models[0].new_engine()
-            assert engine.stats().active == 0  # credit ran out: the slot is free again
+            assert engine.statistics().active == 0  # credit ran out: the slot is free again
             await honest_answer(client)
             await read_to_end(stream)
             await trio.sleep(w.limits.stall_s + 5)
@@ -246,7 +246,7 @@ async def test_a_peer_that_resets_in_each_state_leaves_nothing_behind(
             assert _tasks() <= before
             assert host.host is not None
             assert host.host.sessions == 1
-            assert host.host.models[0].new_engine().stats().active == 0
+            assert host.host.models[0].new_engine().statistics().active == 0
             await honest_answer(client)
 
 
@@ -260,4 +260,4 @@ async def test_a_peer_that_disconnects_while_it_is_served_frees_the_engine(autoj
             await trio.sleep(5)
             assert host.host is not None
             assert host.host.sessions == 0
-            assert host.host.models[0].new_engine().stats().active == 0
+            assert host.host.models[0].new_engine().statistics().active == 0

@@ -147,7 +147,7 @@ async def reader_of(w: World, member: Member) -> Member:
 
 
 def is_answering(machine: Machine, model: ModelId) -> bool:
-    return model in machine.engines and machine.engines[model].stats().active > 0
+    return model in machine.engines and machine.engines[model].statistics().active > 0
 
 
 def states(advert: Advert, *models: ModelId) -> list[str]:

@@ -139,7 +139,7 @@ async def test_a_32k_token_prompt_that_is_never_paid_costs_no_prefill(
             await steal(w, one, keeps_vouchers_back(), question="word " * 32_000)
         assert one.ids == []
         assert member.host is not None
-        assert member.host.models[0].new_engine().stats().tokens_per_s == 0  # the engine was never asked
+        assert member.host.models[0].new_engine().statistics().tokens_per_s == 0  # the engine was never asked
         await trio.sleep(400)
         (record,) = money.journal.hosted()
         assert (record.state, record.amount) == ("settled", FEE)  # mallory paid for the host's gas

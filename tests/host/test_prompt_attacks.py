@@ -178,7 +178,7 @@ async def test_a_prompt_that_explodes_costs_its_sender_an_error_and_the_host_not
             assert (error.code, error.turn) == ("bad_request", 1)
             assert why in error.detail
             assert {type(each).__name__ for each in said[:-1]} <= {"PromptReceived", "Quote"}
-            assert host.host.models[0].new_engine().stats().tokens_out == 0
+            assert host.host.models[0].new_engine().statistics().tokens_out == 0
             assert host.node.faults.count(evil.peer_id, trio.current_time()) == 0
             # The session goes on, and so does everybody else's.
             assert type((await _answer(channel, 2, encode(ASKED)))[-1]).__name__ == "Done"

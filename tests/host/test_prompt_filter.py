@@ -130,8 +130,8 @@ async def test_a_host_with_a_filter_serves_what_passes_and_tells_the_reason_of_w
             host = await w.add([scripted_host()], prompt_filter=check)
             async with w.client(host.node.multiaddrs[:1]) as client:
                 assert await whole(ask(client, "hello"))
-                made = engine_of(host).stats().tokens_out
+                made = engine_of(host).statistics().tokens_out
                 with pytest.raises((NoHostError, P2PNodeError), match="no bombs here"):
                     await whole(ask(client, "a bomb"))
-                assert engine_of(host).stats().tokens_out == made
+                assert engine_of(host).statistics().tokens_out == made
                 assert client.searches.measured[host.node.peer_id].broken == 0  # it counts against nobody

@@ -115,7 +115,7 @@ async def test_probes_are_on_no_account_and_in_no_count(autojump_clock: MockCloc
         host, _, told = await _two(w)
         await trio.sleep(200)
         assert host.host is not None
-        assert engine_of(host).stats().tokens_out > 10  # it was asked indeed
+        assert engine_of(host).statistics().tokens_out > 10  # it was asked indeed
         totals = host.host.totals
         assert (totals.sessions, totals.turns, totals.tokens_out) == (0, 0, 0)
         assert host.host.refusals.last == ()
@@ -130,7 +130,7 @@ async def test_a_host_that_asks_money_probes_itself_free_and_serves_no_stranger_
         host, other, told = await _two(w, paid=True)
         engine = engine_of(host)
         await trio.sleep(100)
-        assert engine.stats().tokens_out > 2
+        assert engine.statistics().tokens_out > 2
         engine.faults = Faults(hang_after_tokens=0)
         await _until(lambda: not _offers(host, other), 60)
         assert told == ["model.sick"]
@@ -162,9 +162,9 @@ async def test_a_paused_host_does_not_ask_itself(paused: bool, autojump_clock: M
         assert host.host is not None
         if paused:
             host.host.pause("its owner paused it")
-        before = engine_of(host).stats().tokens_out
+        before = engine_of(host).statistics().tokens_out
         await trio.sleep(100)
-        assert (engine_of(host).stats().tokens_out == before) == paused
+        assert (engine_of(host).statistics().tokens_out == before) == paused
 
 
 class _OnlyEmbeds(ScriptedEngine):
@@ -239,7 +239,7 @@ async def test_nobody_gives_way_to_a_probe(autojump_clock: MockClock) -> None:
         async with w.client([address]) as one, w.client([address], "10.0.9.10") as other:
             for client in (one, other):
                 assert await whole(ask(client, peer=address))
-            before = engine_of(host).stats().tokens_out
+            before = engine_of(host).statistics().tokens_out
             await trio.sleep(50)
-            assert engine_of(host).stats().tokens_out == before
+            assert engine_of(host).statistics().tokens_out == before
             assert all(host.host.has_session(each.node.peer_id) for each in (one, other))

@@ -187,6 +187,6 @@ async def test_a_host_that_is_silent_while_another_one_lives_is_left_all_the_sam
                 if len(answer.ids) == 20 and answer.host == members[0].node.peer_id:
                     engine = members[0].host.models[0].new_engine()  # type: ignore[union-attr]
                     w.world.net.partition(["10.0.0.1"], ["10.0.9.9"])
-                    assert engine.stats().active == 1
+                    assert engine.statistics().active == 1
             assert len(answer.ids) == 60
             assert answer.host == members[1].node.peer_id

@@ -94,7 +94,7 @@ async def test_an_answer_that_llama_cpp_began_goes_on_on_exllama_as_one_text_and
                 assert other.tokens_in == one.tokens_in + len(held)
                 assert usage.cost == one.cost + other.cost
                 check_claims(client, answer, running)
-        assert second.stats().tokens_out == len(answer.ids) - len(held)
+        assert second.statistics().tokens_out == len(answer.ids) - len(held)
     finally:
         await first.aclose()
         await second.aclose()

@@ -159,7 +159,7 @@ async def test_what_anyone_provides_all_others_find(
         with trio.fail_after(DEADLINE_S):
             for member in members:
                 if isinstance(member, OurMember):
-                    await eventually(lambda network=member.network: network.stats().dht_peers >= 2)
+                    await eventually(lambda network=member.network: network.statistics().dht_peers >= 2)
             keys = {member.peer: bytes([place]) * 32 for place, member in enumerate(members, 1)}
             for member in members:
                 await member.provide(keys[member.peer])

@@ -118,7 +118,7 @@ class EngineConformance:
         first = await engine.arithmetic()
         assert len(first) in (0, 32)
         assert await engine.arithmetic() == first
-        assert (engine.stats().active, engine.stats().queued) == (0, 0)
+        assert (engine.statistics().active, engine.statistics().queued) == (0, 0)
         assert engine.reusable(b"arithmetic", (1,)) == 0
 
     async def test_embeddings_are_unlike_for_unlike_texts_and_repeat_or_are_refused_in_words(
@@ -138,7 +138,7 @@ class EngineConformance:
         assert all(math.isfinite(number) for each in vectors for number in each)
         assert vectors[0] != vectors[1]
         assert await _embed(engine, texts[1:]) == vectors[1:]
-        assert engine.stats().active == 0
+        assert engine.statistics().active == 0
         with pytest.raises(EngineError) as overflow:
             await _embed(engine, (texts[0] * N_CTX,))
         assert overflow.value.code == "context_overflow"
@@ -470,7 +470,7 @@ class EngineConformance:
                 assert isinstance(await anext(two), Started)
                 for _ in range(QUEUE):
                     await nursery.start(waiting)
-                assert (engine.stats().active, engine.stats().queued) == (SLOTS, QUEUE)
+                assert (engine.statistics().active, engine.statistics().queued) == (SLOTS, QUEUE)
                 with pytest.raises(EngineError) as refused:
                     async with engine.generate(request):
                         pass
@@ -480,16 +480,16 @@ class EngineConformance:
                 assert not answered
             # The slots are free again, so those in the queue are served.
         assert answered == [Done(reason="length", tokens_out=12)] * QUEUE
-        assert (engine.stats().active, engine.stats().queued) == (0, 0)
+        assert (engine.statistics().active, engine.statistics().queued) == (0, 0)
 
     async def test_leaving_the_queue_leaves_no_trace(self, engine: Engine) -> None:
         prompt = await question(engine)
         request = GenerateRequest(prompt_ids=prompt, sampling=GREEDY, seed=0, cache_key=b"busy")
         async with engine.generate(request), engine.generate(request):
             async with engine.generate(request):
-                assert engine.stats().queued == 1
-            assert engine.stats().queued == 0
-        assert engine.stats().active == 0
+                assert engine.statistics().queued == 1
+            assert engine.statistics().queued == 0
+        assert engine.statistics().active == 0
 
     async def test_leaving_while_tokens_flow_frees_the_slot(self, engine: Engine) -> None:
         prompt = await question(engine)
@@ -501,7 +501,7 @@ class EngineConformance:
                 async for event in stream:
                     if isinstance(event, Tokens):
                         break
-            assert engine.stats().active == 0
+            assert engine.statistics().active == 0
         assert (await ask(engine, prompt)).done.tokens_out == 12
 
     async def test_requests_side_by_side_get_their_own_answers(self, engine: Engine) -> None:
@@ -519,6 +519,6 @@ class EngineConformance:
         assert len({answer.ids for answer in answers.values()}) == 3
 
     async def test_stats_count_what_was_made(self, engine: Engine) -> None:
-        before = engine.stats().tokens_out
+        before = engine.statistics().tokens_out
         await ask(engine, await question(engine))
-        assert engine.stats().tokens_out == before + 12
+        assert engine.statistics().tokens_out == before + 12

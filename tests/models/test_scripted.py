@@ -105,7 +105,7 @@ async def test_a_crash_costs_every_request_an_error_and_the_next_one_works() -> 
             async for _ in stream:
                 pass
         assert also.value.code == "internal"
-    assert engine.stats().restarts == 1
+    assert engine.statistics().restarts == 1
     assert (await ask(engine, prompt, key=b"k")).started.reused == 0
 
 
@@ -114,7 +114,7 @@ async def test_a_hang_lasts_until_the_caller_gives_up(autojump_clock: MockClock)
     engine.faults = Faults(hang_after_tokens=0)
     with pytest.raises(trio.TooSlowError):
         await ask(engine, await question(engine))
-    assert engine.stats().active == 0
+    assert engine.statistics().active == 0
 
 
 async def test_closing_ends_requests_with_an_error_that_says_so() -> None:

@@ -118,7 +118,7 @@ async def test_places_are_served_in_order_and_a_full_queue_refuses() -> None:
     assert third.slot is None
     admission.leave(third)
     admission.leave(second)
-    assert admission.stats(restarts=0).active == 0
+    assert admission.statistics(restarts=0).active == 0
 
 
 def test_the_time_to_come_back_follows_what_requests_took_and_stays_in_bounds() -> None:
@@ -126,7 +126,7 @@ def test_the_time_to_come_back_follows_what_requests_took_and_stays_in_bounds() 
     assert admission.retry_after_s() == 0.5
     admission.record(tokens=101, seconds=10.0)
     assert admission.retry_after_s() == 5.0
-    assert admission.stats(restarts=0).tokens_per_s == 10.0
+    assert admission.statistics(restarts=0).tokens_per_s == 10.0
     for _ in range(50):
         admission.record(tokens=1, seconds=100_000.0)
     assert admission.retry_after_s() == 120.0
@@ -163,7 +163,7 @@ async def test_a_full_queue_of_one_origin_makes_room_for_another() -> None:
     assert lost.value.code == "capacity"
     queue.leave(waiting[-1])
     assert newcomer.slot is None
-    assert queue.stats(restarts=0).queued == 3
+    assert queue.statistics(restarts=0).queued == 3
 
 
 async def test_two_origins_have_as_many_slots_each_while_both_wait() -> None:

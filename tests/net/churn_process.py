@@ -34,7 +34,7 @@ def by_prefix(host: str | None, peer: PeerId) -> Origin:
 def figures(network: Network) -> dict[str, Any]:
     """Of this process, after a collection."""
     gc.collect()
-    stats = network.stats()
+    stats = network.statistics()
     return {
         "rss": psutil.Process().memory_info().rss,
         "descriptors": len(list(Path("/proc/self/fd").iterdir())),

@@ -139,7 +139,7 @@ async def check_dht(ours: Ours, other: Foreign) -> None:
     network = ours.network
     here, there, nowhere = (bytes([i]) * 32 for i in (1, 2, 3))
     with trio.fail_after(40):
-        await eventually(lambda: network.stats().dht_peers == 1)
+        await eventually(lambda: network.statistics().dht_peers == 1)
         assert await network.provide(here)
         found = await other.until("find", bool, peer=network.peer_id, key=record_key(here).hex())
         assert [entry["peer"] for entry in found] == [network.peer_id]

@@ -104,10 +104,10 @@ async def test_an_hour_of_churn_leaves_nothing_behind(autojump_clock: MockClock)
             await trio.sleep(limits.connection_idle_s * 1.2)
             gc.collect()
             seen.append(psutil.Process().memory_info().rss)
-            assert host.stats().connections == 0
-            assert host.stats().streams_inbound == 0
+            assert host.statistics().connections == 0
+            assert host.statistics().streams_inbound == 0
             assert trio.lowlevel.current_statistics().tasks_living <= empty
-        assert host.stats().tasks_failed == {}
+        assert host.statistics().tasks_failed == {}
         assert seen[-1] - seen[0] < GROWTH_MAX_BYTES, seen
         await host.aclose()
         nursery.cancel_scope.cancel()

@@ -81,14 +81,14 @@ async def test_a_peer_that_is_left_is_closed_named_and_refused(autojump_clock: M
         await eventually(lambda: host.is_connected(client.peer_id))
         assert host.charge(client.peer_id, "flood of something", conduct.LEAVE_AT) == "leave"
         await eventually(lambda: not client.is_connected(host.peer_id))
-        refused = host.stats().refused.get("handshake", 0)
+        refused = host.statistics().refused.get("handshake", 0)
         await client.connect(host.multiaddrs[0])  # the client's side of the handshake ends first
         await eventually(lambda: not client.is_connected(host.peer_id))
-        assert host.stats().refused["handshake"] == refused + 1
+        assert host.statistics().refused["handshake"] == refused + 1
         with pytest.raises(UnreachableError, match="flood of something"):
             await host.connect(client.multiaddrs[0])
-        assert host.stats().faults == {"flood of something": 1}
-        assert host.stats().refused["left"] == 1
+        assert host.statistics().faults == {"flood of something": 1}
+        assert host.statistics().refused["left"] == 1
         await trio.sleep(REFUSED_S)
         await client.connect(host.multiaddrs[0])
 

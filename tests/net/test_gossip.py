@@ -78,7 +78,7 @@ async def test_what_the_validator_refuses_is_neither_delivered_nor_forwarded(
         assert await anext(end) == (first.peer_id, b"good")
         await trio.sleep(5)
         assert seen == [(first.peer_id, b"good")]
-        assert middle.stats().gossip["fault.refused"] == 1
+        assert middle.statistics().gossip.counts["fault.refused"] == 1
 
 
 async def test_a_validator_that_raises_ignores_and_the_topic_lives_on(autojump_clock: MockClock) -> None:
@@ -109,7 +109,7 @@ async def test_a_reader_that_lags_loses_messages_and_they_are_counted(autojump_c
             await a.publish(TOPIC, b"%d" % i)
         await trio.sleep(2)
         assert lagging.dropped == 6
-        assert b.stats().gossip["unread"] == 6
+        assert b.statistics().gossip.counts["unread"] == 6
         assert [(await anext(lagging))[1] for _ in range(4)] == [b"0", b"1", b"2", b"3"]
 
 
@@ -149,7 +149,7 @@ async def test_a_forged_author_is_dropped_and_its_bearer_charged(autojump_clock:
             )
             rpc = rpc_pb2.RPC(publish=[message])
             await stream.send_all(encode_varint_prefixed(rpc.SerializeToString()))
-        await eventually(lambda: target.stats().faults.get("gossip.refused") == 2)
+        await eventually(lambda: target.statistics().faults.get("gossip.refused") == 2)
         await other.publish(TOPIC, b"honest")
         await eventually(lambda: b"honest" in seen)
         assert seen == [b"honest"]

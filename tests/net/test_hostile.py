@@ -98,8 +98,8 @@ async def test_300_connections_one_after_another_leave_room_for_an_honest_client
             await client.connect(host.multiaddrs[0])
             await client.disconnect(host.peer_id)
         await ask_echo(clients[0], host)
-        await eventually(lambda: host.stats().connections == 0)
-        assert host.stats().refused.get("connections", 0) == 0
+        await eventually(lambda: host.statistics().connections == 0)
+        assert host.statistics().refused.get("connections", 0) == 0
 
 
 async def test_idle_connections_up_to_the_cap_give_way_to_a_newcomer() -> None:
@@ -109,11 +109,11 @@ async def test_idle_connections_up_to_the_cap_give_way_to_a_newcomer() -> None:
     async with running(host, honest, *idlers):
         for idler in idlers:
             await idler.connect(host.multiaddrs[0])
-        await eventually(lambda: host.stats().connections >= SMALL.connections_max - 1)
+        await eventually(lambda: host.statistics().connections >= SMALL.connections_max - 1)
         before = trio.current_time()
         while not await is_served(honest, host):  # until they have lain idle for long enough
             assert trio.current_time() < before + 10 * IDLE_S
-        assert host.stats().connections <= SMALL.connections_max
+        assert host.statistics().connections <= SMALL.connections_max
 
 
 async def test_300_streams_at_once_from_one_peer_are_capped_and_reset() -> None:
@@ -167,7 +167,7 @@ async def test_a_cap_of_one_protocol_leaves_the_others_alone() -> None:
         assert await first.receive_some() == b"1"
         with pytest.raises(UnreachableError, match=r"reset|aborted"):
             await (await client.open_stream(host.peer_id, "/p2pnode/one/1")).receive_some()
-        assert host.stats().protocols_refused == {"/p2pnode/one/1": 1}
+        assert host.statistics().protocols_refused == {"/p2pnode/one/1": 1}
         third = await client.open_stream(host.peer_id, ECHO)
         await third.send_all(b"3")
         assert await third.receive_some() == b"3"
@@ -195,7 +195,7 @@ async def test_silent_connections_are_closed_and_never_take_all_places() -> None
         for raw in silent:
             assert await drain(raw, SMALL.handshake_deadline_s + 3)
             await raw.aclose()
-        await eventually(lambda: host.stats().handshakes == 0)
+        await eventually(lambda: host.statistics().handshakes == 0)
         await ask_echo(honest, host)
 
 
@@ -247,7 +247,7 @@ async def test_a_handshake_message_is_refused_by_its_length_before_it_has_come()
         await conn.write((HANDSHAKE_MESSAGE_MAX + 1).to_bytes(2, "big"))
         await read_until_closed(conn)
         await conn.close()
-        assert host.stats().refused["handshake"] == 1
+        assert host.statistics().refused["handshake"] == 1
 
 
 async def test_a_dialler_refuses_a_handshake_message_by_its_length_too() -> None:
@@ -291,7 +291,7 @@ async def test_a_handler_that_raises_does_not_take_the_node_down() -> None:
         for _ in range(20):
             with pytest.raises(UnreachableError, match=r"reset|aborted"):
                 await (await client.open_stream(host.peer_id, "/p2pnode/broken/1")).receive_some()
-        assert host.stats().protocols_failed == {"/p2pnode/broken/1": 20}
+        assert host.statistics().protocols_failed == {"/p2pnode/broken/1": 20}
         await client.disconnect(host.peer_id)
         await ask_echo(client, host)
 
@@ -332,7 +332,9 @@ async def test_a_socket_that_vanishes_mid_handler_frees_everything() -> None:
         await stream.send_all(b"x")
         assert await stream.receive_some() == b"x"
         cable.cut()
-        await eventually(lambda: host.stats().connections == 0 and host.stats().streams_inbound == 0)
+        await eventually(
+            lambda: host.statistics().connections == 0 and host.statistics().streams_inbound == 0
+        )
         await ask_echo(honest, host)
 
 
@@ -422,7 +424,7 @@ async def test_streams_opened_by_hand_beyond_the_cap_are_reset_at_once() -> None
             while resets < 200:
                 data = await conn.read()
                 resets += data.count(struct.pack("!BBH", 0, wire.WINDOW_UPDATE, wire.RST))
-        assert host.stats().streams_inbound <= SMALL.streams_per_peer + 32
+        assert host.statistics().streams_inbound <= SMALL.streams_per_peer + 32
         await ask_echo(honest, host)
         await conn.close()
 

@@ -82,7 +82,7 @@ async def node_beside_a_liar(answer: bytes) -> AsyncIterator[tuple[Network, Netw
         liar.serve(KAD, lie)
         await node.connect(honest.multiaddrs[0])
         await node.connect(liar.multiaddrs[0])
-        await eventually(lambda: node.stats().dht_peers == 2)
+        await eventually(lambda: node.statistics().dht_peers == 2)
         yield node, honest
         for network in (node, honest, liar):
             await network.aclose()
@@ -103,7 +103,7 @@ async def test_an_answer_of_a_dht_peer_costs_that_question_only(name: str) -> No
             assert await anext(heard) == (node.peer_id, b"still there")
         await honest.disconnect(node.peer_id)
         await ask_echo(honest, node)
-        assert node.stats().tasks_failed == {}
+        assert node.statistics().tasks_failed == {}
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ async def test_an_answer_that_is_too_large_is_none_and_no_fault(
     data = answer.SerializeToString() if answer is not None else b"\xff" * 64
     async with node_beside_a_liar(data) as (node, _honest):
         await node.find_providers(bytes(32), limit=3)
-        assert set(node.stats().faults) == faults
+        assert set(node.statistics().faults) == faults
 
 
 # ---- those who ask
@@ -153,7 +153,7 @@ async def attacked_by(count: int) -> AsyncIterator[tuple[World, list[Network]]]:
         yield w, attackers
         found = await w.nodes[CLIENT].find_providers(KEY, limit=8)
         assert w.nodes[HOST].peer_id in {each.peer for each in found}
-        assert server.stats().tasks_failed == {}
+        assert server.statistics().tasks_failed == {}
 
 
 async def say(attacker: Network, server: Network, *payloads: bytes) -> None:
@@ -235,7 +235,7 @@ async def test_who_sends_what_is_no_question_is_left(name: str, autojump_clock: 
         for _ in range(10):  # each ends its stream
             await flood(attacker, w.nodes[ATTACKED], MALFORMED[name], 4)
         assert await left(attacker, w.nodes[ATTACKED])
-        assert set(w.nodes[ATTACKED].stats().faults) == {"kad_malformed"}
+        assert set(w.nodes[ATTACKED].statistics().faults) == {"kad_malformed"}
 
 
 @pytest.mark.parametrize("name", WELL_FORMED)
@@ -243,7 +243,7 @@ async def test_who_asks_without_end_is_slowed_and_then_left(name: str, autojump_
     async with attacked_by(1) as (w, [attacker]):
         await flood(attacker, w.nodes[ATTACKED], WELL_FORMED[name], 800)
         assert await left(attacker, w.nodes[ATTACKED])
-        assert set(w.nodes[ATTACKED].stats().faults) <= {"kad_flood", "kad_foreign_record"}
+        assert set(w.nodes[ATTACKED].statistics().faults) <= {"kad_flood", "kad_foreign_record"}
 
 
 @pytest.mark.long
@@ -274,7 +274,7 @@ async def test_a_peer_that_asks_often_is_served_and_stays(autojump_clock: MockCl
             found = await w.nodes[CLIENT].find_providers(KEY, limit=4)
             assert [each.peer for each in found] == [w.nodes[HOST].peer_id]
             await trio.sleep(1)
-        assert w.nodes[ATTACKED].stats().faults == {}
+        assert w.nodes[ATTACKED].statistics().faults == {}
 
 
 @pytest.mark.parametrize("attackers", [1, 2, 20])
@@ -289,12 +289,12 @@ async def test_silent_streams_of_one_prefix_keep_nobody_from_asking(
                     stream = await attacker.open_stream(server.peer_id, KAD)
                     await stream.send_all(b"\x20")  # a frame that never ends
                     streams.append(stream)
-        held = server.stats().streams_inbound
+        held = server.statistics().streams_inbound
         assert held <= 64
         found = await w.nodes[CLIENT].find_providers(KEY, limit=8)
         assert w.nodes[HOST].peer_id in {each.peer for each in found}
         await trio.sleep(IDLE_S + 2)
-        assert server.stats().streams_inbound == 0
+        assert server.statistics().streams_inbound == 0
 
 
 @pytest.mark.parametrize("ids", [12, pytest.param(60, marks=pytest.mark.long)])

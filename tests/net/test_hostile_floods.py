@@ -50,7 +50,7 @@ async def test_an_honest_client_is_served_during_an_attack(autojump_clock: MockC
     async with scene() as s:
         await _on_a_topic(s)
         assert await _attack(s, name, 2, FIVE_OF_ONE_PREFIX, seconds=10) == [True, True]
-        assert s.host.stats().tasks_failed == {}
+        assert s.host.statistics().tasks_failed == {}
 
 
 async def test_streams_that_are_opened_without_end_are_served_at_a_bounded_rate(
@@ -84,7 +84,7 @@ async def test_an_honest_client_is_served_during_any_attack(
     async with scene() as s:
         await _on_a_topic(s)
         assert await _attack(s, name, ids, ips, seconds=10) == [True, True]
-        assert s.host.stats().tasks_failed == {}
+        assert s.host.statistics().tasks_failed == {}
 
 
 @pytest.mark.long
@@ -108,7 +108,7 @@ async def test_an_honest_client_is_served_while_noise_floods_any_protocol(
         for after_s in (1.0, 10.0):
             await trio.sleep(after_s)
             assert await s.is_served()
-        assert s.host.stats().tasks_failed == {}
+        assert s.host.statistics().tasks_failed == {}
 
 
 @pytest.mark.long

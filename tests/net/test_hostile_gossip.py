@@ -81,7 +81,7 @@ async def test_a_peer_that_takes_no_stream_of_ours_is_heard_all_the_same(autojum
         stream = await peer.open_stream(node.peer_id, PROTOCOL_1_2)
         await send(stream, subscriptions(TOPIC))
         await eventually(lambda: node.topic_peers(TOPIC) == (peer.peer_id,))
-        assert node.stats().gossip["held.mesh"] == 0
+        assert node.statistics().gossip.held["mesh"] == 0
         await peer.disconnect(node.peer_id)
         await eventually(lambda: node.topic_peers(TOPIC) == ())
 
@@ -91,18 +91,18 @@ async def test_a_peer_that_does_not_read_loses_what_waits_and_its_place_but_no_c
 ) -> None:
     async with attacked() as (node, peer, stream):
         await send(stream, subscriptions(TOPIC))
-        await eventually(lambda: node.stats().gossip["held.mesh"] == 1)
+        await eventually(lambda: node.statistics().gossip.held["mesh"] == 1)
         for _ in range(60):
             await node.publish(TOPIC, bytes(60_000))
             await trio.sleep(0.1)
-        stats = node.stats()
-        assert stats.gossip["overflows"] == 1
-        assert stats.gossip["held.mesh"] == 0
+        stats = node.statistics()
+        assert stats.gossip.counts["overflows"] == 1
+        assert stats.gossip.held["mesh"] == 0
         assert stats.faults == {}
         assert node.is_connected(peer.peer_id)
         assert node.topic_peers(TOPIC) == (peer.peer_id,)
         await trio.sleep(62)  # it gets a new stream
-        await eventually(lambda: node.stats().gossip["held.mesh"] == 1)
+        await eventually(lambda: node.statistics().gossip.held["mesh"] == 1)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ async def test_a_peer_that_sends_no_rpcs_is_charged(raw: bytes, autojump_clock: 
     async with attacked() as (node, _, stream):
         with contextlib.suppress(UnreachableError):
             await stream.send_all(raw)
-        await eventually(lambda: node.stats().faults.get("gossip.malformed") == 1)
+        await eventually(lambda: node.statistics().faults.get("gossip.malformed") == 1)
 
 
 async def test_a_peer_that_goes_on_sending_nonsense_is_left(autojump_clock: MockClock) -> None:
@@ -123,7 +123,7 @@ async def test_a_peer_that_goes_on_sending_nonsense_is_left(autojump_clock: Mock
             for _ in range(10):
                 await stream.send_all(b"\x05\xff\xff\xff\xff\xff")
         await eventually(lambda: not node.is_connected(peer.peer_id), 30)
-        assert node.stats().faults["gossip.malformed"] <= 5
+        assert node.statistics().faults["gossip.malformed"] <= 5
 
 
 async def test_an_rpc_that_never_ends_ends_its_stream(autojump_clock: MockClock) -> None:
@@ -131,7 +131,7 @@ async def test_an_rpc_that_never_ends_ends_its_stream(autojump_clock: MockClock)
         await stream.send_all(encode_varint_prefixed(bytes(1000))[:500])
         with trio.fail_after(20):
             await ended(stream)
-        assert node.stats().faults == {"gossip.stalled": 1}
+        assert node.statistics().faults == {"gossip.stalled": 1}
 
 
 async def test_a_stream_that_is_agreed_while_its_connection_is_closed_leaves_nothing(
@@ -154,7 +154,7 @@ async def test_a_stream_that_is_agreed_while_its_connection_is_closed_leaves_not
         await eventually(lambda: not node.is_connected(upgrader.peer))
         await conn.write(data_frame(PROTOCOL_1_1))
         await trio.sleep(60)
-        assert node.stats().gossip["held.peers"] == 0
+        assert node.statistics().gossip.held["peers"] == 0
 
 
 def data_frame(line: str, flags: int = 0) -> bytes:
@@ -168,7 +168,7 @@ async def test_silence_is_no_fault(autojump_clock: MockClock) -> None:
         await send(stream, subscriptions(TOPIC))
         await trio.sleep(1200)
         assert node.topic_peers(TOPIC) == (peer.peer_id,)
-        assert node.stats().faults == {}
+        assert node.statistics().faults == {}
 
 
 async def test_a_second_stream_replaces_the_first_and_a_third_waits_for_nobody(
@@ -193,7 +193,7 @@ async def test_an_empty_rpc_is_none_of_anybody_s_business(autojump_clock: MockCl
         await stream.send_all(b"\x00")
         await send(stream, subscriptions(TOPIC))
         await eventually(lambda: node.topic_peers(TOPIC) == (peer.peer_id,))
-        assert node.stats().faults == {}
+        assert node.statistics().faults == {}
 
 
 async def test_of_names_that_are_no_topics_of_ours_none_is_kept(autojump_clock: MockClock) -> None:
@@ -208,7 +208,7 @@ async def test_of_names_that_are_no_topics_of_ours_none_is_kept(autojump_clock: 
         stream = await peer.open_stream(node.peer_id, PROTOCOL_1_1)
         await send(stream, subscriptions("x" * 200_000, "other", "/p2pnode/" + "y" * 100, TOPIC))
         await eventually(lambda: node.topic_peers(TOPIC) == (peer.peer_id,))
-        assert node.stats().gossip["held.names"] == 1
+        assert node.statistics().gossip.held["names"] == 1
 
 
 async def test_a_peer_that_prunes_us_makes_us_dial_nobody() -> None:
@@ -236,7 +236,7 @@ async def test_a_peer_that_prunes_us_makes_us_dial_nobody() -> None:
         with trio.move_on_after(1):
             await heard.wait()
         assert not heard.is_set()
-        assert node.stats().dials == {}
+        assert node.statistics().dials == {}
         for network in (node, neighbour):
             await network.aclose()
         nursery.cancel_scope.cancel()

@@ -152,8 +152,8 @@ async def test_a_peer_that_lost_its_connections_unnoticed_is_let_in_again(autoju
             held.append(await moved.connect())
             await trio.sleep(1)
         assert [each.is_established for each in held] == [False] + [True] * CONNECTIONS_PER_PEER
-        assert s.host.stats().connections == CONNECTIONS_PER_PEER
-        assert s.host.stats().peers == 1
+        assert s.host.statistics().connections == CONNECTIONS_PER_PEER
+        assert s.host.statistics().peers == 1
 
 
 async def test_a_crowd_on_one_prefix_is_served_whole_while_nobody_else_comes(
@@ -176,9 +176,9 @@ async def test_a_crowd_on_one_prefix_is_served_whole_while_nobody_else_comes(
                 await nursery.start(client.run)
                 await client.connect(s.host.multiaddrs[0])
             await trio.sleep(2)
-            assert s.host.stats().peers == LIMITS.connections_max
+            assert s.host.statistics().peers == LIMITS.connections_max
             assert await s.is_served()
-            assert s.host.stats().refused["evicted"] == 1
+            assert s.host.statistics().refused["evicted"] == 1
             for client in clients:
                 await client.aclose()
             nursery.cancel_scope.cancel()

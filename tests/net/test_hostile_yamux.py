@@ -43,9 +43,9 @@ async def test_what_is_kept_for_a_peer_that_pings_and_never_reads_is_small(autoj
         bare = await w.net.dial("10.9.9.9", ("10.0.0.1", 4001))
         upgrader = Upgrader(b"pinging".ljust(32), Limits())
         conn = (await upgrader.upgrade_outbound(RawConnection(bare, True), node.peer_id)).secured_conn
-        await eventually(lambda: node.stats().connections == 1)
+        await eventually(lambda: node.statistics().connections == 1)
         sent, pings = 0, wire.frame(wire.PING, wire.SYN, 0, 1) * 1000
-        while node.stats().connections and sent < 4 << 20:
+        while node.statistics().connections and sent < 4 << 20:
             with contextlib.suppress(IOException, RawConnError):
                 await conn.write(pings)
             sent += len(pings)
@@ -70,10 +70,12 @@ async def test_goodbye_ends_the_connection_at_once() -> None:
     host, honest = victim(), make_client("honest")
     async with running(host, honest):
         conn = await attack_secured(host)
-        await eventually(lambda: host.stats().connections == 1)
+        await eventually(lambda: host.statistics().connections == 1)
         await conn.write(OPEN + wire.frame(wire.GO_AWAY, 0, 0, wire.GO_AWAY_NORMAL))
         await read_until_closed(conn)
-        await eventually(lambda: host.stats().connections == 0 and host.stats().streams_inbound == 0)
+        await eventually(
+            lambda: host.statistics().connections == 0 and host.statistics().streams_inbound == 0
+        )
         await conn.close()
         await ask_echo(honest, host)
 
@@ -106,7 +108,7 @@ async def test_a_flood_of_frames_that_mean_nothing_is_dropped(unit: bytes) -> No
         async with trio.open_nursery() as nursery:
             nursery.start_soon(flood)
             await ask_echo(honest, host)  # while it goes on
-        assert host.stats().streams_inbound <= 1
+        assert host.statistics().streams_inbound <= 1
         await conn.close()
 
 
@@ -151,7 +153,7 @@ async def test_streams_opened_and_aborted_without_end_stay_within_the_cap() -> N
             nonlocal most
             while True:
                 await conn.read()
-                most = max(most, host.stats().streams_inbound)
+                most = max(most, host.statistics().streams_inbound)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(drain)
@@ -159,5 +161,5 @@ async def test_streams_opened_and_aborted_without_end_stay_within_the_cap() -> N
             await ask_echo(honest, host)
             nursery.cancel_scope.cancel()
         assert most <= 2 * (SMALL.streams_per_peer + 32)
-        await eventually(lambda: host.stats().streams_inbound == 0)
+        await eventually(lambda: host.statistics().streams_inbound == 0)
         await conn.close()

@@ -89,7 +89,7 @@ async def test_pushes_of_10_kb_four_times_a_second_end_the_connection_by_name_an
         assert len(large) > m.MESSAGE_MAX
         assert await _push_until_left(client, host, large, every_s=0.25) < 10
         assert not host.is_connected(client.peer_id)
-        assert host.stats().faults["identify malformed"] in {4, 5}
+        assert host.statistics().faults["identify malformed"] in {4, 5}
         await other.connect(host.multiaddrs[0])
         echoes = await other.open_stream(host.peer_id, ECHO)
         await echoes.send_all(b"x")
@@ -106,7 +106,7 @@ async def test_small_pushes_without_end_slow_their_sender_and_then_end_its_conne
         assert await _push_until_left(client, host, small, every_s=0.01) < 200
         assert trio.current_time() > began + 10
         assert not host.is_connected(client.peer_id)
-        assert host.stats().faults["identify push rate"] >= 40
+        assert host.statistics().faults["identify push rate"] >= 40
 
 
 async def test_a_peer_that_pushes_now_and_then_stays(autojump_clock: MockClock) -> None:
@@ -115,7 +115,7 @@ async def test_a_peer_that_pushes_now_and_then_stays(autojump_clock: MockClock) 
         small = IDENTIFY.make(protocols=[b"/x"]).SerializeToString()
         assert await _push_until_left(client, host, small, every_s=11) == 11
         assert host.is_connected(client.peer_id)
-        assert host.stats().faults == {}
+        assert host.statistics().faults == {}
 
 
 async def test_a_peer_that_never_answers_is_asked_three_times_and_may_stay(autojump_clock: MockClock) -> None:

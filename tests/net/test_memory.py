@@ -143,7 +143,7 @@ async def test_two_who_want_a_silent_peer_at_once_wait_for_one_dial_and_share_it
         assert trio.current_time() - began < 15  # one deadline of 10 s, not two
         assert "a router or firewall lets nobody in" in failures[0]
         assert failures == [failures[0]] * 2
-        assert w.nodes[0].stats().dials["timeout"] == 1
+        assert w.nodes[0].statistics().dials["timeout"] == 1
 
 
 async def test_a_partition_cuts_and_healing_joins_again(autojump_clock: MockClock) -> None:

@@ -140,13 +140,13 @@ async def test_who_opens_a_stream_and_leaves_is_no_fault_but_noise_is(autojump_c
             for _ in range(20):
                 connection.open_stream().close()
             await trio.sleep(1)
-            assert host.stats().faults == {}
+            assert host.statistics().faults == {}
             for _ in range(12):
                 with contextlib.suppress(Exception):
                     await connection.open_stream().write(b"\xff" * 100)
                 await trio.sleep(0.1)
             await eventually(lambda: len(host.connected_peers()) == 0)
-            assert host.stats().faults["malformed negotiation"] >= 10
+            assert host.statistics().faults["malformed negotiation"] >= 10
             nursery.cancel_scope.cancel()
         await client.connect(host.multiaddrs[0])
 

@@ -101,7 +101,7 @@ async def test_connecting_twice_is_one_connection_and_two_at_once_too() -> None:
             trusted = [without_peer(host.multiaddrs[0])]
             nursery.start_soon(partial(client.connect_peer, host.peer_id, [], trusted=trusted))
         await client.connect(host.multiaddrs[0])
-        assert client.stats().connections == 1
+        assert client.statistics().connections == 1
         assert client.connected_peers() == (host.peer_id,)
         await client.disconnect(host.peer_id)
         assert not client.is_connected(host.peer_id)
@@ -253,7 +253,7 @@ async def test_a_peers_fault_in_a_handler_is_counted_and_ends_that_stream_only()
         await stream.send_all(b"odd")
         with pytest.raises(UnreachableError):
             await stream.receive_some()
-        assert host.stats().protocols_failed == {"/p2pnode/strict/1": 1}
+        assert host.statistics().protocols_failed == {"/p2pnode/strict/1": 1}
         await kept.send_all(b"still here")
         assert await kept.receive_some() == b"still here"
         await kept.aclose()

@@ -104,7 +104,7 @@ async def test_a_failure_that_nobody_expected_is_counted_by_its_name() -> None:
     async with whole_node() as node:
         await say(address_of(node.network, "ws"), request(Host=b"\xff"))
         await eventually(
-            lambda: any("UnicodeDecodeError" in kind for kind in node.network.stats().tasks_failed)
+            lambda: any("UnicodeDecodeError" in kind for kind in node.network.statistics().tasks_failed)
         )
 
 
@@ -113,7 +113,7 @@ async def test_an_honest_client_leaves_that_count_empty() -> None:
         async with honest_client() as client:
             await client.connect(address_of(node.network, "ws"))
             await ask_echo(client, node.network)
-        assert node.network.stats().tasks_failed == {}
+        assert node.network.statistics().tasks_failed == {}
 
 
 Answer = Callable[[trio.SocketStream], Awaitable[None]]
@@ -184,7 +184,7 @@ async def test_a_websocket_address_where_something_else_answers_is_a_dial_that_f
 async def test_such_an_address_as_the_first_peer_ends_no_node(answer: Answer) -> None:
     async with server(answer) as address, whole_node(bootstrap=(address,)) as node:
         await node.peers.joined.wait()
-        assert node.network.stats().dials.get("failed", 0) >= 1
+        assert node.network.statistics().dials.get("failed", 0) >= 1
 
 
 async def test_a_stranger_s_addresses_that_are_none_are_passed_over_and_the_right_one_is_dialled() -> None:

@@ -37,7 +37,7 @@ async def test_a_peer_that_vanishes_without_a_close_frame_leaves_no_socket_open(
         async with cable_to(host) as cable:
             before = sockets_open()
             await client.connect(cable.multiaddr)
-            await eventually(lambda: host.stats().connections == 1)
+            await eventually(lambda: host.statistics().connections == 1)
             assert sockets_open() == before + 4
             cable.cut()
             await eventually(lambda: sockets_open() == before)
@@ -50,7 +50,7 @@ async def test_a_connection_that_ends_in_order_leaves_no_socket_open_either() ->
     async with running(host, client):
         before = sockets_open()
         await client.connect(host.multiaddrs[0])
-        await eventually(lambda: host.stats().connections == 1)
+        await eventually(lambda: host.statistics().connections == 1)
         assert sockets_open() == before + 2
         await client.disconnect(host.peer_id)
         await eventually(lambda: sockets_open() == before)

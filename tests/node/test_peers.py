@@ -84,10 +84,10 @@ async def test_private_addresses_of_a_stranger_are_not_dialled_where_we_have_no_
         host = await w.add([scripted_host()])
         tell(host, advert_of(900, "/ip4/192.168.1.1/tcp/80"), advert_of(901, "/ip4/127.0.0.1/tcp/8545"))
         await trio.sleep(60)
-        assert sum(host.node.network.stats().dials.values()) == 0
+        assert sum(host.node.network.statistics().dials.values()) == 0
         tell(host, advert_of(902, "/ip4/8.8.8.9/tcp/4001"))
         await trio.sleep(60)
-        assert sum(host.node.network.stats().dials.values()) > 0
+        assert sum(host.node.network.statistics().dials.values()) > 0
 
 
 async def test_a_book_of_dead_ends_does_not_hide_an_honest_host(autojump_clock: MockClock) -> None:

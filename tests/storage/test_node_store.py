@@ -54,11 +54,11 @@ async def test_what_is_due_is_collected_in_pieces_without_a_word_to_anybody(
         await store.put(blob(9), owner=LOCAL_OWNER)
         nursery.start_soon(partial(run_collection, store, LIMITS, wall=clock))
         await trio.sleep(GRACE_S)
-        assert (await store.stats()).blobs == 6
+        assert (await store.statistics()).blobs == 6
         seen = []
         for _ in range(160):
             await trio.sleep(0.5)
-            seen.append((await store.stats()).blobs)
+            seen.append((await store.statistics()).blobs)
         assert sorted(set(seen), reverse=True) == [6, 4, 2, 1]
         nursery.cancel_scope.cancel()
 
@@ -112,11 +112,11 @@ async def test_a_clock_that_is_months_ahead_for_a_while_ends_nobodys_lease(
         await trio.sleep(300)
         ahead_s = 0.0
         await trio.sleep(1200)
-        assert (await store.stats()).blobs == 1
+        assert (await store.statistics()).blobs == 1
         ahead_s = 90 * 86_400.0  # it was away for so long
         with pytest.raises(QuotaError):  # who knows?
             await store.put(blob(2), owner=ALICE)
         await trio.sleep(1200)
-        assert (await store.stats()).blobs == 0
+        assert (await store.statistics()).blobs == 0
         await store.put(blob(2), owner=ALICE)
         nursery.cancel_scope.cancel()

@@ -316,7 +316,7 @@ class NodeView:
         from p2pnode.storage.node_store import open_store
 
         async with open_store(self._config) as store:
-            totals = await store.stats()
+            totals = await store.statistics()
         return {
             "store": {
                 **asdict(totals),

@@ -162,7 +162,7 @@ async def test_cancel_during_prefill_stops_within_one_iteration(roomy: ExllamaEn
                 read = event.processed
                 break
     assert read == PAGE
-    assert roomy.stats().active == 0
+    assert roomy.statistics().active == 0
     again = await ask(roomy, prompt, replace(GREEDY, tokens_max=1), key)
     # The iteration that was under way when we left, and at most one that had begun before it was heard.
     assert again.started.reused <= read + 2 * PAGE < len(prompt)
@@ -284,7 +284,7 @@ async def test_killing_the_child_costs_its_request_an_error_and_the_next_one_wor
     assert own.reusable(b"k", prompt) == 0
     answer = await ask(own, prompt, key=b"k")
     assert answer.started.reused == 0
-    assert (own.stats().restarts, own.child_pid != killed) == (1, True)
+    assert (own.statistics().restarts, own.child_pid != killed) == (1, True)
 
 
 async def test_a_library_that_breaks_costs_all_its_requests_an_error_that_says_why(

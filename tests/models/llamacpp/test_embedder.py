@@ -77,7 +77,7 @@ async def test_a_vector_depends_on_its_text_alone_whoever_else_embeds_meanwhile(
             nursery.start_soon(one, number)
     for number, vectors in found.items():
         assert vectors == alone[number:] + alone[:number]
-    assert embedder.stats().active == 0
+    assert embedder.statistics().active == 0
 
 
 @pytest.mark.long
@@ -132,8 +132,8 @@ async def test_a_crash_is_an_error_for_its_texts_and_the_next_ones_get_a_new_pro
             await embed_and_kill(killed)
         assert lost.value.retry_after_s is not None
         assert len(await vectors_of(own, *TEXTS)) == 3
-        assert (own.stats().restarts, own.child_pid != killed) == (1, True)
-        assert own.stats().active == 0
+        assert (own.statistics().restarts, own.child_pid != killed) == (1, True)
+        assert own.statistics().active == 0
     finally:
         await own.aclose()
     with pytest.raises(EngineError, match="closed") as closed:

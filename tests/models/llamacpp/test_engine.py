@@ -235,7 +235,7 @@ async def test_cancel_during_prefill_stops_the_engine_within_one_batch(engine: L
                 read = event.processed
                 break
     assert read < len(prompt), "the prefill was over before the cancel"
-    assert engine.stats().active == 0
+    assert engine.statistics().active == 0
     # What the slot holds when the same key comes again is how far the engine went on without us: the
     # batch that was under way, and at most one that had begun before it noticed.
     again = await ask(engine, prompt, replace(GREEDY, tokens_max=1), key)
@@ -277,16 +277,16 @@ async def test_killing_the_engine_costs_its_request_an_error_and_the_next_one_wo
     assert own.reusable(b"k", prompt) == 0
     answer = await ask(own, prompt, key=b"k")
     assert answer.started.reused == 0
-    assert (own.stats().restarts, own.child_pid != killed) == (1, True)
+    assert (own.statistics().restarts, own.child_pid != killed) == (1, True)
 
 
 async def test_an_engine_killed_between_requests_is_restarted_without_an_error(own: LlamaCppEngine) -> None:
     prompt = await question(own)
     assert own.child_pid is not None
     os.kill(own.child_pid, signal.SIGKILL)
-    await eventually(lambda: not own.stats().extra["up"], seconds=5)
+    await eventually(lambda: not own.statistics().extra["up"], seconds=5)
     assert (await ask(own, prompt)).done.tokens_out == 12
-    assert own.stats().restarts == 1
+    assert own.statistics().restarts == 1
 
 
 async def test_an_engine_that_hangs_is_killed_and_restarted(own: LlamaCppEngine) -> None:

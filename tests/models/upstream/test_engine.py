@@ -208,7 +208,7 @@ async def test_an_answer_that_goes_wrong_is_lost_and_can_be_asked_for_again(
         behaviour.scripts.append(script)
         with trio.fail_after(5), pytest.raises(EngineLostError, match=error):
             await ask(engine, prompt)
-        assert engine.stats().active == 0
+        assert engine.statistics().active == 0
         assert (await ask(engine, prompt)).done.tokens_out == 12
 
 
@@ -246,7 +246,7 @@ async def test_a_refusal_is_told_by_its_meaning(
         with pytest.raises(EngineError) as refused:
             await ask(engine, prompt)
         assert (refused.value.code, refused.value.retry_after_s) == (code, retry_after_s)
-        assert engine.stats().active == 0
+        assert engine.statistics().active == 0
 
 
 async def test_a_stream_without_end_is_closed_where_the_budget_ends() -> None:
@@ -272,8 +272,8 @@ async def test_leaving_closes_the_request_and_frees_the_slot() -> None:
             async for each in stream:
                 if isinstance(each, Tokens):
                     break
-            assert engine.stats().active == 1
-        assert engine.stats().active == 0
+            assert engine.statistics().active == 1
+        assert engine.statistics().active == 0
         with trio.fail_after(2):
             await behaviour.dropped.wait()
 
@@ -410,7 +410,7 @@ async def test_a_server_that_goes_away_is_told_by_load_and_taken_back_when_it_an
         await engine.load()
     with pytest.raises(EngineError, match="ask again"):
         await ask(engine, prompt)
-    assert engine.stats().restarts == 1
+    assert engine.statistics().restarts == 1
     port = int(url.rpartition(":")[2])
     async with serving(behaviour, port):
         before = len(behaviour.asked)

@@ -172,7 +172,7 @@ class NodesOwn:
             self.outcome.delivered(trio.current_time(), number, data)
 
     def _count(self, number: int, gossip: Gossip) -> None:
-        counted = {name: count for name, count in gossip.stats().items() if not name.startswith("held.")}
+        counted = dict(gossip.statistics().counts)
         assert counted.pop("unread") == 0
         self.outcome.counted(number, counted)
 
@@ -211,7 +211,7 @@ class RealHosts:
                     await node.publish(TOPIC, step.data)
             await trio.sleep_until(END_S)
             for number, node in enumerate(made.nodes):
-                self.outcome.counted(number, dict(node.stats().gossip))
+                self.outcome.counted(number, dict(node.statistics().gossip.counts))
         return self.outcome
 
     def _latency_s(self, source: str, target: str) -> float:

@@ -94,7 +94,7 @@ async def test_small_writes_at_once_share_their_commits(root: Path) -> None:
                 nursery.start_soon(lambda each: store.put(blob(each), owner=ALICE), number)
                 nursery.start_soon(lambda each: store.set(Writer(each).entry(1), owner=ALICE), number)
         assert disk.commits < 64
-        stats = await store.stats()
+        stats = await store.statistics()
         assert (stats.blobs, stats.leases, stats.keys) == (64, 64, 64)
 
 
@@ -112,7 +112,7 @@ async def test_what_one_of_a_group_is_refused_costs_the_others_nothing(root: Pat
             for number in range(20):
                 nursery.start_soon(put, number)
         assert len(refused) == 4
-        assert (await store.stats()).blobs == 16
+        assert (await store.statistics()).blobs == 16
         assert files_of(root) == {hash_of(blob(each)).hex() for each in range(20) if each not in refused}
 
 
@@ -279,7 +279,7 @@ async def test_processes_that_start_at_once_make_one_store(root: Path) -> None:
     async with trio.open_nursery() as nursery:
         for number, store in enumerate(stores):
             nursery.start_soon(lambda s, n: s.put(blob(n), owner=ALICE), store, number)
-    assert (await stores[0].stats()).blobs == 5
+    assert (await stores[0].statistics()).blobs == 5
     for store in stores:
         store.close()
 

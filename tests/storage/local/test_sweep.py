@@ -149,7 +149,7 @@ async def test_a_step_does_no_more_than_it_was_asked(local: LocalStore, wall: Wa
     rest = await collect(local, 4)
     assert sum(step.blobs_swept for step in rest) == 6
     assert all(step.leases_ended <= 4 and step.blobs_swept <= 4 for step in rest)
-    assert (await local.stats()).blobs == 0
+    assert (await local.statistics()).blobs == 0
 
 
 async def test_a_round_goes_on_where_the_last_process_stopped(
@@ -203,7 +203,7 @@ async def test_a_blob_whose_file_is_gone_or_cut_is_nowhere_and_is_told(
             await asking
     steps = await collect(local)
     assert sum(step.blobs_lost for step in steps) == 1
-    stats = await local.stats()
+    stats = await local.statistics()
     assert (stats.blobs, stats.leases) == (1, 1)
     assert files_of(root) == {hash_of(blob(2)).hex()}
 
@@ -218,7 +218,7 @@ async def test_putting_it_again_heals_it(local: LocalStore, root: Path, how: str
     await local.put(DATA, owner=BOB)
     assert await local.read(HASH) == DATA
     assert sum(step.blobs_lost for step in await collect(local)) == 0
-    stats = await local.stats()
+    stats = await local.statistics()
     assert (stats.blobs, stats.bytes, stats.leases) == (1, len(DATA), 2)
 
 
