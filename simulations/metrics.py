@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
+from p2pnode.percentiles import percentile
 from p2pnode.simulations.recorder import Recorder, Table
 
 Figure: TypeAlias = int | float | None
@@ -69,11 +70,6 @@ def measures_of(recorder: Recorder, *, begin_s: float, end_s: float) -> Measures
 def mean(values: Sequence[float]) -> float | None:
     """The mean; None of no values."""
     return math.fsum(values) / len(values) if values else None
-
-
-def percentile(ordered: Sequence[float], share: float) -> float | None:
-    """The least value that at least this share of all values does not pass; None of no values."""
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else None
 
 
 def gini(values: Iterable[float]) -> float | None:

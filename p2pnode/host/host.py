@@ -31,6 +31,7 @@ from p2pnode.host.count import serve_counts
 from p2pnode.host.health import PROBE_EVERY_S, Health
 from p2pnode.host.model_pool import Hold, HoldModel, HostedModel, ModelPool, PoolLimits, Report
 from p2pnode.host.prompt_filter import PromptFilter
+from p2pnode.host.recent_turns import RecentTurns
 from p2pnode.host.residency import Memory, State
 from p2pnode.host.resumable import ResumableSessions
 from p2pnode.host.self_probe import SelfProbe
@@ -185,6 +186,7 @@ class Host:
         """How often an engine's arithmetic was asked for."""
         self.totals = Totals()
         self.refusals = Refusals()
+        self.recent = RecentTurns()
         self._pauses: dict[str, None] = {}
         self._probe, self._health = probe, Health()
         self._filter = prompt_filter
@@ -889,6 +891,7 @@ class Host:
                 "cost": cost,
             },
         )
+        self.recent.note(turn.reason, times)
         self.observe(served)
         # One line for each turn, with all that is known of it: whoever looks into a slow one needs no other.
         log.info(

@@ -774,6 +774,7 @@ class Join:
                 "paused": list(host.pauses) if host is not None else [],
                 "refusals": [asdict(each) for each in host.refusals.last] if host is not None else [],
                 "refused": dict(host.refusals.counts) if host is not None else {},
+                "recent": host.recent.fields() if host is not None else None,
             },
         )
 

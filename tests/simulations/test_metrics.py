@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from p2pnode.percentiles import percentile
 from p2pnode.simulations.estimates import estimate, t_quantile
-from p2pnode.simulations.metrics import Measures, gini, measures_of, percentile
+from p2pnode.simulations.metrics import Measures, gini, measures_of
 from p2pnode.simulations.recorder import Recorder
 
 

@@ -59,6 +59,7 @@ _EVENTS: Final = frozenset(
     }
 )  # fmt: skip
 """What is told of answers as they run: none of it has a word of what was said."""
+_TOLD_STATE: Final = ("paused", "refusals", "refused")
 log = structlog.get_logger()
 
 
@@ -253,15 +254,19 @@ class NodeView:
         )
         found = reachability(running.reach, running.multiaddrs)
         known = client.searches.measured.get(running.peer_id)
+        state = await _state_of(running)
         idle = idle_fields(
             running.peer_id,
             self._adverts,
-            await _state_of(running),
+            HostState(**{name: state[name] for name in _TOLD_STATE if name in state}),
             now=self._wall(),
             reach=running.reach,
             tokens_per_s=known.tokens_per_s if known is not None else None,
         )
-        return {**told, "host": {**host, "reachable": asdict(found), "idle": idle}}
+        return {
+            **told,
+            "host": {**host, "reachable": asdict(found), "idle": idle, "recent": state.get("recent")},
+        }
 
     # ---- money and sessions
 
@@ -335,7 +340,7 @@ class NodeView:
                 yield asdict(finding)
 
 
-async def _state_of(running: RunningNode) -> HostState:
+async def _state_of(running: RunningNode) -> dict[str, Any]:
     """What the node that runs on this data dir says of itself; nothing where it doesn't answer."""
     told: dict[str, Any] = {}
     try:
@@ -343,8 +348,7 @@ async def _state_of(running: RunningNode) -> HostState:
             await ask_running(running.control, {"do": "state"}, lambda _name, fields: told.update(fields))
     except (P2PNodeError, trio.TooSlowError) as error:
         log.debug("dashboard.state_not_known", reason=str(error))
-    known = {name: told[name] for name in ("paused", "refusals", "refused") if name in told}
-    return HostState(**known)
+    return told
 
 
 def keys_of(config: NodeConfig) -> list[dict[str, Any]]:

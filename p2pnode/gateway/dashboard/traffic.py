@@ -6,12 +6,12 @@ It has no prompt and no answer, for a record of a request has none.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from p2pnode.bounded import BoundedMap
 from p2pnode.gateway.app import RequestRecord
+from p2pnode.percentiles import spread
 
 _KEPT: Final = 500
 _SHOWN: Final = 60
@@ -62,14 +62,13 @@ class Traffic:
     def fields(self) -> dict[str, Any]:
         """``last``: the newest first; percentiles are over those that are remembered."""
         answered = [each for _, each in self._last if each.ttft_s is not None]
-        first = sorted(each.ttft_s for each in answered if each.ttft_s is not None)
         return {
             "all": asdict(self._all),
             "keys": _rows("key", self._keys),
             "models": _rows("model", self._models),
             "outcomes": dict(Counter(each.outcome for _, each in self._last)),
-            "first_token_s": _percentiles(first),
-            "tokens_per_s": _percentiles(sorted(speed for each in answered if (speed := _speed(each)))),
+            "first_token_s": spread(each.ttft_s for each in answered if each.ttft_s is not None),
+            "tokens_per_s": spread(speed for each in answered if (speed := _speed(each))),
             "last": [{"at": at, **asdict(record)} for at, record in list(self._last)[: -_SHOWN - 1 : -1]],
         }
 
@@ -82,13 +81,3 @@ def _speed(record: RequestRecord) -> float:
     """Tokens a second after the first one; 0 where that can't be said."""
     took_s = record.total_s - (record.ttft_s or 0.0)
     return (record.tokens_out - 1) / took_s if took_s > 0 and record.tokens_out > 1 else 0.0
-
-
-def _percentiles(values: Sequence[float]) -> dict[str, float] | None:
-    """Of values in order; None of none."""
-    if not values:
-        return None
-    return {
-        f"p{share}": round(values[min(len(values) - 1, share * len(values) // 100)], 3)
-        for share in (50, 90, 99)
-    }

@@ -69,6 +69,7 @@ function work(node) {
   const busy = host.active + host.queued > 0;
   return card("Work",
     h("p", { class: "verdict" }, badge(busy ? "good" : "plain", busy ? `${host.active} of ${host.slots} slots busy, ${host.queued} waiting` : `Idle: ${host.slots} slots free`)),
+    recent(host.recent),
     total && facts([["Answers", number(total.turns)], ["Sessions", number(total.sessions)], ["Tokens in", number(total.tokens_in)], ["Tokens out", number(total.tokens_out)], ["Up", span(Date.now() / 1000 - total.since)]]),
     host.idle.reasons.length > 0 && [h("h3", null, busy ? "Why not more" : "Why no work"), h("ul", { class: "reasons" }, host.idle.reasons.map((each) => h("li", null, each)))],
     host.idle.offers.map((each) => facts([
@@ -79,6 +80,25 @@ function work(node) {
       each.could_earn_day ? ["As busy as others, a day", usdc(each.could_earn_day)] : null,
     ])),
     h("p", null, peer(host.peer_id, "How clients see this host")));
+}
+
+// How the last turns of this host went.
+function recent(turns) {
+  if (!turns || !Object.keys(turns.outcomes).length) return null;
+  return [
+    h("h3", null, "The last answers"),
+    table("recent-turns", "How fast the last answers were", [
+      { key: "what", title: "Of the last answers" },
+      { key: "p50", title: "Half", numeric: true, cell: (row) => row.show(row.p50) },
+      { key: "p90", title: "90%", numeric: true, cell: (row) => row.show(row.p90) },
+      { key: "p99", title: "99%", numeric: true, cell: (row) => row.show(row.p99) },
+    ], [
+      { what: "Waited for a slot, at most", show: seconds, ...turns.queue_s },
+      { what: "First token, within", show: seconds, ...turns.first_token_s },
+      { what: "Tokens/s, at most", show: (value) => number(value, 1), ...turns.tokens_per_s },
+    ]),
+    outcomes(turns.outcomes),
+  ];
 }
 
 function served(market) {
@@ -265,9 +285,15 @@ export function sessions(place) {
   ]);
 }
 
+const WHOLE = ["ok", "stop", "length", "tool_calls"]; // as the gateway and as a host names an answer that is whole
+const STOPPED = ["left", "cancelled"];
+
 function outcomes(counts) {
   const names = Object.entries(counts);
-  return names.length > 0 && h("p", { class: "tags" }, "Outcomes: ", names.map(([name, count]) => [badge(name === "ok" ? "good" : name === "left" ? "plain" : "warn", `${name === "left" ? "stopped by the client" : name.replaceAll("_", " ")} ${count}`), " "]));
+  return names.length > 0 && h("p", { class: "tags" }, "Outcomes: ", names.map(([name, count]) => {
+    const kind = WHOLE.includes(name) ? "good" : STOPPED.includes(name) ? "plain" : "warn";
+    return [badge(kind, `${STOPPED.includes(name) ? "stopped by the client" : name.replaceAll("_", " ")} ${count}`), " "];
+  }));
 }
 
 function requestsTable(requests) {
