@@ -11,7 +11,8 @@
 Hypercorn parses and writes HTTP and WebSockets. Its trio worker shields each send from cancellation and
 gives it no deadline, so one client that doesn't read would keep the worker from ever ending. Inside the
 shield a deadline still works, and so does closing the socket: :class:`_ClientStream` does both, and nothing
-of hypercorn is patched. What the application does with a request, and who may send one, is not known here.
+of hypercorn is patched. HTTP/2, which it offers to everybody who asks, is left out (:class:`_Connection`).
+What the application does with a request, and who may send one, is not known here.
 """
 
 from __future__ import annotations
@@ -22,9 +23,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Self, TypeAlias, cast
 
+import h11
+import structlog
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
+from hypercorn.events import Closed
+from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
@@ -38,6 +43,7 @@ Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 AsgiApp: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
 
+log = structlog.get_logger()
 _PIECE: Final = 1 << 16
 """Bytes that must leave within one deadline: a client that reads slowly is not one that doesn't read."""
 _PORT_MAX: Final = 65_535
@@ -150,7 +156,8 @@ class HttpServer:
         self._open.add(client)
         try:
             with client.scope:
-                await TCPServer(app, config, self._context, ConnectionState({}), cast("Any", client)).run()
+                state = ConnectionState({})
+                await _Connection(app, config, self._context, state, cast("Any", client)).run()
         finally:
             stream.socket.close()
             self._open.discard(client)
@@ -264,6 +271,37 @@ def _config(bounds: HttpBounds) -> Config:
     return config
 
 
+class _Http1(H11Protocol):
+    """Hypercorn's HTTP/1.1, which answers in HTTP/1.1 whoever asks for another protocol."""
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        """Stay. Hypercorn would go on in HTTP/2 here, where a client begins so or sends ``Upgrade: h2c``."""
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        """Refuse a request with two lengths. A proxy before us may take the other one than we do: what one
+        client sends as a body would be the next request of another."""
+        names = {name for name, _ in request.headers}
+        if {b"content-length", b"transfer-encoding"} <= names:
+            await self._send_error_response(400)
+            await self.send(Closed())
+            return
+        await super()._create_stream(request)
+
+
+class _Connection(TCPServer):
+    """Hypercorn's connection without HTTP/2: there the bounds on heads, on bodies and on requests at a time
+    would be others, and a client on this machine gains nothing by it."""
+
+    async def _read_data(self) -> None:
+        """Read until the client has closed it."""
+        over = self.protocol
+        over.protocol = _Http1(
+            self.app, self.config, self.context, over.task_group, over.state, over.ssl, over.client,
+            over.server, self.protocol_send,
+        )  # fmt: skip
+        await super()._read_data()
+
+
 class _ClientStream:
     """A socket stream as hypercorn uses it, which a silent client can't hold open.
 
@@ -316,7 +354,7 @@ class _ClientStream:
 
 
 class _ReadOn:
-    """An ASGI application around another, which reads on after an early answer.
+    """An ASGI application around another, which reads on after an early answer, and logs what is raised.
 
     A connection closed with bytes unread is reset, and the client would never see why it was refused.
     """
@@ -329,7 +367,11 @@ class _ReadOn:
             await self._app(scope, receive, send)
             return
         exchange = _Exchange(scope, receive, send, self._linger_s)
-        await self._app(scope, exchange.receive, exchange.send)
+        try:
+            await self._app(scope, exchange.receive, exchange.send)
+        except Exception as error:
+            log.exception("http.request_failed", path=scope["path"], exc_info=error)  # hypercorn has no log
+            raise
 
 
 class _Exchange:

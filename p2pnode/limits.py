@@ -143,6 +143,8 @@ class Limits:
     """Of one request; a prompt has at most 8 bytes per token of context, and pictures."""
     gateway_bodies_bytes_max: int = 64 << 20
     """Of all requests that are being read."""
+    gateway_body_bytes_per_s: int = 16 << 10
+    """How fast a body has to come, after the first ``gateway_stall_s``."""
     gateway_stall_s: float = 30.0
     gateway_idle_s: float = 5.0
     """After so much silence in a stream a frame shows that it lives: programs give up after 10 s or more."""

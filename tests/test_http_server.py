@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+import structlog
 import trio
 
 from p2pnode.errors import ConfigError
@@ -227,3 +228,86 @@ def test_a_host_header_that_names_this_machine(host: str) -> None:
 @pytest.mark.parametrize("host", ["", "evil.example", "127.0.0.1.evil.example:80", "8.8.8.8", "box.example"])
 def test_a_host_header_that_names_another(host: str) -> None:
     assert not names_this_machine(host, {"box"})
+
+
+async def whole_answer(server: HttpServer, sent: bytes) -> bytes:
+    """All that comes back until the server has closed the connection."""
+    async with await connect(server) as stream:
+        await stream.send_all(sent)
+        got = b""
+        with contextlib.suppress(trio.BrokenResourceError):
+            async for data in stream:
+                got += data
+        return got
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "answers"),
+    [
+        (b"GET / HTTP/1.0\r\n\r\n", b"200", 1),
+        (b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.0\r\n\r\n", b"200", 2),  # one after another
+        (b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab", b"400", 1),
+        (b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n", b"400", 1),
+        (b"POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", b"501", 1),
+        (
+            b"POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" + b"F" * 99 + b"\r\n",
+            b"400",
+            1,
+        ),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", b"400", 1),
+        (b"GET /\0 HTTP/1.1\r\nHost: a\r\n\r\n", b"400", 1),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nX : b\r\n\r\n", b"400", 1),
+        (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", b"400", 1),  # TLS
+    ],
+)
+async def test_each_framing_has_one_meaning_or_is_refused(sent: bytes, status: bytes, answers: int) -> None:
+    async with serving() as server:
+        got = await whole_answer(server, sent)
+        assert got.split()[1] == status
+        assert got.count(b"HTTP/1.1 ") == answers
+
+
+SETTINGS = b"Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings, close\r\n" + SETTINGS,
+    ],
+)
+async def test_who_begins_in_http_2_is_answered_in_http_1(sent: bytes) -> None:
+    async with serving() as server:
+        got = await whole_answer(server, sent)
+        assert got.startswith(b"HTTP/1.1 200 ")
+        assert b"101" not in got
+
+
+async def test_a_head_that_comes_letter_by_letter_is_cut_when_its_time_is_over() -> None:
+    async with serving(idle_s=0.2) as server, await connect(server) as stream:
+        with contextlib.suppress(trio.BrokenResourceError), trio.fail_after(5):
+            for letter in b"GET / HTTP/1.1\r\nx: " + bytes([97]) * 500:
+                await stream.send_all(bytes([letter]))
+                with trio.move_on_after(0.02):
+                    assert not await stream.receive_some()
+                    break
+        await wait_none_open(server)
+
+
+async def test_what_the_application_raises_is_in_the_log() -> None:
+    with structlog.testing.capture_logs() as logs:
+        async with serving() as server:
+            await whole_answer(server, b"GET /bug HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+    assert [each["path"] for each in logs if each["event"] == "http.request_failed"] == ["/bug"]
+
+
+async def test_what_follows_a_request_with_two_lengths_is_no_request() -> None:
+    """A proxy before us may take the other length: what it takes for a body would be another's request."""
+    head = b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n"
+    async with serving() as server:
+        with structlog.testing.capture_logs() as logs:
+            got = await whole_answer(server, head + b"0\r\n\r\nGET /bug HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert got.split()[1] == b"400"
+        assert got.count(b"HTTP/1.1 ") == 1
+        assert not [each for each in logs if each.get("path") == "/bug"]

@@ -91,7 +91,8 @@ def gateway_ring(path: Path, host: str, *, pays: bool) -> KeyRing:
         key = _BEGINS + secrets.token_hex(_BYTES)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_private(path, f"{key}\n".encode())
-    return SingleKey(key, where=str(path))
+    # A stranger who has no key learns from the error neither its owner's name nor where the data dir is.
+    return SingleKey(key, where=str(path) if is_loopback(host) else f"{path.name} in its owner's data dir")
 
 
 def token_of(headers: Mapping[str, str]) -> str:

@@ -70,6 +70,7 @@ _AGENT: Final = (
 )
 _OUTPUT_BYTES: Final = 10_000
 """Of a tool's output, which an agent then cuts: contexts are small here."""
+_DEFECT: Final = 500
 _LEFT: Final = 499
 """The status in the log of a request whose client went away."""
 Read: TypeAlias = Callable[[Fields, Stamp], Asked]
@@ -175,9 +176,12 @@ class _Desk:
         if length.isascii() and length.isdigit() and int(length[:20]) > bytes_max:
             raise _too_large(bytes_max)
         data = bytearray()
+        began = trio.current_time()
         try:
             while True:
-                with trio.move_on_after(self.limits.gateway_stall_s) as waited:
+                # All of it in time, not each piece: a byte now and then would hold a connection for days.
+                paced_s = self.limits.gateway_stall_s + len(data) / self.limits.gateway_body_bytes_per_s
+                with trio.move_on_at(began + paced_s) as waited:
                     message = await request.receive()
                 if waited.cancelled_caught:
                     raise FaultError(408, "timeout", "the body did not come in time: send it again")
@@ -261,11 +265,11 @@ class _Door:
         except FaultError as error:
             fault = error.fault
         except P2PNodeError as error:
-            fault = fault_of(error)
+            fault = _logged_fault(record, error)
         except ClientDisconnect:
             record.status, record.outcome = _LEFT, "left"
         except Exception as error:
-            fault = Fault(status=500, code="internal", message="the gateway failed; its log says why")
+            fault = Fault(status=_DEFECT, code="internal", message="the gateway failed; its log says why")
             log.exception("gateway.request_failed", face=self._face, id=record.id, exc_info=error)
         finally:
             self._desk.gateway.under_way -= 1
@@ -285,6 +289,14 @@ class _Door:
         log.info("gateway.request", **asdict(record))
         if self._desk.observe is not None:
             self._desk.observe(record)
+
+
+def _logged_fault(record: RequestRecord, error: P2PNodeError) -> Fault:
+    """The fault of an error. The log has the cause of one that nobody but us can mend."""
+    fault = fault_of(error)
+    if fault.status == _DEFECT:
+        log.error("gateway.request_failed", face=record.face, id=record.id, error=str(error))
+    return fault
 
 
 def _fault_response(error_object: ErrorObject, fault: Fault) -> Response:
@@ -366,7 +378,7 @@ class _Telling:
                     before = logprobs.get(choice, [])
                     self._ended[choice] = _with_logprobs(ended, before)
                 case Failed(error=error):
-                    self.fault = _fault_error(error)
+                    self._fail(error)
         if self.fault is None:
             whole = self._answers
             self.whole = Response(
@@ -411,8 +423,14 @@ class _Telling:
                 self._ended[choice] = ended
                 return self._writer.ended(choice, ended)
             case Failed(error=error):
-                self.fault = _fault_error(error)
+                self._fail(error)
                 return b""
+
+    def _fail(self, error: P2PNodeError) -> None:
+        fault = _logged_fault(self._exchange.record, error)
+        self.fault = FaultError(
+            fault.status, fault.code, fault.message, param=fault.param, retry_after_s=fault.retry_after_s
+        )
 
     async def _send(self, frames: bytes, *, more: bool = True) -> None:
         if not self._started:
@@ -430,13 +448,6 @@ class _Telling:
             frames = self._writer.begin() + frames
         await self._exchange.send({"type": "http.response.body", "body": frames, "more_body": more})
         self._sent_at = trio.current_time()
-
-
-def _fault_error(error: P2PNodeError) -> FaultError:
-    fault = fault_of(error)
-    return FaultError(
-        fault.status, fault.code, fault.message, param=fault.param, retry_after_s=fault.retry_after_s
-    )
 
 
 def _with_logprobs(ended: Ended, before: Sequence[Any]) -> Ended:
@@ -463,7 +474,7 @@ async def _embed(desk: _Desk, exchange: _Exchange) -> None:
     if form not in ("float", "base64"):
         raise fields.fault("encoding_format", "is float or base64")
     fields.refuse("dimensions", "vectors have as many numbers as the model gives: leave it out")
-    name = fields.text("model")
+    name = fields.model()
     exchange.record.model = name
     embedding = desk.gateway.embedding(
         name, texts, routing_of(exchange.request.headers, fields), exchange.caller

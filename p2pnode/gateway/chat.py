@@ -54,6 +54,7 @@ _FINISH: Final[dict[FinishReason, str]] = {
     "tool_calls": "tool_calls",
 }
 _ID_MAX: Final = 0xFFFFFFFF
+_ID_DIGITS: Final = 10
 _TYPES: Final = {
     401: "authentication_error",
     402: "insufficient_quota",
@@ -81,7 +82,7 @@ def read_chat(fields: Fields, stamp: Stamp) -> Asked:
         raise fields.fault("top_logprobs", "needs logprobs to be true")
     tools, choice = read_tools(fields), _tool_choice(fields)
     turn = Turn(
-        model=fields.text("model"),
+        model=fields.model(),
         messages=_messages(fields, given),
         tools=tools,
         tool_choice=choice if tools or choice != "required" else "required",
@@ -122,7 +123,7 @@ def read_completion(fields: Fields, stamp: Stamp) -> Asked:
     turns: list[Turn] = []
     for prompt in prompts:
         turn = Turn(
-            model=fields.text("model"),
+            model=fields.model(),
             messages=(ChatMessage.of("user", prompt),),
             response_format=_response_format(fields),
             sampling=sampling_of(fields, fields.whole("max_tokens", TOKENS_MAX, 1, N_CTX_MAX)),
@@ -237,9 +238,11 @@ def _logit_bias(fields: Fields) -> tuple[LogitBias, ...]:
     given = fields.record("logit_bias")
     made: list[LogitBias] = []
     for name in given.value:
-        if not name.isascii() or not name.isdigit() or int(name[:11]) > _ID_MAX:
+        digits = name.lstrip("0") or "0"
+        is_number = name.isascii() and name.isdigit() and len(digits) <= _ID_DIGITS
+        if not is_number or int(digits) > _ID_MAX:
             raise given.fault(name, "is no token's id")
-        made.append(LogitBias(id=int(name), bias=given.number(name, 0.0, -100, 100)))
+        made.append(LogitBias(id=int(digits), bias=given.number(name, 0.0, -100, 100)))
     return tuple(made)
 
 

@@ -20,6 +20,12 @@ _KINDS: Final = {
     type(None): "null",
 }
 _SHOWN: Final = 60
+_DEPTH_MAX: Final = 200
+"""Objects and lists in one another. Python's own bound depends on how deep its caller is: what could be read
+might then not be written."""
+_NAME_MAX: Final = 256
+"""Letters of the name of a model, which is logged, remembered and repeated in each event of a stream."""
+_TOO_DEEP: Final = f"the body is nested too deeply: {_DEPTH_MAX} levels are taken"
 _HALF: Final = re.compile(rb"\\u[dD][89abAB]|\\u[dD][c-fC-F]")
 """An escape that may be half of a character."""
 
@@ -27,16 +33,33 @@ _HALF: Final = re.compile(rb"\\u[dD][89abAB]|\\u[dD][c-fC-F]")
 def read_object(data: bytes) -> Fields:
     """The object that a body holds. Raises ``FaultError``."""
     try:
-        value = json.loads(data, parse_constant=_no_number)
+        value = json.loads(data, parse_constant=_no_number, parse_float=_finite)
     except RecursionError as error:
-        raise bad_request("the body is nested too deeply") from error
+        raise bad_request(_TOO_DEEP) from error
     except ValueError as error:
         raise bad_request(f"the body is no JSON in UTF-8: {error}") from error
+    if _is_deep(value):
+        raise bad_request(_TOO_DEEP)
     if _HALF.search(data) and _has_half(value):
         raise bad_request("the body holds half of a character (a lone surrogate): send it as UTF-8")
     if not isinstance(value, dict):
         raise bad_request(f"the body is {_KINDS.get(type(value), 'no object')}: send a JSON object")
     return Fields(value)
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether it is nested deeper than the bound, found level by level."""
+    level = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(_DEPTH_MAX):
+        level = [
+            inner
+            for each in level
+            for inner in (each.values() if isinstance(each, dict) else each)
+            if isinstance(inner, (dict, list))
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _has_half(value: Any) -> bool:
@@ -51,6 +74,14 @@ def _no_number(name: str) -> float:
     raise ValueError(f"{name} is no JSON")
 
 
+def _finite(digits: str) -> float:
+    """A number with a point or an exponent. One that no float holds could not be written as JSON again."""
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"{digits[:_SHOWN]} is too large for a number")
+    return value
+
+
 class Fields:
     """One object of a request. A field that is null counts as one that is not there."""
 
@@ -61,8 +92,9 @@ class Fields:
         return self.value.get(name) is not None
 
     def fault(self, name: str, message: str) -> FaultError:
-        """An error that blames the field ``name``."""
-        param = self.at(name)
+        """An error that blames the field ``name``, which a program may have made up."""
+        at = self.at(name)
+        param = at if len(at) <= _NAME_MAX else at[:_NAME_MAX] + "…"
         return bad_request(f"{param}: {message}", param)
 
     def at(self, name: str) -> str:
@@ -81,6 +113,13 @@ class Fields:
         if not isinstance(value, str):
             raise self._wrong(name, value, str)
         return value
+
+    def model(self) -> str:
+        """The name of a model in the field ``model``; "" where none is asked for."""
+        name = self.text("model")
+        if len(name) > _NAME_MAX:
+            raise self.fault("model", f"has {len(name)} letters: the name of a model has at most {_NAME_MAX}")
+        return name
 
     def needed(self, name: str) -> str:
         """A string that must be there, and have a letter at least."""
@@ -118,7 +157,7 @@ class Fields:
             return default
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise self._wrong(name, value, float)
-        if not (math.isfinite(value) and low <= value <= high):
+        if not low <= value <= high:  # also one that is not a number, and an integer too large for a float
             raise self.fault(name, f"is from {low:g} to {high:g}")
         return float(value)
 

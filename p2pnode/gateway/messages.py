@@ -15,7 +15,7 @@ from p2pnode.client.question import tools_of
 from p2pnode.errors import ConfigError
 from p2pnode.gateway.chat import dumped
 from p2pnode.gateway.faults import Fault, FaultError
-from p2pnode.gateway.fields import Fields
+from p2pnode.gateway.fields import Fields, read_object
 from p2pnode.gateway.turn import (
     EXTENSION,
     TOKENS_MAX,
@@ -82,7 +82,7 @@ def read_turn(fields: Fields) -> Turn:
     messages = [*system, *(made for each in given for made in _messages_of(each))]
     choice = fields.record("tool_choice")
     return Turn(
-        model=fields.text("model"),
+        model=fields.model(),
         messages=tuple(messages),
         tools=_tools(fields),
         tool_choice=_tool_choice(choice),
@@ -335,10 +335,11 @@ def _delta(said: Said) -> dict[str, Any]:
 
 
 def _input(call: ToolCall) -> Any:
-    """The arguments as an object. A call that was cut by the end of the answer has none that are whole."""
+    """The arguments as an object. A call that was cut by the end of the answer has none that are whole, and
+    a stranger's machine may have written what is no JSON, such as NaN."""
     try:
-        return json.loads(call.arguments)
-    except (ValueError, RecursionError):
+        return read_object(call.arguments.encode(errors="replace")).value
+    except FaultError:
         return {}
 
 

@@ -69,7 +69,7 @@ def read_response(fields: Fields, stamp: Stamp) -> Asked:
     top = fields.whole("top_logprobs", 0, 0, LOGPROBS_MAX)
     usual = SamplingParams()
     turn = Turn(
-        model=fields.text("model"),
+        model=fields.model(),
         messages=tuple(messages),
         tools=_tools(fields),
         tool_choice=_tool_choice(fields),

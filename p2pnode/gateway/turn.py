@@ -39,6 +39,12 @@ EXTENSION: Final = "p2pnode"
 """The field of a request, and of an answer's usage, that holds what only this gateway knows."""
 HEADER: Final = "x-p2pnode-"
 """How the headers begin that say the same as the fields of the extension."""
+_LINE_ENDS: Final = (
+    (b"\xc2\x85", b"\\u0085"),
+    (b"\xe2\x80\xa8", b"\\u2028"),
+    (b"\xe2\x80\xa9", b"\\u2029"),
+)
+"""In UTF-8, and as an escape. In JSON they can stand in strings only."""
 _ROUTING: Final = frozenset(
     {
         "max_price", "max_cost", "trust", "host", "exclude", "quantisation", "verified", "conversation",
@@ -333,5 +339,12 @@ def tally_of(ended: Sequence[Ended]) -> Tally:
 
 
 def event_frame(data: bytes, name: str = "") -> bytes:
-    """One server-sent event with one line of data."""
+    """One server-sent event with one line of data, which is JSON in UTF-8.
+
+    Many programs read lines with ``str.splitlines``, for which there are three more ends of a line than for
+    JSON. A host's text with one of them would end the line there, and could begin an event of its own.
+    """
+    for end, escaped in _LINE_ENDS:
+        if end in data:
+            data = data.replace(end, escaped)
     return (b"event: " + name.encode() + b"\n" if name else b"") + b"data: " + data + b"\n\n"

@@ -22,6 +22,17 @@ def test_a_key_is_drawn_once_and_only_where_one_is_needed(tmp_path: Path) -> Non
     assert len(key.strip()) == 52
 
 
+@pytest.mark.parametrize(("host", "told"), [("127.0.0.1", True), ("0.0.0.0", False)])
+async def test_only_who_is_on_this_machine_learns_where_the_key_stands(
+    tmp_path: Path, host: str, told: bool
+) -> None:
+    ring = gateway_ring(tmp_path / "gateway.key", host, pays=True)
+    for token in ("", "p2p-wrong"):
+        with pytest.raises(KeyRefusedError, match=r"gateway\.key") as refused:
+            await ring.authorise(token)
+        assert (str(tmp_path) in str(refused.value)) == told
+
+
 async def test_the_one_key_lets_in_and_no_other_does() -> None:
     ring = SingleKey("p2p-right", where="FILE")
     assert (await ring.authorise("p2p-right")).key_id == "owner"

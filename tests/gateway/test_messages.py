@@ -147,9 +147,10 @@ def test_blocks_begin_and_end_in_order_and_thoughts_only_where_they_are_asked_fo
     assert (usage["input_tokens"], usage["cache_read_input_tokens"], usage["output_tokens"]) == (2, 8, 3)
 
 
-def test_a_call_that_was_cut_has_no_input_rather_than_half_of_one() -> None:
+@pytest.mark.parametrize("arguments", ['{"x": ', '{"x": NaN}', '{"x": 1e999}', "[1]", "5", "[" * 5000])
+def test_a_call_that_was_cut_or_is_no_json_has_no_input(arguments: str) -> None:
     writer = read_messages(Fields({"messages": [USER]}), STAMP).writer
-    cut = Ended(text="", calls=(ToolCall(id="a", name="f", arguments='{"x": '),), finish="length")
+    cut = Ended(text="", calls=(ToolCall(id="a", name="f", arguments=arguments),), finish="length")
     told = writer.whole([cut])
     assert told["content"] == [{"type": "tool_use", "id": "a", "name": "f", "input": {}}]
     assert told["stop_reason"] == "max_tokens"

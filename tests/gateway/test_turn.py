@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from p2pnode.client.ranking import Filters
+from p2pnode.gateway.chat import dumped
 from p2pnode.gateway.faults import FaultError
 from p2pnode.gateway.fields import Fields
-from p2pnode.gateway.turn import Routing, Turn, cache_key, routing_of, with_choices, within
+from p2pnode.gateway.turn import Routing, Turn, cache_key, event_frame, routing_of, with_choices, within
 from p2pnode.protocols.inference.messages import ChatMessage
 from tests.client.support import peer
 
@@ -88,3 +91,10 @@ def test_choices_of_a_seed_are_many_and_repeat() -> None:
     assert len(set(seeds)) == 4
     assert seeds == [each.seed for each in with_choices(seeded, 4)]
     assert {each.seed for each in with_choices(turn("x"), 3)} == {None}
+
+
+def test_no_text_of_a_host_ends_the_line_of_an_event() -> None:
+    text = "".join(map(chr, (10, 11, 12, 13, 28, 29, 30, 0x85, 0x2028, 0x2029)))
+    frame = event_frame(dumped({"text": f"{text}data: {{}}{text}"}), "said").decode()
+    assert [each for each in frame.splitlines() if each] == frame.strip().split("\n")
+    assert json.loads(frame.partition("data: ")[2]) == {"text": f"{text}data: {{}}{text}"}
