@@ -34,6 +34,7 @@ from p2pnode.gateway.access import Caller, KeyRing, token_of
 from p2pnode.gateway.faults import Fault, FaultError, fault_of
 from p2pnode.gateway.fields import Fields, read_object
 from p2pnode.gateway.gateway import Failed, Gateway, GatewayEvent, Over, Piece, Reply, ServedModel
+from p2pnode.gateway.openapi import openapi_document
 from p2pnode.gateway.turn import (
     EXTENSION,
     HEADER,
@@ -141,6 +142,7 @@ def make_app(
             "/v1/models/{name:path}", _Door(desk, "models", openai, partial(_model, desk)), methods=["GET"]
         ),
         Route("/health", partial(_health, desk), methods=["GET"]),
+        Route("/openapi.json", _openapi, methods=["GET"]),
         Route("/", _root, methods=["GET"]),
     ]
     if options.metrics is not None:
@@ -638,6 +640,10 @@ async def _health(desk: _Desk, _request: Request) -> Response:
         "keys_required": desk.ring.required,
     }
     return JSONResponse(told)
+
+
+async def _openapi(_request: Request) -> Response:
+    return JSONResponse(openapi_document())
 
 
 async def _root(_request: Request) -> Response:

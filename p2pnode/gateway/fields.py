@@ -23,7 +23,7 @@ _SHOWN: Final = 60
 _DEPTH_MAX: Final = 200
 """Objects and lists in one another. Python's own bound depends on how deep its caller is: what could be read
 might then not be written."""
-_NAME_MAX: Final = 256
+NAME_MAX: Final = 256
 """Letters of the name of a model, which is logged, remembered and repeated in each event of a stream."""
 _TOO_DEEP: Final = f"the body is nested too deeply: {_DEPTH_MAX} levels are taken"
 _HALF: Final = re.compile(rb"\\u[dD][89abAB]|\\u[dD][c-fC-F]")
@@ -94,7 +94,7 @@ class Fields:
     def fault(self, name: str, message: str) -> FaultError:
         """An error that blames the field ``name``, which a program may have made up."""
         at = self.at(name)
-        param = at if len(at) <= _NAME_MAX else at[:_NAME_MAX] + "…"
+        param = at if len(at) <= NAME_MAX else at[:NAME_MAX] + "…"
         return bad_request(f"{param}: {message}", param)
 
     def at(self, name: str) -> str:
@@ -117,8 +117,8 @@ class Fields:
     def model(self) -> str:
         """The name of a model in the field ``model``; "" where none is asked for."""
         name = self.text("model")
-        if len(name) > _NAME_MAX:
-            raise self.fault("model", f"has {len(name)} letters: the name of a model has at most {_NAME_MAX}")
+        if len(name) > NAME_MAX:
+            raise self.fault("model", f"has {len(name)} letters: the name of a model has at most {NAME_MAX}")
         return name
 
     def needed(self, name: str) -> str:
