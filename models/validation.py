@@ -7,11 +7,13 @@ can stop it.
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from p2pnode.errors import EngineError
-from p2pnode.models.engine import EmbedRequest, GenerateRequest
 from p2pnode.protocols.inference.messages import SamplingParams
+
+if TYPE_CHECKING:  # a command checks what was typed before it knows whether it needs more than this
+    from p2pnode.models.engine import EmbedRequest, GenerateRequest
 
 SEED_MAX: Final = (1 << 32) - 2
 LOGIT_BIAS_MAX: Final = 300

@@ -16,11 +16,11 @@ from p2pnode import compiled
 
 if TYPE_CHECKING:
     __version__: str
-    from p2pnode.client.answer import Answer
     from p2pnode.client.bill import BillItem, Usage
-    from p2pnode.client.client import Client
+    from p2pnode.client.chosen import Client
     from p2pnode.client.embedding import Embedding
     from p2pnode.client.failover import Held
+    from p2pnode.client.interface import Answer
     from p2pnode.client.ranking import Filters
     from p2pnode.config import NodeConfig
     from p2pnode.errors import (
@@ -42,10 +42,10 @@ if TYPE_CHECKING:
     from p2pnode.protocols.inference.messages import ResponseFormat, SamplingParams
 
 _WHERE = {
-    "Answer": "p2pnode.client.answer",
+    "Answer": "p2pnode.client.interface",
     "BillItem": "p2pnode.client.bill",
     "ChainError": "p2pnode.errors",
-    "Client": "p2pnode.client.client",
+    "Client": "p2pnode.client.chosen",
     "ConfigError": "p2pnode.errors",
     "Embedding": "p2pnode.client.embedding",
     "EngineError": "p2pnode.errors",

@@ -27,9 +27,9 @@ from p2pnode.bench.processes import Joined, joined
 from p2pnode.chain.dev.devchain import open_dev_chain
 from p2pnode.chain.profile import write_profile
 from p2pnode.chain.wallet.wallet import open_or_make_wallet
-from p2pnode.client.answer import Answer
 from p2pnode.client.client import Client
 from p2pnode.client.failover import Held
+from p2pnode.client.interface import Answer
 from p2pnode.client.session import Session, SessionTurn
 from p2pnode.config import DEFAULT_MODEL, NodeConfig
 from p2pnode.errors import LocalError

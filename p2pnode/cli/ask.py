@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from p2pnode.cli.client import make_client
+from p2pnode.cli.client import open_client
 from p2pnode.cli.options import (
     BootstrapOption,
     ChainOption,
@@ -24,7 +24,6 @@ from p2pnode.cli.options import (
     S5UrlOption,
     StoreOption,
     blaming,
-    check_target,
     configure,
     data_of,
     units_of,
@@ -33,6 +32,9 @@ from p2pnode.cli.output import Output, shorten
 from p2pnode.cli.tool_results import call_line
 from p2pnode.cli.user_input import READ_MAX, read_all
 from p2pnode.words import one_line
+
+if TYPE_CHECKING:
+    from p2pnode.ids import ModelId
 
 PeerOption = Annotated[
     str | None, typer.Option("--peer", help="Dial this multiaddr and no other; nothing is searched.")
@@ -188,23 +190,9 @@ def ask(
     output = Output(as_json=as_json, data_dir=data_dir)
 
     async def run() -> None:
-        from p2pnode.client.question import ChatOptions
+        from p2pnode.client.chat_options import ChatOptions
 
-        check_target(model, peer, data_dir, no_discovery=no_discovery)
         sampling = make_sampling(max_tokens, temperature, top_p, stop)
-        client = make_client(
-            output,
-            data_dir,
-            bootstrap,
-            mdns=mdns,
-            discovery=not no_discovery and peer is None,
-            chain=chain,
-            spend_session_max=max_spend,
-            closes=close,
-            wait_s=wait,
-            stores=store,
-            s5_url=s5_url,
-        )
         said = await _conversation_of(output, messages, question)
         filters = make_filters(
             max_cost, only, never, accept_equivalent,
@@ -219,7 +207,10 @@ def ask(
             filters=filters,
             **prompt_options(tool, tool_choice, schema, answer_format),
         )
-        async with client:
+        async with open_client(
+            output, data_dir, bootstrap, model=model, peer=peer, no_discovery=no_discovery, mdns=mdns,
+            chain=chain, spend_session_max=max_spend, closes=close, wait_s=wait, stores=store, s5_url=s5_url,
+        ) as client:  # fmt: skip
             if dry_run:
                 print_estimates(output, await client.estimate(said, options))
                 return
@@ -240,7 +231,10 @@ def prompt_options(
     tool: list[Path] | None, tool_choice: str, schema: Path | None, answer_format: str | None
 ) -> dict[str, Any]:
     """What the flags say of tools and of the answer's form. Raises ``UsageError`` that names the flag."""
-    from p2pnode.client.question import check_question, tools_of
+    if not tool and tool_choice == "auto" and schema is None and answer_format is None:
+        return {}  # what checks them takes long to import
+    from p2pnode.client.chat_options import tools_of
+    from p2pnode.client.question import check_question
     from p2pnode.errors import UsageError
     from p2pnode.protocols.inference.messages import ChatMessage, PromptBody, ResponseFormat
 
@@ -320,16 +314,19 @@ def make_filters(
 ) -> Any:
     """Which hosts may be asked. Raises ``UsageError`` that names the flag."""
     from p2pnode.client.host_rules import HostRules
-    from p2pnode.client.question import resolve_model
     from p2pnode.client.ranking import Filters
 
     with blaming("--only"):
         rules = HostRules.of(only=only or ())
     with blaming("--never"):
         rules = replace(rules, never=HostRules.of(never=never or ()).never)
-    with blaming("--accept-equivalent"):
+    equivalents: tuple[ModelId, ...] = ()
+    if equivalent:
+        from p2pnode.client.question import resolve_model
+
         models_dir = data_of(data_dir).models
-        equivalents = tuple(resolve_model(name, models_dir).model for name in equivalent or ())
+        with blaming("--accept-equivalent"):
+            equivalents = tuple(resolve_model(name, models_dir).model for name in equivalent)
     return Filters(
         cost_max=None if max_cost is None else units_of(max_cost, "--max-cost"),
         rules=rules,
@@ -348,7 +345,7 @@ def checked_context(context: str) -> Any:
     """The value of ``--context``. Raises ``UsageError``."""
     from typing import get_args
 
-    from p2pnode.client.question import ContextChoice
+    from p2pnode.client.chat_options import ContextChoice
     from p2pnode.errors import UsageError
 
     if context not in get_args(ContextChoice):
@@ -438,7 +435,7 @@ async def stream(output: Output, conversation: Any, answer: Any) -> None:
         if conversation is not None and conversation.cut_short and conversation.is_kept and not hopeless:
             with trio.CancelScope(shield=True):
                 await conversation.wait_written()
-            sid = conversation.stored.sid.hex() if conversation.stored is not None else ""
+            sid = conversation.sid.hex() if conversation.sid is not None else ""
             what, then = (
                 ("cut short", "goes on with the answer") if answer.ids else ("unanswered", "asks again")
             )

@@ -40,7 +40,7 @@ from p2pnode.cli.ask import (
     seed_given,
     show,
 )
-from p2pnode.cli.client import make_client
+from p2pnode.cli.client import open_client
 from p2pnode.cli.options import (
     BootstrapOption,
     ChainOption,
@@ -52,7 +52,6 @@ from p2pnode.cli.options import (
     NoSaveOption,
     S5UrlOption,
     StoreOption,
-    check_target,
     configure,
 )
 from p2pnode.cli.output import Output, error_fields
@@ -72,8 +71,7 @@ from p2pnode.errors import LocalError, P2PNodeError, RefusedError
 if TYPE_CHECKING:
     import trio
 
-    from p2pnode.client.answer import Answer
-    from p2pnode.client.conversation import Conversation
+    from p2pnode.client.interface import Answer, Conversation
     from p2pnode.protocols.inference.messages import Tool, ToolCall
 
 ToolCommandOption = Annotated[
@@ -149,25 +147,11 @@ def chat(
     chats: list[Chat] = []
 
     async def run() -> None:
-        from p2pnode.client.question import ChatOptions
+        from p2pnode.client.chat_options import ChatOptions
 
-        check_target(model, peer, data_dir, no_discovery=no_discovery)
         sampling = make_sampling(max_tokens, temperature, top_p, stop)
         asked = prompt_options(tool, tool_choice, schema, answer_format)
-        program = find_program(tool_command, asked["tools"], yes=yes)
-        client = make_client(
-            output,
-            data_dir,
-            bootstrap,
-            mdns=mdns,
-            discovery=not no_discovery and peer is None,
-            chain=chain,
-            spend_session_max=max_spend,
-            closes=close,
-            wait_s=wait,
-            stores=store,
-            s5_url=s5_url,
-        )
+        program = find_program(tool_command, asked.get("tools", ()), yes=yes)
         options = ChatOptions(
             model=model,
             peer=peer,
@@ -187,11 +171,14 @@ def chat(
             **asked,
         )
         with UserInput(sys.stdin, quiet=as_json, edits=True) as lines:
-            async with client:
+            async with open_client(
+                output, data_dir, bootstrap, model=model, peer=peer, no_discovery=no_discovery, mdns=mdns,
+                chain=chain, spend_session_max=max_spend, closes=close, wait_s=wait, stores=store,
+                s5_url=s5_url,
+            ) as client:  # fmt: skip
 
                 async def begin() -> Conversation:
-                    conversation: Conversation = await client.new_conversation(options, keep=not no_save)
-                    return conversation
+                    return await client.new_conversation(options, keep=not no_save)
 
                 chats.append(Chat(output, lines, await begin(), begin, program))
                 await chats[0].run()

@@ -7,16 +7,17 @@ before it is signed; all else waits for the end of a line.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from p2pnode.cli.options import blaming, build_config
+from p2pnode.cli.options import blaming, build_config, check_target
 from p2pnode.cli.output import Output, price_of, shorten
 from p2pnode.words import count_of, one_line
 
 if TYPE_CHECKING:
+    from p2pnode.client import interface
     from p2pnode.client.client import Client
     from p2pnode.node.datadir import DataDir
 
@@ -26,6 +27,10 @@ HERE_ONLY: Final = (
     "your owner key), and give that node's invite here with --store"
 )
 """For who has no replicas: no failure, but something to know once."""
+_FLAGS: Final = {
+    "spend_session_max": "--max-spend", "stores": "--store", "closes": "--close", "version": "version",
+}  # fmt: skip
+"""Flags that aren't named as their settings."""
 SHORT: Final = 8
 """Digits of an id that people are shown; any beginning that only one conversation has is taken."""
 
@@ -56,6 +61,62 @@ def make_client(
     return Client(
         config, bootstrap=first, discovery=discovery, closes=closes, wait_s=wait_s, on_event=reporter
     )
+
+
+@asynccontextmanager
+async def open_client(
+    output: Output,
+    data_dir: Path | None,
+    bootstrap: list[str] | None,
+    *,
+    model: str | None,
+    peer: str | None = None,
+    no_discovery: bool = False,
+    mdns: bool | None,
+    closes: bool = False,
+    wait_s: float = 0.0,
+    **flags: Any,
+) -> AsyncIterator[interface.Client]:
+    """The client to ask with: the gateway of the data dir where one runs that has these flags, else our own.
+
+    Raises ``UsageError`` that names the flag.
+    """
+    from p2pnode.client.chosen import chosen_client, wanted_form
+    from p2pnode.errors import UsageError
+    from p2pnode.node.datadir import DataDir
+
+    check_target(None, peer, data_dir, no_discovery=no_discovery)
+    config = build_config(data_dir, mdns=mdns, **flags)
+    given = {"mdns": mdns, **flags}
+    wanted = {name: wanted_form(name, getattr(config, name)) for name in given if given[name] is not None}
+    if bootstrap:
+        wanted["bootstrap"] = tuple(bootstrap)
+    if closes:
+        wanted["closes"] = True  # the gateway's sessions are not ours to end
+    by_gateway = True
+
+    def make() -> Client:
+        nonlocal by_gateway
+        by_gateway = False
+        check_target(model, peer, data_dir)
+        return make_client(
+            output, data_dir, bootstrap, mdns=mdns, discovery=not no_discovery and peer is None,
+            closes=closes, wait_s=wait_s, **flags,
+        )  # fmt: skip
+
+    def tell_own(differs: tuple[str, ...]) -> None:
+        names = " and ".join(_FLAGS.get(name, f"--{name.replace('_', '-')}") for name in differs)
+        output.note(f"[the gateway that runs here was started with another {names}: not asking through it]")
+
+    reporter = ClientReporter(output, DataDir(config.data_dir))
+    try:
+        async with chosen_client(config.data_dir, wanted, make, on_event=reporter, on_own=tell_own) as client:
+            yield client
+    except UsageError:
+        if by_gateway:
+            # It knows no flags. Looked for here only now: to read the catalogue takes as long as to ask.
+            check_target(model, peer, data_dir)
+        raise
 
 
 class ClientReporter:

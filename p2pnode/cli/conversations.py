@@ -107,7 +107,7 @@ def resume(
     chats: list[Chat] = []
 
     async def run() -> None:
-        from p2pnode.client.question import ChatOptions
+        from p2pnode.client.chat_options import ChatOptions
 
         check_target(model, None, data_dir)
         sampling = make_sampling(max_tokens, temperature, top_p, stop)

@@ -29,8 +29,8 @@ from p2pnode.words import count_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from p2pnode.client.chat_options import ChatOptions
     from p2pnode.client.client import Client
-    from p2pnode.client.question import ChatOptions
     from p2pnode.models.engine import Engine, EngineInfo
     from p2pnode.models.evaluation.evaluation import Answered
     from p2pnode.models.evaluation.task_set import Item
@@ -184,7 +184,7 @@ async def _evaluate_host(
 
 def _options(item: Item, name: str, peer: str, caps: int) -> ChatOptions:
     """How a host with these capabilities is asked."""
-    from p2pnode.client.question import ChatOptions
+    from p2pnode.client.chat_options import ChatOptions
     from p2pnode.models.evaluation.evaluation import format_of, sampling_of
     from p2pnode.protocols.adverts.messages import Capability
     from p2pnode.protocols.inference.messages import ResponseFormat

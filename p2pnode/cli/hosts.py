@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from p2pnode.cli.ask import MinReputationOption, VerifiedOption, verified_of
-from p2pnode.cli.client import make_client
+from p2pnode.cli.client import open_client
 from p2pnode.cli.options import (
     BootstrapOption,
     ChainOption,
@@ -18,8 +18,8 @@ from p2pnode.cli.options import (
     LogOption,
     MdnsOption,
     ModelOption,
-    check_target,
     configure,
+    data_of,
     units_of,
 )
 from p2pnode.cli.output import Output, shorten
@@ -58,13 +58,11 @@ def hosts(
     from p2pnode.cli.runner import run_async
     from p2pnode.client.ranking import Filters
     from p2pnode.errors import NoHostError
-    from p2pnode.node.datadir import DataDir
 
     configure(log_level)
     output = Output(as_json=as_json, data_dir=data_dir)
 
     async def run() -> None:
-        check_target(model, None, data_dir)
         filters = Filters(
             price_in_max=None if max_price_in is None else units_of(max_price_in, "--max-price-in"),
             price_out_max=None if max_price_out is None else units_of(max_price_out, "--max-price-out"),
@@ -73,15 +71,14 @@ def hosts(
             reputation_min=min_reputation,
             verified=verified_of(verified),
         )
-        async with make_client(output, data_dir, bootstrap, mdns=mdns, discovery=True, chain=chain) as client:
+        async with open_client(output, data_dir, bootstrap, model=model, mdns=mdns, chain=chain) as client:
             ranking = await client.hosts(model, filters)
             failures, alone = client.last_failures, client.alone
             shown = (*ranking.chosen, *(ranking.excluded if why else ()))
             sheets = await client.sheets(each.advert for each in shown)
         print_hosts(output, ranking, sheets, failures if why else {}, why=why)
         if why:
-            data = DataDir(client.runtime.config.data_dir)
-            print_qualities(output, data, {each.offer.model for each in shown})
+            print_qualities(output, data_of(data_dir), {each.offer.model for each in shown})
         if not ranking.chosen:
             asked = {
                 "--max-price-in": max_price_in,

@@ -85,18 +85,20 @@ def check_target(
     model: str | None, peer: str | None, data_dir: Path | None, *, no_discovery: bool = False
 ) -> None:
     """Raise ``UsageError`` when nobody could be meant by these flags. Tries nothing."""
-    from p2pnode.client.question import resolve_model
     from p2pnode.errors import UsageError
-    from p2pnode.ids import pasted
-    from p2pnode.net.multiaddrs import split_peer
 
     if no_discovery and peer is None:
         msg = "--no-discovery needs --peer MULTIADDR: there is nobody to ask"
         raise UsageError(msg)
     if peer is not None:
+        from p2pnode.ids import pasted
+        from p2pnode.net.multiaddrs import split_peer
+
         with blaming("--peer"):
             split_peer(pasted(peer))
     if model is not None:
+        from p2pnode.client.question import resolve_model
+
         models_dir = data_of(data_dir).models
         with blaming("--model"):
             resolve_model(model, models_dir)

@@ -11,23 +11,22 @@ import itertools
 import math
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import asdict
-from types import TracebackType
-from typing import Protocol, Self, TypeAlias
+from typing import Protocol, TypeAlias
 
 import structlog
 import trio
 import trio.lowlevel
 
+from p2pnode.client import interface
 from p2pnode.client.bill import AnswerRecord, BillItem, Usage
 from p2pnode.client.failover import (
     Attempt,
     AttemptEnd,
     Decision,
     Failover,
-    Held,
     PartialAnswer,
     SessionState,
     cut_short,
@@ -58,8 +57,7 @@ from p2pnode.protocols.inference.commands import (
     TurnDone,
     TurnFailed,
 )
-from p2pnode.protocols.inference.messages import FinishReason, PromptBody, TokenLogprob, Tokens, ToolCall
-from p2pnode.protocols.inference.prompt_rules import call_id
+from p2pnode.protocols.inference.messages import FinishReason, PromptBody, TokenLogprob, Tokens
 
 log = structlog.get_logger()
 Shorten: TypeAlias = Callable[[PromptBody], PromptBody | None]
@@ -143,14 +141,10 @@ class Watcher(Protocol):
         """The answer is whole, was stopped, or (None) was cut short."""
 
 
-class Answer:
-    """``async for piece in answer``. After the end: ``usage``, ``bill``, ``host``, ``text``, ``ids``.
+class Answer(interface.Answer):
+    """An answer of hosts that this client finds and pays itself.
 
-    When no host can go on, what came stays in ``text`` and ``ids``, and ``Client.go_on`` goes on from there.
-    A host that broke the protocol may cost the last ids whose text nobody saw.
-
-    Who leaves the loop ends the turn: at once with ``async with``, soon where the answer is dropped. An
-    answer that is kept and not read for ``stall_s`` gives its host's place back, and goes on when it is read
+    One that is kept and not read for ``stall_s`` gives its host's place back, and goes on when it is read
     again.
     """
 
@@ -205,47 +199,18 @@ class Answer:
         self._slow_reported = False
         self._shorten = shorten
         self.trusted = trusted
-        """Whether a host that the user trusts was asked."""
         self.left_out = 0
-        """How many of the oldest messages were left out of the prompt."""
         self._asked_at: float | None = None
         self._first_at: float | None = None
         self._done = False
         self.host: PeerId | None = None
-        """The last host that was asked."""
         self.usage: Usage | None = None
-        """Set once the answer is whole."""
         self.checkpoints = 0
-        """How many receipts were checked."""
         self.logprobs: list[TokenLogprob] = []
-        """Of the ids that this answer brought, where they were asked for. No host proves them."""
 
     @property
     def text_checked(self) -> bool:
-        """Whether text and calls of tools were compared with the ids that hosts were paid for."""
         return self._vocabulary is not None
-
-    @property
-    def reasoning(self) -> str:
-        """What the model thought so far."""
-        return self._partial.reasoning
-
-    @property
-    def tool_calls(self) -> tuple[ToolCall, ...]:
-        """The calls so far; the last one may be cut where the answer is. Each has an id that stays."""
-        seed = self._partial.body.seed
-        calls = enumerate(self._partial.calls)
-        return tuple(ToolCall(id=call_id(seed, at), name=name, arguments=said) for at, (name, said) in calls)
-
-    @property
-    def text(self) -> str:
-        """The text so far."""
-        return self._partial.text
-
-    @property
-    def ids(self) -> list[int]:
-        """The token ids so far; their text may come later."""
-        return self._partial.ids
 
     @property
     def vectors(self) -> list[bytes]:
@@ -259,50 +224,33 @@ class Answer:
         return self._partial.said_aside
 
     @property
-    def text_known(self) -> int:
-        """How many of ``ids`` have their text in ``text``."""
-        return self._partial.text_known
-
-    @property
     def being_read(self) -> bool:
         """Whether somebody waits for its next piece."""
         return self._reader.locked()
 
     @property
     def session(self) -> SessionId | None:
-        """The session that is asked now."""
         attempt = self._failover.attempt
         return attempt.session if attempt is not None else None
 
     @property
     def wallet(self) -> bytes | None:
-        """The wallet of the host that was asked last, by its binding; 20 bytes."""
         return self._candidate.advert.binding.wallet if self._candidate is not None else None
 
     @property
     def offer(self) -> Offer | None:
-        """The offer of the host that was asked last: its model and prices."""
         return self._candidate.offer if self._candidate is not None else None
 
     @property
     def standby(self) -> PeerId | None:
-        """The next host, if one is ready to go on."""
         return self._search.standby if self._search is not None else None
 
     @property
-    def held(self) -> Held:
-        """What another answer can go on from, perhaps in another process: ``Client.chat`` takes it."""
-        return self._partial.held
-
-    @property
     def bill(self) -> tuple[BillItem, ...]:
-        """What each host was used for, in order; a host's item comes when its attempt is over."""
         return self._failover.bill.items
 
     def rest(self) -> Answer:
-        """Another answer that goes on from what this one holds."""
         partial = PartialAnswer.of(self._partial.body, self.held)
-        partial.seed = self._partial.seed
         return Answer(
             self._runtime,
             self._pool,
@@ -320,25 +268,7 @@ class Answer:
 
     # ---- reading
 
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> str:
-        self._answers.begin(self)
-        while True:
-            said = await self.next_said()
-            if said.channel == "content" and said.text:
-                return said.text
-
-    def events(self) -> AsyncIterator[Said]:
-        """All that the model says as it comes: content, reasoning, and calls of tools in pieces.
-
-        Use it instead of ``async for`` over the answer, which gives the content only.
-        """
-        return _Events(self)
-
     async def next_said(self) -> Said:
-        """The next piece in any channel. Raises ``StopAsyncIteration`` at the end."""
         self._answers.begin(self)
         async with self._reader:
             self._read_at = math.inf
@@ -371,16 +301,7 @@ class Answer:
             if piece is not None:
                 return piece
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
     async def aclose(self) -> None:
-        """Stop the turn if it still runs. What was delivered, and is billed, is in ``text`` and ``ids``."""
         self._failover.cancelled = True
         if self._turn is not None and not self._done:
             self._turn.cancel()
@@ -757,16 +678,3 @@ class Answer:
         )
         log.info("answer.ended", **asdict(record))
         self._runtime.observe(record)
-
-
-class _Events:
-    """See ``Answer.events``. No generator: one that is left half read has to be closed, and is often not."""
-
-    def __init__(self, answer: Answer) -> None:
-        self._answer = answer
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Said:
-        return await self._answer.next_said()

@@ -12,11 +12,13 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import trio
 
+from p2pnode.client import interface
 from p2pnode.client.answer import Answer
+from p2pnode.client.chat_options import ChatOptions, Estimate, Messages
 from p2pnode.client.conversation import Conversation
 from p2pnode.client.conversations import Conversations
 from p2pnode.client.embedding import Embedding
@@ -25,15 +27,7 @@ from p2pnode.client.host_memory import HostMemory
 from p2pnode.client.hosts import Searches
 from p2pnode.client.kept_sessions import KeptSessions
 from p2pnode.client.pool import SessionPool
-from p2pnode.client.question import (
-    ChatOptions,
-    ContextChoice,
-    Estimate,
-    Messages,
-    Questions,
-    resolve_model,
-    tools_of,
-)
+from p2pnode.client.question import Questions, resolve_model
 from p2pnode.client.ranking import Candidate, Filters, Ranking
 from p2pnode.client.runtime import Event, Runtime
 from p2pnode.config import DEFAULT_MODEL, NodeConfig
@@ -42,8 +36,6 @@ from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.models.vocabulary import Vocabulary
 from p2pnode.node.node import Node
 from p2pnode.protocols.adverts.messages import Advert, Sheet
-from p2pnode.protocols.inference.messages import ResponseFormat, SamplingParams
-from p2pnode.protocols.inference.prompt_rules import seed_of
 
 _TOKENIZER_HOSTS: Final = 3
 if TYPE_CHECKING:
@@ -52,7 +44,7 @@ if TYPE_CHECKING:
     from p2pnode.payments.redelivery import Redeliverer
 
 
-class Client:
+class Client(interface.Client):
     """Finds hosts and asks them. Use it as an async context manager; one per program is enough."""
 
     def __init__(
@@ -76,7 +68,6 @@ class Client:
         self._stack: AsyncExitStack | None = None
         self.last_failures: Mapping[PeerId, str] = {}
         self.alone = False
-        """Whether the last :meth:`hosts` met no other node, and knew of none."""
         self.runtime = Runtime(
             config or (NodeConfig(data_dir=data_dir) if data_dir is not None else NodeConfig()),
             bootstrap=tuple(bootstrap),
@@ -162,56 +153,7 @@ class Client:
 
     # ---- asking
 
-    def chat(
-        self,
-        messages: Messages,
-        *,
-        model: str | None = None,
-        peer: str | None = None,
-        system: str | None = None,
-        sampling: SamplingParams | None = None,
-        filters: Filters | None = None,
-        context: ContextChoice = "refuse",
-        tools: Sequence[Mapping[str, Any]] = (),
-        tool_choice: str = "auto",
-        response_format: ResponseFormat | None = None,
-        logprobs: int = -1,
-        seed: int | None = None,
-        budget: Key | None = None,
-        held: Held | None = None,
-    ) -> Answer:
-        """Ask a question; iterate over the result for pieces of text as they stream.
-
-        ``messages``: a question, or a conversation as ``{"role", "content"}`` maps, as OpenAI's API has them.
-        ``tools`` has functions that the model may call, in the same form; ``Answer.events`` brings calls as
-        they stream, ``Answer.tool_calls`` has them. ``tool_choice`` is "auto", "none", "required" or "name:"
-        and a tool's name. ``response_format`` shapes the content. ``logprobs`` asks for those of the answer's
-        tokens and so many likely ones, ``seed`` makes sampling repeatable on one engine. ``model``: a name of
-        the catalogue or a model id; the default model otherwise. ``peer``: the multiaddr of the host to ask;
-        then none is searched. ``context``: see ``ChatOptions``. ``budget``: the key that pays. ``held``: what
-        came of this answer before, to go on from. Raises, while iterating: ``NoHostError``,
-        ``RefusedError``, ``UnreachableError``, and ``LocalError`` where this side can't or may not pay
-        (``BudgetError`` where the key does not); ``ConfigError`` for an unknown model or malformed multiaddr,
-        at once.
-        """
-        options = ChatOptions(
-            model=model,
-            peer=peer,
-            system=system,
-            sampling=sampling,
-            filters=filters,
-            context=context,
-            tools=tools_of(tools),
-            tool_choice=tool_choice,
-            response_format=response_format or ResponseFormat(),
-            logprobs=logprobs,
-            seed=None if seed is None else seed_of(seed),
-            budget=budget,
-        )
-        return self.answer(messages, options, held=held)
-
     def answer(self, messages: Messages, options: ChatOptions, *, held: Held | None = None) -> Answer:
-        """As :meth:`chat`, with all options in one."""
         return self._questions.answer(messages, options, held=held)
 
     def embed(
@@ -223,12 +165,6 @@ class Client:
         filters: Filters | None = None,
         budget: Key | None = None,
     ) -> Embedding:
-        """The vector of each text: iterate over the result, which gives tuples of numbers in their order.
-
-        Only hosts whose engine makes embeddings are asked, in as many turns as the texts take; each text is
-        billed once, as input. Other parameters and what is raised are as in :meth:`chat`; ``ConfigError`` for
-        a text that is empty, at once.
-        """
         options = ChatOptions(model=model, peer=peer, filters=filters, budget=budget)
         return self._questions.embedding(texts, options)
 
@@ -247,7 +183,6 @@ class Client:
         return found
 
     async def count(self, messages: Messages, options: ChatOptions) -> tuple[int, bool]:
-        """How many tokens a prompt has, and whether that is exact; see ``Questions.count``."""
         counted = await self._questions.count(messages, options)
         if not counted[1]:
             await self.vocabulary(options.model, ask_hosts=True)  # with it comes what renders
@@ -255,32 +190,21 @@ class Client:
         return counted
 
     async def estimate(self, messages: Messages, options: ChatOptions | None = None) -> list[Estimate]:
-        """What a question can cost at each host that may be asked; see ``Questions.estimate``."""
         return await self._questions.estimate(messages, options or ChatOptions())
-
-    def go_on(self, answer: Answer) -> Answer:
-        """Go on with an answer that was cut short, from exactly what it holds: no token is asked for twice.
-
-        The new answer's ``text`` and ``ids`` begin with those of the old one; its pieces and its bill don't.
-        """
-        return answer.rest()
 
     # ---- conversations
 
     async def new_conversation(
         self, options: ChatOptions | None = None, *, keep: bool = True
     ) -> Conversation:
-        """A new conversation, kept where this data dir keeps any. Raises ``LocalError``."""
         return await self.conversations.new(options or ChatOptions(), keep=keep)
 
     async def resume(self, sid: bytes, options: ChatOptions | None = None) -> Conversation:
-        """A conversation that was kept, here or elsewhere. Raises ``LocalError``; see ``Archive.open``."""
         return await self.conversations.resume(sid, options or ChatOptions())
 
     # ---- hosts
 
     async def sheets(self, adverts: Iterable[Advert]) -> dict[PeerId, Sheet]:
-        """What these hosts say at length, asked of all at once; those that don't answer are left out."""
         return await self.searches.sheets(adverts)
 
     async def advert_of(self, multiaddrs: Sequence[str]) -> Advert | None:
@@ -292,11 +216,9 @@ class Client:
         return await self.searches.clock_offsets()
 
     async def known_adverts(self) -> list[Advert]:
-        """Live adverts of every model that the first peers and those on the local network know of."""
         return await self.searches.known_adverts()
 
     async def hosts(self, model: str | None = None, filters: Filters | None = None) -> Ranking:
-        """Hosts of a model in the order they would be tried, and those left out with the reason."""
         named = model if model is not None else DEFAULT_MODEL
         known = resolve_model(named, self.runtime.data.models)
         allowed = filters or Filters()

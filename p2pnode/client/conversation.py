@@ -17,11 +17,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from p2pnode.client import interface
 from p2pnode.client.answer import Answer
 from p2pnode.client.bill import BillItem
+from p2pnode.client.chat_options import ChatOptions
 from p2pnode.client.history import History, Message
 from p2pnode.client.host_rules import HostRules
-from p2pnode.client.question import ChatOptions, Questions
+from p2pnode.client.question import Questions
 from p2pnode.client.runtime import Runtime
 from p2pnode.errors import ConfigError
 from p2pnode.ids import ModelId, PeerId, SessionId
@@ -34,8 +36,8 @@ if TYPE_CHECKING:
     from p2pnode.storage.conversations.writer import ConversationWriter
 
 
-class Conversation:
-    """Made by ``Client.new_conversation`` and ``Client.resume``. It gives one answer at a time.
+class Conversation(interface.Conversation):
+    """A conversation whose answers this client has of hosts itself.
 
     Where it is kept, a ``writer`` writes it down; ``on_host`` is called with each host that serves it.
     """
@@ -83,6 +85,10 @@ class Conversation:
         return self._writer.conversation if self._writer is not None else None
 
     @property
+    def sid(self) -> bytes | None:
+        return self.stored.sid if self.stored is not None else None
+
+    @property
     def losses(self) -> Sequence[Loss]:
         """Parts of it that should have been kept and could not be read."""
         stored = self.stored
@@ -90,7 +96,6 @@ class Conversation:
 
     @property
     def is_kept(self) -> bool:
-        """Whether it is written down."""
         return self._writer is not None
 
     @property
@@ -100,39 +105,29 @@ class Conversation:
 
     @property
     def has_question(self) -> bool:
-        """Whether anything was asked, so that :meth:`again` can ask it again."""
         return self._history.has_question
 
     @property
     def cut_short(self) -> bool:
-        """Whether :meth:`go_on` can go on with the last answer."""
         return self._history.unfinished is not None
 
     @property
     def unanswered(self) -> bool:
-        """Whether the last answer was cut short before anything came."""
         answer = self._history.unfinished
         return answer is not None and not answer.ids
 
     @property
     def calls(self) -> Sequence[ToolCall]:
-        """The tools that the last answer called, while their results are waited for."""
         return self._history.calls
 
     # ---- asking
 
     def ask(self, question: str) -> Answer:
-        """Ask the next question."""
         self._read_moved()
         self._say("user", question)
         return self._answer(self._history.begin_answer())
 
     def give_results(self, results: Sequence[str]) -> Answer:
-        """Give the results of :attr:`calls`, in their order, and ask on.
-
-        Which tool is called from here on is the model's to choose, whatever ``tool_choice`` demanded before:
-        it would never answer. Raises ``ConfigError`` for another number of results.
-        """
         if not results or len(results) != len(self.calls):
             msg = f"{len(self.calls)} calls of tools wait for their results: give one for each"
             raise ConfigError(msg)
@@ -142,7 +137,6 @@ class Conversation:
         return self._answer(self._history.begin_answer(), options)
 
     def again(self) -> Answer:
-        """Ask the last question again, with the next seed. Raises ``ConfigError`` where there is none."""
         if not self.has_question:
             msg = "nothing was asked yet: ask something first"
             raise ConfigError(msg)
@@ -156,7 +150,6 @@ class Conversation:
         return self._answer(self._history.begin_answer())
 
     def go_on(self) -> Answer:
-        """Ask for the rest of the answer that was cut short. Raises ``ConfigError`` where there is none."""
         answer = self._history.unfinished
         if answer is None:
             msg = "no answer was cut short: ask something"
@@ -239,6 +232,12 @@ class Conversation:
             else:
                 self._open_sessions.add(session)
 
+    @property
+    def has_open_sessions(self) -> bool:
+        """Whether a paid session of it is not over, so that it may yet be left."""
+        self.note_purchases()
+        return bool(self._open_sessions)
+
     def note_course(self, *, trusted: bool, left_out: int) -> None:
         """An answer is over: whether a trusted host was asked, and what its prompt went without."""
         self._trusted = self._trusted or trusted
@@ -272,7 +271,6 @@ class Conversation:
         return self._writer.trouble if self._writer is not None else ""
 
     async def wait_written(self) -> None:
-        """Until all of it is on this machine's disk, or the disk did not take it."""
         self.note_purchases()
         if self._writer is not None:
             await self._writer.flushed()

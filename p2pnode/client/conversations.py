@@ -6,15 +6,17 @@ kept where is the replicator's business, what is said the conversation's.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import structlog
 import trio
 
+from p2pnode.client.chat_options import ChatOptions
 from p2pnode.client.conversation import Conversation
 from p2pnode.client.hosts import Searches
-from p2pnode.client.question import ChatOptions, Questions, resolve_model
+from p2pnode.client.question import Questions, resolve_model
 from p2pnode.client.runtime import Runtime
 from p2pnode.config import DEFAULT_MODEL
 from p2pnode.errors import P2PNodeError, StorageError
@@ -41,6 +43,8 @@ class Conversations:
         self._replicator: Replicator | None = None
         self._opening = trio.Lock()
         self._conversations: list[Conversation] = []
+        self._ended: list[Conversation] = []
+        """Those of them in which nothing more is said."""
         self._forgotten: list[bytes] = []
 
     @property
@@ -138,25 +142,43 @@ class Conversations:
         except StorageError as error:
             log.warning("session.not_marked", session=session.hex()[:16], reason=str(error))
 
+    async def end(self, conversation: Conversation) -> None:
+        """Nothing more is said in it: write down what was, send it to replicas, and tell where it is kept.
+
+        Where its sessions are still open it is remembered, so that it notes when they are left.
+        """
+        if self._replicator is None or conversation not in self._conversations:
+            return
+        await self._keep((conversation,))
+        self._ended.append(conversation)
+        for each in [each for each in self._ended if not each.has_open_sessions]:
+            self._ended.remove(each)
+            self._conversations.remove(each)
+
     async def finish(self, *, leaves: bool = True) -> None:
         """Before the client ends: write down all that was said, and send it to replicas while time allows.
 
         ``leaves``: sessions are left with the hosts that keep them, and not closed.
         """
-        replicator = self._replicator
-        if replicator is None:
+        if self._replicator is None:
             return
         if leaves:
             for conversation in self._conversations:
                 conversation.note_leaving()
+        await self._keep(self._conversations)
+
+    async def _keep(self, conversations: Sequence[Conversation]) -> None:
+        replicator = self._replicator
+        if replicator is None:
+            return
         with trio.CancelScope(shield=True):
             try:
-                await self._wait_written()
+                await self._wait_written(conversations)
                 kept = await replicator.finish()
             except P2PNodeError as error:
                 self._runtime.tell("conversation.not_kept", {"reason": str(error)})
                 return
-        stored = [(each.stored, each.not_written) for each in self._conversations]
+        stored = [(each.stored, each.not_written) for each in conversations]
         sids = [each.sid for each, _ in stored if each is not None]
         cut = {each.sid for each, not_written in stored if each is not None and not_written}
         for sid in dict.fromkeys((*sids, *self._forgotten)):
@@ -165,11 +187,11 @@ class Conversations:
             fields = {**kept.fields(sid), "cut": sid in cut, "gone": sid in self._forgotten}
             self._runtime.tell("conversation.kept", fields)
 
-    async def _wait_written(self) -> None:
+    async def _wait_written(self, conversations: Sequence[Conversation]) -> None:
         """Until all that was said is on our disk; for ``keep_deadline_s`` at most: a fork may wait."""
         deadline_s = self._runtime.limits.keep_deadline_s
         with trio.move_on_after(deadline_s) as scope:
-            for conversation in self._conversations:
+            for conversation in conversations:
                 await conversation.wait_written()
         if scope.cancelled_caught:
             reason = f"the last of it could not be written down within {deadline_s:g} s"

@@ -78,6 +78,8 @@ class Held:
     calls: tuple[tuple[str, str], ...] = ()
     aside: int = 0
     """Bytes that it said in thoughts and calls which are not here: they were not kept."""
+    seed: bytes = b""
+    """What follows is drawn from this one; from that of the prompt where it is empty."""
 
     @property
     def said_aside(self) -> int:
@@ -134,6 +136,7 @@ class PartialAnswer:
             list(held.calls),
             held.aside,
             held.said_aside,
+            seed=held.seed,
             _others_began=bool(held.ids),
         )
 
@@ -141,7 +144,13 @@ class PartialAnswer:
     def held(self) -> Held:
         """What another answer can go on from."""
         return Held(
-            tuple(self.ids), self.text, self.text_known, self.reasoning, tuple(self.calls), self.aside
+            tuple(self.ids),
+            self.text,
+            self.text_known,
+            self.reasoning,
+            tuple(self.calls),
+            self.aside,
+            self.seed,
         )
 
     def take(self, ids: Sequence[int], said: Said) -> None:

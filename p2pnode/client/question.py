@@ -6,17 +6,17 @@ looked for.
 
 from __future__ import annotations
 
-import json
 from base64 import b64decode
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast, get_args
+from typing import TYPE_CHECKING, Any, Final, cast, get_args
 
 import trio
 
 from p2pnode.client.answer import Answer, Answers, Watcher
+from p2pnode.client.chat_options import ChatOptions, Estimate, Messages, json_text_of, text_of
 from p2pnode.client.embedding import Embedding, EmbeddingTurn
 from p2pnode.client.failover import Held, PartialAnswer
 from p2pnode.client.history import without_oldest
@@ -24,7 +24,7 @@ from p2pnode.client.host_rules import HostRules
 from p2pnode.client.hosts import HostSearch, Searches
 from p2pnode.client.pool import SessionPool
 from p2pnode.client.prompt_check import KEPT, PromptRenderers
-from p2pnode.client.ranking import Candidate, CostBound, Filters, TurnBound, cost_bound, needs_of
+from p2pnode.client.ranking import Filters, TurnBound, cost_bound, needs_of
 from p2pnode.client.runtime import Runtime
 from p2pnode.config import DEFAULT_MODEL
 from p2pnode.errors import ConfigError, ProtocolError
@@ -49,21 +49,17 @@ from p2pnode.protocols.inference.messages import (
     ChatMessage,
     Part,
     PromptBody,
-    ResponseFormat,
     Role,
     SamplingParams,
-    Tool,
     ToolCall,
 )
-from p2pnode.protocols.inference.prompt_rules import JSON_DEPTH_MAX, check_prompt
+from p2pnode.protocols.inference.prompt_rules import check_prompt
 from p2pnode.protocols.wire import decode_record, encode
 from p2pnode.storage.model_peers import fetch_prompt_files
 
 if TYPE_CHECKING:
-    from p2pnode.payments.journal.keys import Key, KeyLimits
+    from p2pnode.payments.journal.keys import KeyLimits
 
-ContextChoice: TypeAlias = Literal["refuse", "drop-oldest"]
-Messages: TypeAlias = str | Sequence[Mapping[str, Any] | ChatMessage]
 _DAY_S: Final = 86_400
 _BYTES_PER_TOKEN: Final = 4
 _NO_EMBEDDINGS: Final = (
@@ -145,14 +141,14 @@ def _chat_message(message: Mapping[str, Any]) -> ChatMessage:
             content=tuple(_part(part) for part in parts),
             tool_calls=tuple(
                 ToolCall(
-                    id=_text(call["id"]),
-                    name=_text(call["function"]["name"]),
-                    arguments=_json_text(call["function"].get("arguments", "{}")),
+                    id=text_of(call["id"]),
+                    name=text_of(call["function"]["name"]),
+                    arguments=json_text_of(call["function"].get("arguments", "{}")),
                 )
                 for call in calls
             ),
-            tool_call_id=None if message.get("tool_call_id") is None else _text(message["tool_call_id"]),
-            name=_text(message.get("name") or ""),
+            tool_call_id=None if message.get("tool_call_id") is None else text_of(message["tool_call_id"]),
+            name=text_of(message.get("name") or ""),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         msg = (
@@ -168,44 +164,15 @@ def _one_of_roles(role: object) -> Role:
     return cast("Role", role)
 
 
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError
-    return value
-
-
-def _json_text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
-
-
 def _part(part: Mapping[str, Any]) -> Part:
     if part["type"] == "text":
-        return Part(text=_text(part["text"]))
+        return Part(text=text_of(part["text"]))
     if part["type"] == "image_url":
-        head, _, data = _text(part["image_url"]["url"]).partition(";base64,")
+        head, _, data = text_of(part["image_url"]["url"]).partition(";base64,")
         if not head.startswith("data:"):
             raise ConfigError("an image comes as a data: URL with base64, for a host fetches nothing")
         return Part(kind="image", data=b64decode(data, validate=True), mime=head.removeprefix("data:"))
     raise ConfigError(f"a part of a message is {str(part['type'])[:40]!r}; known are text and image_url")
-
-
-def tools_of(given: Sequence[Mapping[str, Any]]) -> tuple[Tool, ...]:
-    """Tools as OpenAI's API has them, or their functions alone. Raises ``ConfigError``."""
-    try:
-        functions = [each.get("function", each) for each in given]
-        return tuple(
-            Tool(
-                name=_text(each["name"]),
-                description=_text(each.get("description") or ""),
-                parameters=_json_text(each["parameters"]) if each.get("parameters") else "",
-            )
-            for each in functions
-        )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        msg = 'each tool is {"name": …, "description": …, "parameters": a JSON Schema of an object}'
-        raise ConfigError(msg) from error
-    except RecursionError as error:
-        raise ConfigError(f"a tool nests deeper than {JSON_DEPTH_MAX} levels") from error
 
 
 def _is_text(text: str) -> bool:
@@ -214,42 +181,6 @@ def _is_text(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChatOptions:
-    """How a question is asked; the parameters of ``Client.chat``."""
-
-    model: str | None = None
-    peer: str | None = None
-    system: str | None = None
-    sampling: SamplingParams | None = None
-    filters: Filters | None = None
-    context: ContextChoice = "refuse"
-    """What becomes of a conversation that fits no host: it is refused, or loses its oldest messages."""
-    tools: tuple[Tool, ...] = ()
-    tool_choice: str = "auto"
-    parallel_tool_calls: bool = True
-    response_format: ResponseFormat = field(default_factory=ResponseFormat)
-    logprobs: int = -1
-    seed: bytes | None = None
-    """16 bytes; drawn for each answer where there is none."""
-    budget: Key | None = None
-    """The key whose budget pays, and which says what may be asked of whom; None for the wallet's limits
-    alone."""
-    cache_key: bytes | None = None
-    """16 bytes. Turns of one session share a host's cache where they have the same key."""
-    prefer: PeerId | None = None
-    """The host that is asked first where a session with it is there: it may have the prompt in its cache."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
-    """What a question can cost at a host, before anything is signed."""
-
-    candidate: Candidate
-    turn: TurnBound
-    cost: CostBound
 
 
 def check_question(body: PromptBody) -> None:

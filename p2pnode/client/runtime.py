@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import trio
@@ -31,6 +33,14 @@ if TYPE_CHECKING:
     from p2pnode.payments.payer import Payer
 
 Event = Callable[[str, dict[str, object]], None]
+
+
+@dataclass(slots=True, eq=False)
+class _Listener:
+    on_event: Event | None
+
+
+_LISTENING: ContextVar[_Listener | None] = ContextVar("p2pnode_listening", default=None)
 _OUTSIDE = "use the client as `async with Client() as client`"
 
 
@@ -120,8 +130,24 @@ class Runtime:
         return int(self.node.wall())
 
     def tell(self, event: str, fields: dict[str, object]) -> None:
-        """Tell the listener of this client's events."""
-        self.on_event(event, fields)
+        """Tell who listens to the work that runs; where nobody does, the listener of this client's events."""
+        listener = _LISTENING.get()
+        (self.on_event if listener is None or listener.on_event is None else listener.on_event)(event, fields)
+
+    @contextmanager
+    def told_to(self, on_event: Event) -> Iterator[None]:
+        """Tell events of what is done in the block, by this task and those that it starts, to ``on_event``.
+
+        A session that is opened in it may outlive it; what happens to that later is told to this client's
+        listener again.
+        """
+        listener = _Listener(on_event)
+        token = _LISTENING.set(listener)
+        try:
+            yield
+        finally:
+            _LISTENING.reset(token)
+            listener.on_event = None
 
     def make_node(self) -> Node:
         """A node that dials only, with a peer key that is never written down."""

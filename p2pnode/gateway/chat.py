@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from p2pnode.client.question import chat_messages, tools_of
+from p2pnode.client.chat_options import tools_of
+from p2pnode.client.question import chat_messages
 from p2pnode.errors import ConfigError
 from p2pnode.gateway.faults import Fault, FaultError, bad_request
 from p2pnode.gateway.fields import Fields

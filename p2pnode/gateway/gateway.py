@@ -19,9 +19,10 @@ import trio
 
 from p2pnode.bounded import BoundedMap
 from p2pnode.client.answer import Answer
+from p2pnode.client.chat_options import ChatOptions
 from p2pnode.client.client import Client
 from p2pnode.client.embedding import Embedding
-from p2pnode.client.question import ChatOptions, resolve_model
+from p2pnode.client.question import resolve_model
 from p2pnode.client.ranking import why_not_free
 from p2pnode.config import DEFAULT_MODEL
 from p2pnode.errors import ConfigError, P2PNodeError

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from p2pnode.client.question import tools_of
+from p2pnode.client.chat_options import tools_of
 from p2pnode.errors import ConfigError
 from p2pnode.gateway.chat import dumped
 from p2pnode.gateway.faults import Fault, FaultError

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from p2pnode.client.question import tools_of
+from p2pnode.client.chat_options import tools_of
 from p2pnode.errors import ConfigError
 from p2pnode.gateway.chat import dumped, error_object, logprob_objects
 from p2pnode.gateway.faults import FaultError

@@ -1,9 +1,9 @@
 """The gateway on a socket: over which client, at which address, and where other programs find it.
 
-While it runs, ``<data-dir>/gateway.json`` says where: ``{"pid", "url", "keys_required"}``. It is written once
-the address is taken, removed at the end, and believed only while ``gateway.lock`` is held. A command such as
-``p2pnode ask`` that finds it there can ask through it instead of starting a network of its own: the turn
-model is the same, so it would send its messages to ``/v1/chat/completions`` with the key of the data dir.
+While it runs, ``<data-dir>/gateway.json`` says where: ``{"pid", "url", "keys_required", "socket"}``. It is
+written once the address is taken, removed at the end, and believed only while ``gateway.lock`` is held. A
+command such as ``p2pnode ask`` that finds it there asks through its owner socket instead of starting a
+network of its own.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from p2pnode.gateway.dashboard.dashboard import Dashboard
 from p2pnode.gateway.dashboard.node_view import Checks, NodeView
 from p2pnode.gateway.gateway import Gateway
 from p2pnode.gateway.keys import BudgetRing
+from p2pnode.gateway.owner_socket import OwnerSocket
 from p2pnode.http_server import HttpBounds, HttpServer, parse_listen
 from p2pnode.limits import Limits
 from p2pnode.scopes import is_loopback
@@ -134,8 +135,14 @@ async def serving_gateway(
                 finally:
                     ended.set()
 
-            async with background_task(run), background_task(view.run):
-                told = {"pid": os.getpid(), "url": server.url, "keys_required": ring.required}
+            owner = OwnerSocket(client)
+            async with background_task(run), background_task(view.run), background_task(owner.run):
+                told = {
+                    "pid": os.getpid(),
+                    "url": server.url,
+                    "keys_required": ring.required,
+                    "socket": str(owner.path),
+                }
                 await off_the_loop(partial(write_private, data.gateway_json, json.dumps(told).encode()))
                 log.info("gateway.listening", url=server.url, keys_required=ring.required)
                 yield ServedGateway(
@@ -151,6 +158,7 @@ async def serving_gateway(
                 dashboard.close()
                 server.stop()  # requests under way may end, for a while
                 with trio.move_on_after(limits.drain_deadline_s + limits.close_deadline_s):
+                    await owner.stop()
                     await ended.wait()
         finally:
             ring.close()

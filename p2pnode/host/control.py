@@ -8,12 +8,8 @@ is one command: a line of JSON to the node (``{"do": NAME, …}``), then lines o
 from __future__ import annotations
 
 import json
-import shutil
-import socket
-import tempfile
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import structlog
@@ -21,6 +17,7 @@ import trio
 
 from p2pnode.errors import ConfigError, LocalError, P2PNodeError
 from p2pnode.host.model_pool import Report
+from p2pnode.private_socket import PrivateSocket, connect_private
 
 log = structlog.get_logger()
 Handler: TypeAlias = Callable[[Mapping[str, Any], Report], Awaitable[None]]
@@ -28,7 +25,6 @@ Handler: TypeAlias = Callable[[Mapping[str, Any], Report], Awaitable[None]]
 LINE_MAX: Final = 65_536
 _WAIT_S: Final = 10.0
 """For a command to come whole, and for one line of the answer to be taken."""
-_BACKLOG: Final = 8
 _LEFT: Final = (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError)
 """Whoever asked has gone, or takes nothing any more."""
 
@@ -38,20 +34,12 @@ class ControlSocket:
 
     def __init__(self, handlers: Mapping[str, Handler]) -> None:
         self._handlers = handlers
-        self._folder = Path(tempfile.mkdtemp(prefix="p2pnode-"))  # made with mode 0700
-        self.path = self._folder / "control.sock"
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.bind(str(self.path))
-        self._socket.listen(_BACKLOG)
+        self._socket = PrivateSocket("control.sock")
+        self.path = self._socket.path
 
     async def run(self) -> None:
         """Serve until cancelled; then the socket is gone."""
-        try:
-            listener = trio.SocketListener(trio.socket.from_stdlib_socket(self._socket))
-            await trio.serve_listeners(self._serve, [listener])
-        finally:
-            self._socket.close()
-            shutil.rmtree(self._folder, ignore_errors=True)
+        await self._socket.run(self._serve)
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         async with stream:
@@ -126,7 +114,7 @@ async def ask_running(path: str, command: Mapping[str, Any], report: Report) -> 
     Raises ``ConfigError`` with the node's words where it can't, ``LocalError`` where the node is gone.
     """
     try:
-        stream = await trio.open_unix_socket(path)
+        stream = await connect_private(path)
     except OSError as error:
         msg = f"the running node can't be asked ({error.strerror}): is it ending just now?"
         raise LocalError(msg) from error

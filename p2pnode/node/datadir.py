@@ -64,11 +64,15 @@ class RunningNode:
 
 @dataclass(frozen=True, slots=True)
 class RunningGateway:
-    """The gateway that runs on a data dir, as ``gateway.json`` describes it. ``url`` has no path."""
+    """The gateway that runs on a data dir, as ``gateway.json`` describes it. ``url`` has no path.
+
+    ``socket`` is that of its owner; "" where an earlier version made the file.
+    """
 
     url: str
     pid: int
     keys_required: bool
+    socket: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -400,7 +404,9 @@ class DataDir:
             return None
         try:
             raw = json.loads(text)
-            return RunningGateway(str(raw["url"]), int(raw["pid"]), raw["keys_required"] is True)
+            return RunningGateway(
+                str(raw["url"]), int(raw["pid"]), raw["keys_required"] is True, str(raw.get("socket", ""))
+            )
         except (ValueError, KeyError, TypeError):
             return None
 

@@ -441,7 +441,7 @@ def test_a_defect_of_ours_is_a_sentence_and_not_a_traceback(
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("one by nought")
 
-    monkeypatch.setattr("p2pnode.cli.ask.make_client", broken)
+    monkeypatch.setattr("p2pnode.cli.ask.open_client", broken)
     ran = ask(data_dir, "hello")
     _check(ran, 1, "unexpected ZeroDivisionError: one by nought", "--log-level debug and report")
     assert "ZeroDivisionError" in ask(data_dir, "hello", "--log-level", "debug").err

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import trio
 
-from p2pnode.client.answer import Answer
 from p2pnode.client.client import Client
+from p2pnode.client.interface import Answer
 from p2pnode.ids import SessionId
 from p2pnode.limits import DEFAULT_LIMITS
 from p2pnode.models.engine import GenerateRequest, Tokens

@@ -7,10 +7,9 @@ import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
-from p2pnode.client.answer import Answer
+from p2pnode.client.chat_options import ChatOptions
 from p2pnode.client.client import Client
-from p2pnode.client.conversation import Conversation
-from p2pnode.client.question import ChatOptions
+from p2pnode.client.interface import Answer, Conversation
 from p2pnode.config import NodeConfig
 from p2pnode.models.manifest import SCRIPTED
 from p2pnode.net.virtual_time import wall_clock

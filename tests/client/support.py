@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from p2pnode.client.answer import Answer
 from p2pnode.client.client import Client
+from p2pnode.client.interface import Answer
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.models.manifest import SCRIPTED, scripted_model_id
 from p2pnode.models.scripted import END, ROLE_IDS

@@ -13,8 +13,8 @@ import trio
 import trio.lowlevel
 from trio.testing import MockClock
 
+from p2pnode.client.chat_options import ChatOptions
 from p2pnode.client.client import Client
-from p2pnode.client.question import ChatOptions
 from p2pnode.client.ranking import Filters
 from p2pnode.errors import NoHostError, RefusedError, RemoteError
 from p2pnode.limits import DEFAULT_LIMITS

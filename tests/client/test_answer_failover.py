@@ -11,9 +11,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from p2pnode.client.answer import Answer
 from p2pnode.client.client import Client
 from p2pnode.client.failover import AGAIN_MAX
+from p2pnode.client.interface import Answer
 from p2pnode.errors import NoHostError, RefusedError
 from p2pnode.models.engine import GenerateRequest
 from p2pnode.models.manifest import SCRIPTED

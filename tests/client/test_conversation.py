@@ -12,8 +12,8 @@ from trio.testing import MockClock
 
 from p2pnode.chain.addresses import shown_address
 from p2pnode.cli.client import conversation_text
+from p2pnode.client.chat_options import ChatOptions
 from p2pnode.client.conversation import Conversation
-from p2pnode.client.question import ChatOptions
 from p2pnode.errors import ConfigError, NoHostError, P2PNodeError
 from p2pnode.host.model_pool import HostedModel
 from p2pnode.models.manifest import SCRIPTED

@@ -5,8 +5,8 @@ from __future__ import annotations
 import trio
 from trio.testing import MockClock
 
-from p2pnode.client.answer import Answer
 from p2pnode.client.client import Client
+from p2pnode.client.interface import Answer
 from tests.client.failing import ONE_BY_ONE, TOKENS, ask, check_whole, hosts, read, seeds, stage
 from tests.client.support import whole
 from tests.node.world import Member, world

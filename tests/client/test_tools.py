@@ -14,8 +14,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from p2pnode.client.answer import Answer
-from p2pnode.client.question import ChatOptions, KnownModel, tools_of
+from p2pnode.client.chat_options import ChatOptions, tools_of
+from p2pnode.client.interface import Answer
+from p2pnode.client.question import KnownModel
 from p2pnode.errors import ConfigError, HostFault, P2PNodeError
 from p2pnode.ids import ModelId
 from p2pnode.models.answer import Said

@@ -63,7 +63,8 @@ async def host(given: dict[str, Any]) -> None:
 
 async def client(given: dict[str, Any]) -> None:
     """One question to one host; leave in order."""
-    from p2pnode import Client, SamplingParams
+    from p2pnode import SamplingParams
+    from p2pnode.client.client import Client
 
     sampling = SamplingParams(tokens_max=given["tokens"], temperature=0)
     config = config_of(given["config"])
@@ -76,7 +77,8 @@ async def client(given: dict[str, Any]) -> None:
 
 async def crowd(given: dict[str, Any]) -> None:
     """Several questions at once to one host; each piece is said as it comes. Leave in order."""
-    from p2pnode import Client, SamplingParams
+    from p2pnode import SamplingParams
+    from p2pnode.client.client import Client
 
     sampling = SamplingParams(tokens_max=given["tokens"], temperature=0)
     config = config_of(given["config"])
@@ -111,7 +113,7 @@ def main() -> None:
     """Fork for each socket, one after the other, until the other side hangs up."""
     import web3  # noqa: F401 - the heaviest
 
-    from p2pnode import Client  # noqa: F401
+    from p2pnode.client.client import Client  # noqa: F401
     from p2pnode.host import join  # noqa: F401
     from p2pnode.payments import payer  # noqa: F401
 

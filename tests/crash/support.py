@@ -15,12 +15,13 @@ from typing import Any, Protocol
 import pytest
 import trio
 
-from p2pnode import Client, SamplingParams
+from p2pnode import SamplingParams
 from p2pnode.chain.dev.devchain import DevChain, open_dev_chain
 from p2pnode.chain.evm.ledger import EvmLedger
 from p2pnode.chain.ledger import LedgerEvent, RequestClose, SessionClosed, SessionOpened
 from p2pnode.chain.profile import write_profile
 from p2pnode.chain.wallet.wallet import Wallet, open_or_make_wallet
+from p2pnode.client.client import Client
 from p2pnode.errors import RemoteError
 from p2pnode.host.join import Join, JoinOptions
 from p2pnode.ids import SessionId

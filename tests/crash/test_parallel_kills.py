@@ -15,8 +15,9 @@ from typing import Any, Final
 import pytest
 import trio
 
-from p2pnode import Client, SamplingParams
-from p2pnode.client.answer import Answer
+from p2pnode import SamplingParams
+from p2pnode.client.client import Client
+from p2pnode.client.interface import Answer
 from p2pnode.models.manifest import SCRIPTED
 from p2pnode.payments.journal.journal import BoughtSession, HostedSession
 from p2pnode.protocols.typed_data import amount_due

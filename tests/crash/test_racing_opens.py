@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from p2pnode import Client
 from p2pnode.chain.dev.devchain import dev_account
 from p2pnode.chain.evm.ledger import EvmLedger
 from p2pnode.chain.ledger import Call, Open, Outcome
+from p2pnode.client.client import Client
 from p2pnode.ids import PeerId
 from p2pnode.net.network import Network
 from p2pnode.net.stream import Stream

@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from p2pnode import Client
 from p2pnode.chain.ledger import Refund, RequestClose
+from p2pnode.client.client import Client
 from p2pnode.net.multiaddrs import split_peer
 from p2pnode.node.driver import MessageChannel
 from p2pnode.payments.books import books_of

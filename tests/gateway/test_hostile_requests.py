@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from p2pnode.client.question import ChatOptions, chat_messages, check_question
+from p2pnode.client.chat_options import ChatOptions
+from p2pnode.client.question import chat_messages, check_question
 from p2pnode.errors import ConfigError
 from p2pnode.gateway import chat, messages, responses
 from p2pnode.gateway.faults import FaultError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from trio.testing import MockClock
 
-from p2pnode.client.question import ChatOptions
+from p2pnode.client.chat_options import ChatOptions
 from p2pnode.models.manifest import SCRIPTED
 from p2pnode.protocols.inference.messages import SamplingParams
 from tests.node.world import scripted_host, world

@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from p2pnode.client.question import ChatOptions
+from p2pnode.client.chat_options import ChatOptions
 from p2pnode.client.ranking import Filters
 from p2pnode.errors import RefusedError
 from p2pnode.models.engine import EngineInfo

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import trio
 
+from p2pnode.client.chat_options import ChatOptions
 from p2pnode.client.client import Client
-from p2pnode.client.question import ChatOptions
 from p2pnode.config import NodeConfig
 from p2pnode.host.join import Join, JoinOptions
 from p2pnode.limits import Limits

@@ -13,9 +13,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from p2pnode.client.answer import Answer
 from p2pnode.client.client import Client
 from p2pnode.client.host_rules import HostRules
+from p2pnode.client.interface import Answer
 from p2pnode.client.ranking import Filters
 from p2pnode.errors import BudgetError, NoHostError, P2PNodeError
 from p2pnode.ids import ModelId

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from trio.testing import MockClock
 
-from p2pnode.client.answer import Answer
 from p2pnode.client.client import Client
+from p2pnode.client.interface import Answer
 from p2pnode.errors import RefusedError, UnreachableError
 from p2pnode.models.manifest import SCRIPTED, scripted_model_id
 from p2pnode.net.stream import Stream

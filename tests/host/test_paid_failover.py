@@ -11,9 +11,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from p2pnode.client.answer import Answer
 from p2pnode.client.bill import BillItem
 from p2pnode.client.client import Client
+from p2pnode.client.interface import Answer
 from p2pnode.errors import EngineError
 from p2pnode.models.engine import EngineEvent, GenerateRequest
 from p2pnode.models.manifest import SCRIPTED

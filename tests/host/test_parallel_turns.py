@@ -12,8 +12,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from p2pnode.client.answer import Answer
 from p2pnode.client.client import Client
+from p2pnode.client.interface import Answer
 from p2pnode.errors import P2PNodeError
 from p2pnode.limits import DEFAULT_LIMITS
 from p2pnode.net.memory import MemoryNet

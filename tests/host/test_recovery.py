@@ -14,8 +14,8 @@ from trio.testing import MockClock
 
 from p2pnode.chain.ledger import RequestClose
 from p2pnode.chain.memory.ledger import MemoryLedger
-from p2pnode.client.answer import Answer
 from p2pnode.client.client import Client
+from p2pnode.client.interface import Answer
 from p2pnode.errors import P2PNodeError, RefusedError, UnreachableError
 from p2pnode.net.network import Network, NetworkConfig
 from p2pnode.net.virtual_time import wall_clock

@@ -11,7 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from p2pnode.client.answer import Answer
+from p2pnode.client.interface import Answer
 from p2pnode.errors import NoHostError
 from p2pnode.limits import DEFAULT_LIMITS, Limits
 from p2pnode.models.manifest import SCRIPTED

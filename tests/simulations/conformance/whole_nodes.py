@@ -25,8 +25,8 @@ from p2pnode.chain.ledger import (
     UnavailableError,
 )
 from p2pnode.chain.memory.ledger import MemoryChain, MemoryLedger
+from p2pnode.client.chat_options import ChatOptions
 from p2pnode.client.client import Client
-from p2pnode.client.question import ChatOptions
 from p2pnode.errors import P2PNodeError
 from p2pnode.host.host import Host
 from p2pnode.host.model_pool import HostedModel
