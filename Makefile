@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install compile demo test test-fast test-long test-exllama test-gpu test-upstream test-churn test-interop test-dashboard test-circle test-anvil check bench contracts format clean
+.PHONY: install compile demo test test-fast test-long test-exllama test-gpu test-upstream test-clients test-churn test-interop test-programs test-dashboard test-circle test-anvil check bench contracts format clean
 
 install: compile
 
@@ -56,10 +56,10 @@ FAST := tests/protocols tests/payments tests/node tests/storage $(filter-out $(S
 test-fast: $(STAMP)
 	PYTHONHASHSEED=0 $(BIN)/pytest $(PARALLEL) $(FAST) $(SLOW:%=--ignore=%)
 
-UPSTREAM := .venv-upstream
+OTHERS := .venv-others
 
-test-long: $(STAMP) test-exllama $(UPSTREAM)/.installed
-	PYTHONHASHSEED=0 $(BIN)/pytest $(PARALLEL) -m "(long or not long) and not churn and not exllama"
+test-long: $(STAMP) test-exllama $(OTHERS)/.installed
+	PYTHONHASHSEED=0 $(BIN)/pytest $(PARALLEL) -m "(long or not long) and not churn and not exllama and not programs"
 
 # The real ExLlamaV2 with torch, which are large: in an environment of its own, that also sees what is in .venv.
 # On a CPU: docs/engines.md says what that leaves out. ExLlamaV3 is there to be read, and lacks its own needs.
@@ -78,15 +78,21 @@ $(EXLLAMA)/.installed: $(STAMP)
 test-exllama: $(EXLLAMA)/.installed
 	$(EXLLAMA_PYTEST) -m exllama tests/models/exllama tests/host/test_two_engines.py
 
-# LiteLLM's proxy, whose needs are many, in an environment of its own: the engine `upstream` is tested through it.
-$(UPSTREAM)/.installed:
-	@test -x $(UPSTREAM)/bin/python || $(PYTHON) -m venv $(UPSTREAM) || python3 -m venv $(UPSTREAM)
-	@echo "LiteLLM in $(UPSTREAM): 0.8 GB, a minute or two"
-	@$(UPSTREAM)/bin/pip install --disable-pip-version-check --progress-bar off -q 'litellm[proxy]==1.108.7'
+# Programs of others whose needs are many, in an environment of their own: LiteLLM's proxy, before a server that
+# the engine `upstream` asks; LiteLLM and LangChain, which ask the gateway.
+$(OTHERS)/.installed: Makefile
+	@test -x $(OTHERS)/bin/python || $(PYTHON) -m venv $(OTHERS) || python3 -m venv $(OTHERS)
+	@echo "LiteLLM and LangChain in $(OTHERS): 0.8 GB, a minute or two"
+	@$(OTHERS)/bin/pip install --disable-pip-version-check --progress-bar off -q \
+		'litellm[proxy]==1.108.7' 'langchain-openai==1.7.4'
 	@touch $@
 
-test-upstream: $(STAMP) $(UPSTREAM)/.installed
+test-upstream: $(STAMP) $(OTHERS)/.installed
 	PYTHONHASHSEED=0 $(BIN)/pytest -m "long or not long" tests/models/upstream
+
+# The gateway, asked by LiteLLM, LangChain and curl.
+test-clients: $(STAMP) $(OTHERS)/.installed
+	PYTHONHASHSEED=0 $(BIN)/pytest -n0 -m "long or not long" tests/gateway/test_other_clients.py
 
 # The same suite on a GPU, and what it does in a second. Without a device it says so, and is no failure.
 # GPU_MODEL: an EXL2, EXL3, GPTQ or safetensors folder; without it the default model, as 16-bit weights.
@@ -110,6 +116,19 @@ test-dashboard: $(STAMP)
 	@mkdir -p $(AXE)
 	@test -e $(AXE)/package/axe.min.js || (cd $(AXE) && npm pack --silent axe-core@4.14.1 >/dev/null && tar xzf axe-core-*.tgz)
 	P2PNODE_AXE=$(CURDIR)/$(AXE)/package/axe.min.js PYTHONHASHSEED=0 $(BIN)/pytest -n0 -m long tests/gateway/dashboard/test_browser.py
+
+# Coding agents as their makers ship them, from npm and PyPI, where there is no network but loopback. Linux only.
+AGENTS := build/programs
+AIDER := .venv-aider
+test-programs: $(STAMP)
+	@mkdir -p $(AGENTS)
+	@echo "codex, claude and opencode in $(AGENTS), aider in $(AIDER): 1.5 GB, some minutes"
+	@cd $(AGENTS) && npm install --no-audit --no-fund --loglevel=error --prefix . \
+		@openai/codex@0.171.0 @anthropic-ai/claude-code@2.1.332 opencode-ai@1.18.33
+	@test -x $(AIDER)/bin/python || $(PYTHON) -m venv $(AIDER) || python3 -m venv $(AIDER)
+	@$(AIDER)/bin/pip install --disable-pip-version-check --progress-bar off -q 'aider-chat==0.86.2'
+	P2PNODE_LOOPBACK_ONLY=1 PYTHONHASHSEED=0 tests/launch/real/loopback_only.sh \
+		$(BIN)/pytest -n0 -s -m programs tests/launch/real
 
 # The contracts with Circle's own USDC, from npm.
 CIRCLE := build/circle

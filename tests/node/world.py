@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import trio
 
 from p2pnode.client.client import Client
+from p2pnode.config import NodeConfig
 from p2pnode.host.host import Host
 from p2pnode.host.model_pool import HostedModel, PoolLimits, Report
 from p2pnode.host.prompt_filter import PromptFilter
@@ -139,7 +140,9 @@ class World:
         member.scope.cancel()
 
     @contextlib.asynccontextmanager
-    async def client(self, bootstrap: Sequence[str] = (), ip: str = "10.0.9.9") -> AsyncIterator[Client]:
+    async def client(
+        self, bootstrap: Sequence[str] = (), ip: str = "10.0.9.9", config: NodeConfig | None = None
+    ) -> AsyncIterator[Client]:
         """A client that listens on nothing, at an address of its own."""
         rng = random.Random(f"{self.seed} client {ip}")
         node = Node(
@@ -157,7 +160,9 @@ class World:
             )
         )
         await self.nursery.start(node.run)
-        async with Client(node=node, bootstrap=bootstrap, limits=self.limits, remember=False) as client:
+        async with Client(
+            config, node=node, bootstrap=bootstrap, limits=self.limits, remember=False
+        ) as client:
             yield client
         await node.aclose()
 

@@ -39,7 +39,7 @@ from tests.models.engine_conformance import (
 from tests.net.support import eventually
 
 pytestmark = pytest.mark.long
-LITELLM = Path(__file__).parents[3] / ".venv-upstream" / "bin" / "litellm"
+LITELLM = Path(__file__).parents[3] / ".venv-others" / "bin" / "litellm"
 KEY = "sk-of-the-test"
 _READY_S = 120.0
 _SERVER = Path(__file__).with_name("llamacpp_server.py")
