@@ -151,6 +151,7 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32 p2pnode
 	$(BIN)/lint-imports
 	$(BIN)/vulture
 	$(BIN)/deptry p2pnode protocols models chain storage simulations

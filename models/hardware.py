@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,6 +19,7 @@ from p2pnode.models.gguf import read_header
 from p2pnode.models.llamacpp.calibrate import read_choice, weights_per_s
 from p2pnode.models.local_models import LocalModel
 from p2pnode.models.recommendation import Machine, Option
+from p2pnode.platforms import cores_here
 
 
 async def machine_here(data_dir: Path, models_dir: Path, *, memory: int = 0) -> Machine:
@@ -30,7 +30,7 @@ async def machine_here(data_dir: Path, models_dir: Path, *, memory: int = 0) -> 
             gpu_memory = sum(each.free for each in await gpus())
     return Machine(
         memory=memory or memory_at_hand(),
-        cores=len(os.sched_getaffinity(0)),
+        cores=cores_here(),
         disk=await trio.to_thread.run_sync(_disk_free, models_dir),
         gpu_memory=gpu_memory,
         weights_per_s=await trio.to_thread.run_sync(partial(weights_per_s, data_dir, models_dir)),

@@ -12,18 +12,15 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import secrets
-import signal
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from subprocess import DEVNULL, PIPE
 from typing import Any, Final, NoReturn
 
 import trio
 
-from p2pnode.errors import EngineError, ProtocolError
+from p2pnode.errors import EngineError, LocalError, ProtocolError
 from p2pnode.models.answer import VERSION as READER_VERSION
 from p2pnode.models.answer_grammar import answer_grammar
 from p2pnode.models.compiled_prompt import PromptParts
@@ -32,6 +29,7 @@ from p2pnode.models.prompt import Segment
 from p2pnode.models.renderer import ChatTemplate, Renderer
 from p2pnode.models.text import Released, TextAssembler
 from p2pnode.models.vocabulary import Vocabulary
+from p2pnode.platforms import ended_well, fork, limit_this_process, own_group, require_fork
 from p2pnode.protocols.inference.messages import PromptBody
 from p2pnode.protocols.inference.prompt_rules import check_prompt
 from p2pnode.protocols.wire import decode_record, encode
@@ -164,7 +162,7 @@ class PromptCompiler:
             stdin=PIPE,
             stdout=PIPE,
             stderr=DEVNULL,
-            start_new_session=True,
+            **own_group(),
         )
         self._process = process
         ready = await _exchange(process, json.dumps(asdict(self.template)).encode())
@@ -204,9 +202,10 @@ async def _exchange(process: trio.Process, *frames: bytes) -> dict[str, Any]:
 def main() -> NoReturn:
     """Serve one parent until it closes the pipe."""
     try:
+        require_fork()
         renderer = Renderer(ChatTemplate(**json.loads(_read())))
-    except EngineError as error:
-        _write(1, _error(str(error), error.code))
+    except LocalError as error:
+        _write(1, _error(str(error), error.code if isinstance(error, EngineError) else "internal"))
         sys.exit(1)
     _write(1, b"{}")
     while job := _read():
@@ -218,29 +217,23 @@ def main() -> NoReturn:
 def _limited(renderer: Renderer, job: dict[str, Any], body: bytes) -> bytes:
     """Do ``job`` in a process of its own, with limits."""
     reads, writes = os.pipe()
-    child = os.fork()
+    child = fork()
     if not child:
         os.close(reads)
         _work(writes, renderer, job, body)
     os.close(writes)
     with os.fdopen(reads, "rb") as pipe:
         answer = pipe.read(_ANSWER_MAX)
-    _, status = os.waitpid(child, 0)
-    if os.WIFEXITED(status) and not os.WEXITSTATUS(status) and answer:
+    well = ended_well(child)
+    if well and answer:
         return answer
-    what = (
-        f"takes more than {job['cpu_s'] * 1000:.0f} ms"
-        if os.WIFSIGNALED(status)
-        else "takes more memory than it may"
-    )
+    killed = f"takes more than {job['cpu_s'] * 1000:.0f} ms"
+    what = killed if well is None else "takes more memory than it may"
     return _error(f"to compile this prompt {what}: send a smaller schema or conversation", "bad_request")
 
 
 def _work(writes: int, renderer: Renderer, job: dict[str, Any], body: bytes) -> NoReturn:
-    size = int(Path("/proc/self/statm").read_text("ascii").split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY_BYTES, size + MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.setitimer(signal.ITIMER_PROF, job["cpu_s"])  # its signal kills, whatever runs
+    limit_this_process(memory_bytes=MEMORY_BYTES, cpu_s=job["cpu_s"])
     try:
         made = _followed(job) if "follow" in job else _compiled(renderer, job, body)
         answer = json.dumps(made).encode()

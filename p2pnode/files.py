@@ -8,19 +8,20 @@ other tasks running, it is handed to :func:`off_the_loop`.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
 import structlog
 
 from p2pnode.errors import ConfigError, UsageError
+from p2pnode.locks import lock, open_folder
+from p2pnode.platforms import BINARY, sync_folder
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -103,7 +104,7 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
 
 def _refuse_mount(path: Path) -> None:
     """A whole folder takes another one's place by a new name, which a mounted file system can't get."""
-    if path.absolute().is_mount():
+    if os.path.ismount(path.absolute()):  # pathlib's own is not there on Windows
         msg = f"a file system is mounted at {path}: name a folder in it, such as {path / 'results'}"
         raise UsageError(msg)
 
@@ -202,9 +203,9 @@ def read_secret_or_none(path: Path) -> str | None:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """One process at a time looks whether a file is there. What it made is durable when it lets go."""
-    handle = os.open(folder, os.O_RDONLY)
+    handle = open_folder(folder)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        lock(handle)
         yield
         os.fsync(handle)
     finally:
@@ -291,20 +292,16 @@ def _write(path: Path, data: bytes, mode: int, *, replace: bool) -> None:
 
 def _sync(folder: Path) -> None:
     """Make the entries of a folder durable."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except PermissionError:
-        return  # the folder may be written and not read: the system syncs its new entry when it likes
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with suppress(
+        PermissionError
+    ):  # it may be written and not read: the system syncs its entry when it likes
+        sync_folder(folder)
 
 
 def _put(temporary: Path, path: Path, data: bytes, mode: int) -> None:
     """Give the temporary file its name. Fails where that is taken, which a rename would replace."""
     try:
-        os.link(temporary, path, follow_symlinks=False)
+        os.link(temporary, path)
     except OSError as error:
         if error.errno not in _NO_HARD_LINKS:
             raise
@@ -312,7 +309,7 @@ def _put(temporary: Path, path: Path, data: bytes, mode: int) -> None:
 
 
 def _make(path: Path, data: bytes, mode: int) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | BINARY, mode)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)

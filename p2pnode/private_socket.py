@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import stat
 import tempfile
 from collections.abc import Awaitable, Callable
@@ -16,6 +15,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import trio
+
+from p2pnode.platforms import user_id
+from p2pnode.sockets import unix_socket
 
 _BACKLOG: Final = 32
 
@@ -25,9 +27,9 @@ class PrivateSocket:
 
     def __init__(self, name: str) -> None:
         """``name`` is that of the socket's file. Raises ``OSError``."""
+        self._socket = unix_socket()
         self._folder = Path(tempfile.mkdtemp(prefix="p2pnode-"))  # made with mode 0700
         self.path = self._folder / name
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._accepting = trio.CancelScope()
         self._socket.bind(str(self.path))
         self._socket.listen(_BACKLOG)
@@ -62,6 +64,6 @@ async def connect_private(path: str) -> trio.SocketStream:
     this name, and would be told what we ask: so the folder has to be ours.
     """
     found = os.lstat(Path(path).parent)
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != user_id():
         raise PermissionError(1, "its folder is another user's")
     return await trio.open_unix_socket(path)

@@ -33,6 +33,7 @@ from urllib.parse import urlsplit
 from p2pnode.errors import ConfigError, LocalError, StorageError, UsageError
 from p2pnode.extras import need
 from p2pnode.files import read_text_or_none, write_atomic, write_folder
+from p2pnode.platforms import interrupt_blocked
 from p2pnode.simulations.records import as_mapping, value_at
 from p2pnode.simulations.report import About, Group, analysis_text, report_html
 from p2pnode.simulations.result import ANALYSIS, FORMAT, REPORT, Run, load_run, run_of, source_digest
@@ -461,11 +462,10 @@ def _interrupts_put_off() -> Iterator[None]:
     ensure_running()  # multiprocessing's tracker unblocks Ctrl-C where it starts
     came: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        yield
+        with interrupt_blocked():
+            yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         signal.signal(signal.SIGINT, before)
         if came:
             signal.raise_signal(signal.SIGINT)

@@ -8,7 +8,6 @@ for nothing of value is stored here. The file is locked while it is open, for on
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sqlite3
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Final
 from p2pnode.durable import FileFormat, SqliteDisk, SqliteFile
 from p2pnode.errors import ConfigError, StorageError
 from p2pnode.files import not_writable
+from p2pnode.locks import try_lock, write_pid
 
 _MOVE_AWAY: Final = "move it away to start a new chain"
 _FORMAT: Final = FileFormat(
@@ -58,17 +58,14 @@ class SavedState(dict[bytes, bytes]):
     def _locked(self) -> int:
         lock = lock_of(self.path)
         try:
-            handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise not_writable(lock, error) from error
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        if not try_lock(handle):
             os.close(handle)
             msg = f"a development chain runs on {self.path} already: stop it, or name another --profile"
-            raise ConfigError(msg) from error
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, str(os.getpid()).encode(), 0)
+            raise ConfigError(msg)
+        write_pid(handle)
         return handle
 
     def _opened(self) -> sqlite3.Connection:

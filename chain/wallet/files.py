@@ -7,7 +7,6 @@ the entropy. This module doesn't know where passphrases come from.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ from p2pnode.chain.wallet.phrase import ENTROPY_BYTES
 from p2pnode.errors import ChainError
 from p2pnode.extras import need
 from p2pnode.files import not_writable, read_secret_or_none, write_private
+from p2pnode.locks import lock, open_folder
 
 OURS: Final = "p2pnode"
 _MARK: Final = b"p2pnode bip39 12"
@@ -142,11 +142,11 @@ def write_secret(path: Path, data: bytes) -> None:
 def one_at_a_time(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder."""
     try:
-        handle = os.open(folder, os.O_RDONLY)
+        handle = open_folder(folder)
     except OSError as error:
         raise not_writable(folder, error) from error
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        lock(handle)
         yield
     finally:
         os.close(handle)

@@ -9,7 +9,6 @@ import os
 import secrets
 import signal
 import sys
-import termios
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +19,7 @@ from typing import Final, Literal, Protocol, TypeAlias
 from p2pnode.chain.wallet.files import one_at_a_time
 from p2pnode.errors import ChainError, ConfigError
 from p2pnode.files import read_secret_or_none, read_text_or_none, write_private
+from p2pnode.terminals import hide, modes_of, own_terminal, set_modes
 
 PASSPHRASE_MIN: Final = 8
 """Characters of one that a person chose."""
@@ -190,10 +190,8 @@ def ask_hidden(question: str, more: Callable[[str], str] = lambda _answer: "") -
     if threading.current_thread() is threading.main_thread():
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with _terminal() as handle, terminal_kept():
-            hidden = termios.tcgetattr(handle)
-            hidden[3] &= ~termios.ECHO
-            termios.tcsetattr(handle, termios.TCSAFLUSH, hidden)  # drops what was typed before the question
+        with own_terminal() as handle, terminal_kept():
+            hide(handle)
             answer = ""
             while question:
                 os.write(handle, question.encode(errors="replace"))
@@ -212,30 +210,15 @@ def ask_hidden(question: str, more: Callable[[str], str] = lambda _answer: "") -
 @contextmanager
 def terminal_kept() -> Iterator[None]:
     """Restore the terminal at the end, also when a thread that reads hidden input from it is left behind."""
-    try:
-        with _terminal() as handle:
-            before = termios.tcgetattr(handle)
-    except (OSError, termios.error):
-        yield  # no terminal: nothing is hidden
-        return
+    before = None
+    with suppress(OSError), own_terminal() as handle:
+        before = modes_of(handle)
     try:
         yield
     finally:
-        with suppress(OSError, termios.error), _terminal() as handle:
-            termios.tcsetattr(handle, termios.TCSADRAIN, before)
-
-
-@contextmanager
-def _terminal() -> Iterator[int]:
-    """The terminal of this process, whatever its standard streams are."""
-    try:
-        handle = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-    except OSError:
-        handle = os.dup(sys.stdin.fileno())
-    try:
-        yield handle
-    finally:
-        os.close(handle)
+        if before is not None:  # else it is no terminal: nothing is hidden
+            with suppress(OSError), own_terminal() as handle:
+                set_modes(handle, before)
 
 
 def _drawn() -> bytes:

@@ -23,6 +23,7 @@ import trio
 
 from p2pnode.errors import EngineError
 from p2pnode.models.child.http import ChildHttp
+from p2pnode.platforms import own_group
 
 _ANSWER_MAX_BYTES: Final = 1 << 16
 _SOCKET_PATH_MAX: Final = 100  # sockaddr_un holds 108 bytes
@@ -70,7 +71,7 @@ class ChildProcess:
                 stdin=PIPE,
                 stdout=PIPE,
                 stderr=DEVNULL,
-                start_new_session=True,
+                **own_group(),
             )
         except BaseException:
             shutil.rmtree(directory, ignore_errors=True)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hmac
 import json
-import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
 from typing import Any, Final, TypeAlias
 
 import h11
 import trio
+
+from p2pnode.sockets import unix_socket
 
 BODY_MAX_BYTES: Final = 64 << 20
 _READ_BYTES: Final = 1 << 16
@@ -56,7 +57,7 @@ class ChildServer:
 
     async def run(self, path: str, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen on the unix socket ``path`` until cancelled. The process's umask must keep others out."""
-        listening = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listening = trio.socket.from_stdlib_socket(unix_socket())
         await listening.bind(path)
         listening.listen(_BACKLOG)
         async with trio.open_nursery() as nursery:

@@ -5,7 +5,6 @@ What is remembered holds for one model, one version of the engine and one machin
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -30,16 +29,12 @@ from p2pnode.models.engine import GenerateRequest, Prefill, Tokens
 from p2pnode.models.llamacpp.engine import LlamaCppConfig, LlamaCppEngine
 from p2pnode.models.local_models import LocalModel, installed
 from p2pnode.models.manifest import model_id_text
+from p2pnode.platforms import cores_here
 from p2pnode.protocols.inference.messages import SamplingParams
 
 FILE: Final = "calibration.json"
 _N_CTX: Final = 256
 _CPUINFO: Final = Path("/proc/cpuinfo")
-
-
-def cores_here() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 async def timings_of(

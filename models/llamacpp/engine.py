@@ -10,7 +10,6 @@ Weights are loaded from a ``LocalModel`` only, whose hash ``models/pull/pull.py`
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -34,13 +33,14 @@ from p2pnode.models.local_models import LocalModel
 from p2pnode.models.prompt import Piece
 from p2pnode.models.renderer import ChatTemplate, load_template
 from p2pnode.models.vocabulary import Vocabulary, load_vocabulary
+from p2pnode.platforms import cores_here
 
 _MODULE: Final = "p2pnode.models.llamacpp.server"
 _RENDERS_CTX: Final = 64
 
 
 def _threads_here() -> int:
-    return threads_default(len(os.sched_getaffinity(0)), psutil.cpu_count(logical=False))
+    return threads_default(cores_here(), psutil.cpu_count(logical=False))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,6 @@ pulls from writing into the same file.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import re
@@ -24,6 +23,7 @@ import trio
 
 from p2pnode.bounded import backoff_s
 from p2pnode.errors import ConfigError, StorageError
+from p2pnode.locks import try_lock
 from p2pnode.models.pull.target import PullConfig, Target, commit
 from p2pnode.scopes import is_global_ip
 
@@ -193,12 +193,10 @@ def _validator(response: httpx.Response) -> str | None:
 @contextmanager
 def _locked(target: Target) -> Iterator[BinaryIO]:
     with target.part.open("a+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not try_lock(file.fileno()):
             raise StorageError(
                 f"model {target.name!r} is being pulled by another process; wait for it to finish"
-            ) from error
+            )
         yield file
 
 

@@ -31,6 +31,7 @@ from p2pnode.errors import (
 from p2pnode.files import off_the_loop
 from p2pnode.models.manifest import CHUNK_BYTES
 from p2pnode.models.pull.target import PullConfig, Target, commit
+from p2pnode.platforms import write_at
 from p2pnode.words import count_of
 
 _AT_ONCE: Final = 2
@@ -150,7 +151,7 @@ async def _work(download: _Download, each: _Peer, descriptor: int, config: PullC
         try:
             data = await _asked(each, download.hashes[number], config)
             if isinstance(data, bytes):
-                write = partial(os.pwrite, descriptor, data, number * CHUNK_BYTES)
+                write = partial(write_at, descriptor, data, number * CHUNK_BYTES)
                 await off_the_loop(write, in_thread=config.in_thread)
                 download.left -= 1
         finally:

@@ -16,13 +16,12 @@ from typing import Final, TypeAlias
 
 from p2pnode.errors import ConfigError, StorageError
 from p2pnode.models.manifest import ModelFile
+from p2pnode.platforms import bytes_on_disk
 
 Progress: TypeAlias = Callable[[int, int | None], None]
 HUB: Final = "https://huggingface.co"
 _SLACK_BYTES: Final = 16 << 20
 _MIB: Final = 1 << 20
-_BLOCK_BYTES: Final = 512
-"""What ``st_blocks`` counts in, on every system (POSIX)."""
 
 
 def no_progress(_done_bytes: int, _total_bytes: int | None) -> None:
@@ -99,7 +98,7 @@ class Target:
         missing = self.file.size_bytes
         for left in (self.part, self.path.with_name(self.path.name + ".peers")):
             with suppress(OSError):  # from peers there are holes in it
-                missing = min(missing, self.file.size_bytes - _BLOCK_BYTES * left.stat().st_blocks)
+                missing = min(missing, self.file.size_bytes - bytes_on_disk(left))
         return max(0, missing)
 
 

@@ -9,7 +9,6 @@ while nothing fails.
 from __future__ import annotations
 
 import os
-import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -38,6 +37,7 @@ from p2pnode.models.manifest import SCRIPTED
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.identity import wallet_files
 from p2pnode.payments.books import open_journal
+from p2pnode.platforms import KILL
 from p2pnode.protocols.inference.commands import Ask, ClientEmission, Delivered, Quoted
 from p2pnode.protocols.inference.messages import SamplingParams
 
@@ -159,7 +159,7 @@ class _Market:
     async def _kill(self, peer: PeerId | None) -> None:
         for name, host in self._hosts.items():
             if host.multiaddrs[0].endswith(f"/p2p/{peer}"):
-                os.kill(host.pid, signal.SIGKILL)
+                os.kill(host.pid, KILL)
                 self._killed_name = name
                 return
         msg = f"no host of this run is {peer}"

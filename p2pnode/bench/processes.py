@@ -24,6 +24,7 @@ import trio
 
 from p2pnode.errors import LocalError
 from p2pnode.log import configure_logging
+from p2pnode.sockets import descriptor_stream
 
 _READY_DEADLINE_S: Final = 120.0
 _END_DEADLINE_S: Final = 15.0
@@ -184,7 +185,7 @@ def answer(fields: Mapping[str, Any]) -> None:
 
 
 async def _read(commands: trio.MemorySendChannel[Command], scope: trio.CancelScope) -> None:
-    async with trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())) as stdin:
+    async with descriptor_stream(os.dup(sys.stdin.fileno())) as stdin:
         async for line in LineReader(stdin):
             await commands.send(json.loads(line))
     scope.cancel()

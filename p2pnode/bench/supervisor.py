@@ -11,7 +11,10 @@ import os
 import signal
 import subprocess
 import sys
-from typing import Any, Final, NoReturn
+import threading
+from typing import Final, NoReturn
+
+from p2pnode.platforms import own_group
 
 _GRACE_S: Final = 10.0
 _EXIT_KILLED: Final = 1
@@ -22,17 +25,19 @@ def main() -> NoReturn:
     # Handled rather than ignored: the program would inherit that.
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, lambda *_: None)
-    program = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True)  # noqa: S603
+    program = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, **own_group())  # noqa: S603
 
-    def ended(*_: Any) -> None:
-        if (code := program.poll()) is not None:
+    closing = threading.Event()
+
+    def ended() -> None:
+        code = program.wait()
+        if not closing.is_set():
             os._exit(code if code >= 0 else _EXIT_KILLED)
 
-    signal.signal(signal.SIGCHLD, ended)
-    ended()
+    threading.Thread(target=ended, daemon=True).start()
     while os.read(0, 1 << 12):
         pass
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    closing.set()
     program.terminate()
     try:
         program.wait(_GRACE_S)

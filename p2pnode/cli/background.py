@@ -6,7 +6,6 @@ to people until it is ready is shown here too. It is ended by a signal to whoeve
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -20,6 +19,8 @@ import typer
 
 from p2pnode.cli.options import DataDirOption, JsonOption, LogOption, configure, data_of
 from p2pnode.cli.output import Output
+from p2pnode.locks import holder
+from p2pnode.platforms import own_group
 
 if TYPE_CHECKING:
     from p2pnode.errors import LocalError
@@ -74,7 +75,7 @@ def _start(arguments: list[str], log: Path) -> tuple[subprocess.Popen[bytes], in
         began = file.tell()
         process = subprocess.Popen(  # noqa: S603 - our own command line
             [sys.executable, "-P", "-m", "p2pnode", *arguments],
-            stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=file, stderr=file, **own_group(),
         )  # fmt: skip
     return process, began
 
@@ -120,11 +121,11 @@ def stop(data_dir: DataDirOption = None, as_json: JsonOption = False, log_level:
 
     async def run() -> None:
         data = data_of(data_dir)
-        if _holder(data.lock) is None and _holder(data.gateway_lock) is not None:
+        if holder(data.lock) is None and holder(data.gateway_lock) is not None:
             await stop_holder(output, data.gateway_lock, "")
             return
         await stop_holder(output, data.lock, f"no node and no gateway runs on {data.root}")
-        if _holder(data.gateway_lock) is not None:  # that of another process than the node's
+        if holder(data.gateway_lock) is not None:  # that of another process than the node's
             await stop_holder(output, data.gateway_lock, "")
 
     run_async(run, on_error=output.failed)
@@ -136,7 +137,7 @@ async def stop_holder(output: Output, lock: Path, nobody: str) -> None:
 
     from p2pnode.errors import ConfigError, LocalError
 
-    pid = _holder(lock)
+    pid = holder(lock)
     if pid is None:
         raise ConfigError(nobody)
     try:
@@ -147,25 +148,9 @@ async def stop_holder(output: Output, lock: Path, nobody: str) -> None:
         raise ConfigError(msg) from error
     with trio.move_on_after(_STOP_DEADLINE_S):
         while True:
-            if _holder(lock) != pid:
+            if holder(lock) != pid:
                 output.event("stopped", {"pid": pid}, text=f"stopped (process {pid})")
                 return
             await trio.sleep(_POLL_S)
     msg = f"process {pid} has not ended within {_STOP_DEADLINE_S:g} s: wait, or end it with `kill -9 {pid}`"
     raise LocalError(msg)
-
-
-def _holder(lock: Path) -> int | None:
-    """The process that holds a lock file; None when nobody does."""
-    try:
-        handle = os.open(lock, os.O_RDWR)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        said = os.pread(handle, 32, 0).decode(errors="replace").strip()
-        return int(said) if said.isdecimal() and int(said) > 1 else None
-    finally:
-        os.close(handle)
-    return None

@@ -13,6 +13,7 @@ import typer
 
 from p2pnode.cli.background import BackgroundOption
 from p2pnode.cli.gateway import GatewayBeside
+from p2pnode.cli.guide import Guide
 from p2pnode.cli.options import (
     BootstrapOption,
     ChainOption,
@@ -240,6 +241,14 @@ QuietOption: TypeAlias = Annotated[
 ]
 
 
+UnaskedOption: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--no-guide",
+        "--yes",
+        help="Ask nothing at the first start; what runs without a terminal is never asked.",
+    ),
+]
 GatewayOption: TypeAlias = Annotated[
     str | None,
     typer.Option(
@@ -295,6 +304,7 @@ def join(
     ready_file: ReadyOption = None,
     background: BackgroundOption = False,
     quiet: QuietOption = False,
+    no_guide: UnaskedOption = False,
     scripted_tokens_per_s: Annotated[float | None, typer.Option(hidden=True)] = None,
     as_json: JsonOption = False,
     log_level: LogOption = "warning",
@@ -308,6 +318,7 @@ def join(
     report = JoinReporter(output, quiet=quiet)
 
     running: list[Join] = []
+    guide = Guide(output, data_dir, _adverts_seen, unasked=no_guide)
     beside = GatewayBeside.of(gateway, output, data_dir, mdns=mdns, chain=chain)
     named = [*(models or ()), *(model or ())] or None
 
@@ -375,12 +386,23 @@ def join(
 
     async def run() -> None:
         if suggest_price:
-            config = build_config(data_dir, bootstrap=bootstrap, models=named, mdns=mdns, chain=chain)
-            await _suggest(output, config, ether_usd)
+            await _suggest(
+                output,
+                build_config(data_dir, bootstrap=bootstrap, models=named, mdns=mdns, chain=chain),
+                ether_usd,
+            )
             return
         config = configured()
         check(config)
         _check_auto(config, auto=auto, dry_run=dry_run)
+        # Whoever says what to serve, or has a program wait for this one, needs no questions.
+        if await guide.asked(
+            config,
+            answered=any(
+                (named, auto, dry_run, client_only, upstream, chain, price_in, price_out, ready_file, quiet)
+            ),
+        ):
+            config = configured()
         if background and not dry_run:
             await _in_background(output, data_dir, ready_file)
             return
@@ -396,6 +418,8 @@ def join(
 
     def interrupt() -> bool:
         output.end_echo()
+        if guide.asks:
+            return guide.interrupted()
         report("stopping", {})
         for each in (*running, *((beside,) if beside else ())):
             each.stop()

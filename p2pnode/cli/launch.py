@@ -34,6 +34,7 @@ from p2pnode.cli.options import (
     units_of,
 )
 from p2pnode.cli.output import Output
+from p2pnode.platforms import HANGUP
 
 if TYPE_CHECKING:
     from p2pnode.launch.programs import Program, Settings
@@ -269,7 +270,7 @@ def _handed_over(line: Sequence[str], environment: Mapping[str, str]) -> int:
             child.send_signal(number)
 
     # Handlers, and not SIG_IGN, which a program would inherit.
-    before = {each: signal.signal(each, pass_on) for each in (signal.SIGTERM, signal.SIGHUP)}
+    before = {each: signal.signal(each, pass_on) for each in (signal.SIGTERM, HANGUP) if each is not None}
     before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda _number, _frame: None)
     try:
         child = subprocess.Popen(list(line), env=dict(environment))  # noqa: S603 - the user named the program

@@ -22,6 +22,7 @@ import trio
 from p2pnode.cli.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED
 from p2pnode.cli.output import OutputLostError
 from p2pnode.errors import LocalError, NoHostError, P2PNodeError, RefusedError, UsageError, first_of_kind
+from p2pnode.platforms import HANGUP
 
 log = structlog.get_logger()
 
@@ -75,7 +76,7 @@ def run_async(
         nonlocal interrupted
         with trio.open_signal_receiver(*_signals()) as signals:
             async for each in signals:
-                if interrupted and each == signal.SIGHUP:
+                if interrupted and each == HANGUP:
                     continue  # the shell and the kernel each send one when a terminal is closed
                 if interrupted:
                     os._exit(EXIT_INTERRUPTED)
@@ -114,7 +115,7 @@ def run_plain(function: Callable[[], None], *, on_error: Callable[[P2PNodeError,
 
     def interrupt(number: int, _frame: object) -> None:
         nonlocal interrupted
-        if interrupted and number == signal.SIGHUP:
+        if interrupted and number == HANGUP:
             return  # the shell and the kernel each send one when a terminal is closed
         if interrupted:
             os._exit(EXIT_INTERRUPTED)
@@ -135,7 +136,9 @@ def run_plain(function: Callable[[], None], *, on_error: Callable[[P2PNodeError,
 def _signals() -> list[signal.Signals]:
     """Those that ask for an end. Not a hangup that our parent had us ignore, as `nohup` does."""
     asked = [signal.SIGINT, signal.SIGTERM]
-    return asked if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [*asked, signal.SIGHUP]
+    if HANGUP is None or signal.getsignal(HANGUP) == signal.SIG_IGN:
+        return asked
+    return [*asked, HANGUP]
 
 
 def _flush() -> None:

@@ -6,7 +6,6 @@ programs are called, follows from :func:`service_for` alone, so that ``--dry-run
 
 from __future__ import annotations
 
-import os
 import plistlib
 import shutil
 import subprocess
@@ -20,6 +19,7 @@ import typer
 
 from p2pnode.cli.options import Commands, DataDirOption, JsonOption, LogOption, configure, data_of
 from p2pnode.cli.output import Output
+from p2pnode.platforms import user_id
 
 service_app = Commands(
     help="Start the node with your session, and again when it fails (systemd, launchd).", no_args_is_help=True
@@ -243,7 +243,7 @@ def _service(name: str, arguments: Sequence[str], log: Path) -> Service:
     plain = name.replace("-", "").replace("_", "").replace(".", "")
     if not (plain.isascii() and plain.isalnum()) or len(name) > _NAME_MAX or not name[0].isalnum():
         raise UsageError(f"--name: {name[:_NAME_MAX]!r} may have letters, digits, -, _ and . only")
-    uid = os.getuid() if hasattr(os, "getuid") else 0
+    uid = user_id()
     found = service_for(sys.platform, name, arguments, home=Path.home(), log=log.absolute(), uid=uid)
     if found is None:
         msg = (

@@ -9,13 +9,12 @@ letter; a call of which that can't be said is not run.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 from contextlib import suppress
 from subprocess import PIPE
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 
+from p2pnode.platforms import kill_group, own_group
 from p2pnode.words import one_line, printable, quoted
 
 if TYPE_CHECKING:
@@ -75,7 +74,7 @@ class ToolProgram:
             # In a group of its own: Ctrl-C at the terminal is for the chat, which ends the program. One that
             # heard it, too, would end first, and its failure would go to the model as the result.
             process = await trio.lowlevel.open_process(
-                [self.path, call.name], stdin=PIPE, stdout=PIPE, start_new_session=True
+                [self.path, call.name], stdin=PIPE, stdout=PIPE, **own_group()
             )
         except OSError as error:
             return f"error: {self.path} can't be run: {error.strerror}"
@@ -180,7 +179,7 @@ def _kill(process: trio.Process) -> None:
     """End a program and what it has started, where it still runs."""
     if process.returncode is None:
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+            kill_group(process.pid)
 
 
 def wanted(call: ToolCall, program: ToolProgram | None) -> str:

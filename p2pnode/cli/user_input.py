@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import termios
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, TextIO
+from typing import TYPE_CHECKING, Final, Self, TextIO
 
 from p2pnode.cli.output import Output, draws
+from p2pnode.terminals import Modes, hold_back, modes_of, set_modes
 from p2pnode.words import printable
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class UserInput:
         self._source, self._file = source, _file_of(source)
         self._prompts = source.isatty() and not quiet
         self._edits = edits and self._prompts and draws()
-        self._attributes: list[Any] | None = None
+        self._modes: Modes | None = None
         self._pending = b""
         self._ahead = ""
         """What was typed while an answer streamed."""
@@ -62,15 +62,15 @@ class UserInput:
 
     def __enter__(self) -> Self:
         if self._source.isatty():
-            self._attributes = termios.tcgetattr(self._source)
+            self._modes = modes_of(self._source.fileno())
         return self
 
     def __exit__(
         self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        if self._attributes is not None:
+        if self._modes is not None:
             # A read that was left behind keeps the terminal in the state that it needs.
-            termios.tcsetattr(self._source, termios.TCSADRAIN, self._attributes)
+            set_modes(self._source.fileno(), self._modes)
 
     async def next(self) -> str | None:
         """The next message without its end; None at the end of input. Raises ``PromptInterruptedError``."""
@@ -88,21 +88,18 @@ class UserInput:
     @contextmanager
     def held_back(self) -> Iterator[None]:
         """What is typed meanwhile is not shown; it is offered at the next prompt. Ctrl-C works as ever."""
-        if self._attributes is None or not self._prompts:
+        if self._modes is None or not self._prompts:
             yield
             return
-        silent = termios.tcgetattr(self._source)
         # Without an editor the terminal keeps what is typed, a line at a time, and gives it to the next read.
-        silent[3] &= ~(termios.ECHO | (termios.ICANON if self._edits else 0))
-        silent[6][termios.VMIN], silent[6][termios.VTIME] = (0, 0) if self._edits else (1, 0)
-        termios.tcsetattr(self._source, termios.TCSADRAIN, silent)
+        hold_back(self._source.fileno(), by_key=self._edits)
         try:
             yield
         finally:
             if self._edits and self._file is not None:
                 with suppress(OSError):
                     self._ahead += _typed(os.read(self._file, _AHEAD_MAX))
-            termios.tcsetattr(self._source, termios.TCSADRAIN, self._attributes)
+            set_modes(self._source.fileno(), self._modes)
 
     def _read(self) -> str | None:
         return self._edited() if self._edits else self._message()

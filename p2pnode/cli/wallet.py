@@ -53,7 +53,7 @@ ShowToOption: TypeAlias = Annotated[
     typer.Option("--show-phrase-to", help="Write the twelve words to this new 0600 file, not the terminal."),
 ]
 _SECRET_MAX: Final = 1 << 16
-_ADVICE: Final = (
+PHRASE_ADVICE: Final = (
     "Write these words down, in order, on paper. Whoever has them has the money; without them nobody can "
     "bring it back. `p2pnode wallet show --phrase` shows them again."
 )
@@ -117,7 +117,7 @@ def restore_wallet(
         source = _source(files, passphrase_file, keyring=keyring, random=random)
         question = "The twelve words (they are not shown): "
         entropy = entropy_of(_secret(phrase_file, question, "--phrase-file", more))
-        _made(output, data_dir, _written(data_dir, files, source, entropy, None))
+        _made(output, data_dir, write_wallet(data_dir, files, source, entropy, None))
         output.note(_CAPS)
 
     _run(output, work)
@@ -343,7 +343,7 @@ def _make(
     if show_phrase_to is not None:
         _write_words(show_phrase_to, words)
     try:
-        wallet = _written(data_dir, files, source, entropy, key)
+        wallet = write_wallet(data_dir, files, source, entropy, key)
     except BaseException:
         if show_phrase_to is not None:
             show_phrase_to.unlink(missing_ok=True)  # the words of nothing
@@ -356,7 +356,7 @@ def _make(
         _display(output, words, wallet.origin)
 
 
-def _written(
+def write_wallet(
     data_dir: Path | None, files: WalletFiles, source: PassphraseSource, entropy: bytes, key: bytes | None
 ) -> Wallet:
     """The wallet, and beside it the key that conversations are kept with."""
@@ -426,13 +426,18 @@ def _write_words(path: Path, words: str) -> None:
     write_new(path, (words + "\n").encode(), mode=0o600)
 
 
-def _display(output: Output, words: str, origin: str) -> None:
+def phrase_lines(words: str) -> list[str]:
+    """A phrase with its words numbered, four in a line."""
     numbered = [f"{place:2} {word:<9}" for place, word in enumerate(words.split(), 1)]
+    return ["   ".join(numbered[start : start + 4]).rstrip() for start in range(0, len(numbered), 4)]
+
+
+def _display(output: Output, words: str, origin: str) -> None:
     output.result("")
-    for start in range(0, len(numbered), 4):
-        output.result("   ".join(numbered[start : start + 4]).rstrip())
+    for line in phrase_lines(words):
+        output.result(line)
     output.result("")
-    output.result(output.with_data_dir(_ADVICE))
+    output.result(output.with_data_dir(PHRASE_ADVICE))
     if origin == "imported":
         output.result("They do not hold the imported key: keep that, or an export of it, too.")
     if sys.stdin.isatty():

@@ -11,10 +11,8 @@ can't be started or is late the prompt is refused: a filter that fails must not 
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
-import signal
 import subprocess
 from contextlib import suppress
 from typing import Final
@@ -23,6 +21,7 @@ import structlog
 import trio
 
 from p2pnode.errors import ConfigError
+from p2pnode.platforms import kill_group, own_group
 from p2pnode.protocols.inference.messages import PromptBody
 from p2pnode.words import one_line
 
@@ -74,7 +73,7 @@ class PromptFilter:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,
+            **own_group(),
         )
         assert process.stdin is not None  # noqa: S101 - both are pipes
         assert process.stdout is not None  # noqa: S101
@@ -89,7 +88,7 @@ class PromptFilter:
         finally:
             if process.returncode is None:
                 with suppress(OSError):  # it ends just now
-                    os.killpg(process.pid, signal.SIGKILL)
+                    kill_group(process.pid)
                 with trio.CancelScope(shield=True):
                     await process.wait()
         if code == 0:

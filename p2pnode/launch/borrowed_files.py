@@ -8,7 +8,6 @@ meanwhile stays.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -20,9 +19,9 @@ from typing import Any, Final
 from p2pnode.errors import ConfigError
 from p2pnode.files import locked, write_atomic, write_private
 from p2pnode.launch.programs import merged, unmerged
+from p2pnode.launch.users import User, has_users
 
 _RECORD: Final = ".borrowed.json"
-_LOCK: Final = ".borrowed.lock"
 _MODE: Final = 0o600
 """Of a file that was not there before: it may name a key."""
 
@@ -35,27 +34,24 @@ def borrowed(folder: Path, path: Path, ours: Mapping[str, Any]) -> Iterator[None
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     name = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:16]
-    handle = os.open(folder / f"{name}{_LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     record = folder / f"{name}{_RECORD}"
-    try:
-        with locked(folder):
-            if _is_free(handle):
-                _put_back(record)
-                _change(path, ours, record)
-            elif not record.exists() or json.loads(record.read_text())["ours"] != ours:
-                raise ConfigError(
-                    f"another run has changed {path} for itself, with another model or gateway: end it "
-                    "first, or name the same model"
-                )
-            fcntl.flock(handle, fcntl.LOCK_SH)
+    with locked(folder):
+        if not has_users(folder, name):
+            _put_back(record)
+            _change(path, ours, record)
+        elif not record.exists() or json.loads(record.read_text())["ours"] != ours:
+            raise ConfigError(
+                f"another run has changed {path} for itself, with another model or gateway: end it "
+                "first, or name the same model"
+            )
+        user = User(folder, name)
+    with user:
         try:
             yield
         finally:
             with locked(folder):
-                if _is_free(handle):  # nobody else needs it
+                if user.is_alone():
                     _put_back(record)
-    finally:
-        os.close(handle)
 
 
 def put_back_all(folder: Path) -> list[Path]:
@@ -65,23 +61,10 @@ def put_back_all(folder: Path) -> list[Path]:
     done = []
     with locked(folder):
         for record in sorted(folder.glob(f"*{_RECORD}")):
-            lock = record.with_name(record.name.removesuffix(_RECORD) + _LOCK)
-            handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                if _is_free(handle) and (path := _put_back(record)) is not None:
-                    done.append(path)
-            finally:
-                os.close(handle)
+            in_use = has_users(folder, record.name.removesuffix(_RECORD))
+            if not in_use and (path := _put_back(record)) is not None:
+                done.append(path)
     return done
-
-
-def _is_free(handle: int) -> bool:
-    """Whether no other run holds the lock; if so, this one has it alone from now on."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 def _change(path: Path, ours: Mapping[str, Any], record: Path) -> None:

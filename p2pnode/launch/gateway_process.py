@@ -6,7 +6,6 @@ gives up however it ends, so that a crash leaves a gateway which the next run ta
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -22,7 +21,9 @@ from typing import Final
 
 from p2pnode.errors import ConfigError
 from p2pnode.files import locked, write_private
+from p2pnode.launch.users import User
 from p2pnode.node.datadir import DataDir, RunningGateway
+from p2pnode.platforms import own_group
 
 _START_S: Final = 60.0
 _POLL_S: Final = 0.05
@@ -38,26 +39,23 @@ def using_gateway(data: DataDir, folder: Path, flags: Sequence[str]) -> Iterator
     Raises ``ConfigError`` where it did not start.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    users, started = folder / "gateway.users", folder / "gateway.pid"
-    handle = os.open(users, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    started = folder / "gateway.pid"
     process: subprocess.Popen[bytes] | None = None
-    try:
-        with locked(folder):
-            found = data.running_gateway()
-            if found is None:
-                found, process = _start(data, folder, flags)
-                write_private(started, str(found.pid).encode())
-            fcntl.flock(handle, fcntl.LOCK_SH)
+    with locked(folder):
+        found = data.running_gateway()
+        if found is None:
+            found, process = _start(data, folder, flags)
+            write_private(started, str(found.pid).encode())
+        user = User(folder, "gateway")
+    with user:
         try:
             yield found
         finally:
             with locked(folder):
-                if _alone(handle):
+                if user.is_alone():
                     _end_started(data, started)
                     if process is not None:
                         _reap(process)
-    finally:
-        os.close(handle)
 
 
 def context_of(gateway: RunningGateway, key: str, model: str) -> int | None:
@@ -84,7 +82,7 @@ def _start(
     with log.open("wb") as file:
         process = subprocess.Popen(  # noqa: S603 - our own command line
             [*command, "--data-dir", str(data.root), *flags],
-            stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=file, stderr=file, **own_group(),
         )  # fmt: skip
     until = time.monotonic() + _START_S
     try:
@@ -129,11 +127,3 @@ def _end_started(data: DataDir, started: Path) -> None:
     until = time.monotonic() + _STOP_S
     while time.monotonic() < until and data.running_gateway() is not None:
         time.sleep(_POLL_S)
-
-
-def _alone(handle: int) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True

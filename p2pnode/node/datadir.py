@@ -7,7 +7,6 @@ in ``starts.json`` what tells its own adverts from a copy's.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import stat
@@ -29,6 +28,8 @@ from p2pnode.files import (
     write_new,
 )
 from p2pnode.ids import PeerId
+from p2pnode.locks import is_held, pid_in, try_lock, write_pid
+from p2pnode.platforms import BINARY, write_at
 
 _READY_NAMES: Final = frozenset({"peer_id", "url"})
 _READY_MAX: Final = 1 << 16
@@ -272,13 +273,13 @@ class DataDir:
         if not moved:
             self.look_at_place()
         try:
-            handle = os.open(self.place, os.O_RDWR | os.O_CREAT, 0o644)
+            handle = os.open(self.place, os.O_RDWR | os.O_CREAT | BINARY, 0o644)
             try:
                 place = {"inode": self.root.stat().st_ino, "file_inode": os.fstat(handle).st_ino}
                 text = json.dumps(place).encode()
                 # Written in place: the file holds its own inode. The next start replaces a torn write.
-                if os.pread(handle, len(text) + 1, 0) != text:
-                    os.pwrite(handle, text, 0)
+                if os.read(handle, len(text) + 1) != text:
+                    write_at(handle, text, 0)
                     os.ftruncate(handle, len(text))
                     os.fsync(handle)
             finally:
@@ -346,21 +347,7 @@ class DataDir:
 
     def is_locked(self) -> bool:
         """Whether a node runs on this dir."""
-        return self._is_held(self.lock)
-
-    @staticmethod
-    def _is_held(lock: Path) -> bool:
-        try:
-            handle = os.open(lock, os.O_RDWR)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
-        finally:
-            os.close(handle)
-        return False
+        return is_held(self.lock)
 
     def write_node_json(
         self,
@@ -400,7 +387,7 @@ class DataDir:
     def running_gateway(self) -> RunningGateway | None:
         """Where the gateway of this data dir listens; None where none runs, whatever a stale file says."""
         text = read_text_or_none(self.gateway_json)
-        if text is None or not self._is_held(self.gateway_lock):
+        if text is None or not is_held(self.gateway_lock):
             return None
         try:
             raw = json.loads(text)
@@ -491,14 +478,11 @@ def _holding(path: Path, refusal: str) -> Iterator[None]:
     except OSError as error:
         raise not_writable(path, error) from error
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            pid = os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
+        if not try_lock(handle):
+            pid = pid_in(handle) or "unknown"
             msg = f"{refusal} (pid {pid}): stop it, or give this one a data dir of its own with --data-dir"
-            raise ConfigError(msg) from error
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, str(os.getpid()).encode(), 0)
+            raise ConfigError(msg)
+        write_pid(handle)
         yield
     finally:
         os.close(handle)

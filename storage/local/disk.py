@@ -7,11 +7,12 @@ may raise ``OSError``.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from pathlib import Path
 
 from p2pnode.durable import SqliteDisk
+from p2pnode.locks import lock, try_lock
+from p2pnode.platforms import BINARY, sync_folder
 
 
 class Disk(SqliteDisk):
@@ -28,9 +29,9 @@ class Disk(SqliteDisk):
     def create(self, path: Path) -> int:
         """Make a file, open for writing and locked until it is closed. Returns its handle."""
         while True:
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | BINARY, 0o600)
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX)
+                lock(handle)
                 if os.fstat(handle).st_nlink:
                     return handle
             except OSError:
@@ -41,14 +42,11 @@ class Disk(SqliteDisk):
     def unlink_if_left(self, path: Path) -> bool:
         """Remove a file that nobody has locked. Returns whether it did."""
         try:
-            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            handle = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
             return False
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return self.unlink(path)
-        except BlockingIOError:
-            return False
+            return try_lock(handle) and self.unlink(path)
         finally:
             os.close(handle)
 
@@ -72,11 +70,7 @@ class Disk(SqliteDisk):
 
     def sync_folder(self, path: Path) -> None:
         """Return when the folder's names are on the disk."""
-        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        sync_folder(path)
 
     def unlink(self, path: Path) -> bool:
         """Remove it; False where it did not exist."""
@@ -89,11 +83,12 @@ class Disk(SqliteDisk):
     def read(self, path: Path, offset: int, length: int) -> bytes:
         """At most ``length`` bytes; fewer only at the end. Raises ``FileNotFoundError``."""
         pieces = []
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        handle = os.open(path, os.O_RDONLY | BINARY)
         try:
-            while length and (piece := os.pread(handle, length, offset)):
+            os.lseek(handle, offset, os.SEEK_SET)
+            while length and (piece := os.read(handle, length)):
                 pieces.append(piece)
-                offset, length = offset + len(piece), length - len(piece)
+                length -= len(piece)
         finally:
             os.close(handle)
         return b"".join(pieces)

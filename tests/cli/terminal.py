@@ -22,7 +22,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 class Terminal:
     """``p2pnode`` with a terminal of its own, so that its questions and their echo are real."""
 
-    def __init__(self, arguments: Sequence[object]) -> None:
+    def __init__(self, arguments: Sequence[object], *, columns: int = 200, term: str = "dumb") -> None:
         self._master, self._terminal = os.openpty()
         self.process = subprocess.Popen(
             [sys.executable, "-c", _TAKE, sys.executable, "-m", "p2pnode", *map(str, arguments)],
@@ -30,7 +30,7 @@ class Terminal:
             stdout=self._terminal,
             stderr=self._terminal,
             start_new_session=True,
-            env={**os.environ, "COLUMNS": "200", "TERM": "dumb"},
+            env={**os.environ, "COLUMNS": str(columns), "TERM": term},
         )
         self.seen = ""
 

@@ -6,12 +6,13 @@ releases the lock however the process ends. Knows nothing of sessions.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
+
+from p2pnode.locks import lock, try_lock
 
 ELSEWHERE: Final = "elsewhere"
 """Owner of a purchase that another machine of the user may use: the sealed index tells when it is over."""
@@ -29,12 +30,10 @@ class Owner:
         """The name to write beside a purchase. The first call takes the lock. Raises ``OSError``."""
         if self._handle is None:
             self._name = secrets.token_hex(8)
-            self._handle = os.open(
-                _file(self._path, self._name), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600
-            )
+            self._handle = os.open(_file(self._path, self._name), os.O_CREAT | os.O_RDWR, 0o600)
             # Whoever asks for a name takes it from the journal, and this one is not there yet: nobody can
             # have locked and removed the file since it was made.
-            fcntl.flock(self._handle, fcntl.LOCK_EX)
+            lock(self._handle)
         return self._name
 
     def release(self) -> None:
@@ -51,16 +50,14 @@ def is_alive(path: Path, name: str) -> bool:
     if not name or name == ELSEWHERE:
         return bool(name)
     try:
-        handle = os.open(_file(path, name), os.O_RDWR | os.O_CLOEXEC)
+        handle = os.open(_file(path, name), os.O_RDWR)
     except FileNotFoundError:
         return False
     except OSError:
         return True
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    else:
+        if not try_lock(handle):
+            return True
         with suppress(OSError):
             _file(path, name).unlink()
         return False
