@@ -5,6 +5,8 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Containers often set it. Tests start hundreds of programs, and each would compile the sources again.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: install compile demo test test-fast test-long test-exllama test-gpu test-upstream test-clients test-churn test-interop test-programs test-dashboard test-circle test-anvil check bench contracts format clean
 
@@ -59,7 +61,7 @@ test-fast: $(STAMP)
 OTHERS := .venv-others
 
 test-long: $(STAMP) test-exllama $(OTHERS)/.installed
-	PYTHONHASHSEED=0 $(BIN)/pytest $(PARALLEL) -m "(long or not long) and not churn and not exllama and not programs"
+	PYTHONHASHSEED=0 $(BIN)/pytest $(PARALLEL) --hypothesis-profile=long -m "(long or not long) and not churn and not exllama and not programs"
 
 # The real ExLlamaV2 with torch, which are large: in an environment of its own, that also sees what is in .venv.
 # On a CPU: docs/engines.md says what that leaves out. ExLlamaV3 is there to be read, and lacks its own needs.

@@ -9,11 +9,13 @@ import pytest
 from hypothesis import settings
 
 from p2pnode.log import configure_logging
+from tests.examples import LONG
 from tests.real_sleeps import forbid_real_sleeps
 
 PYTHONS_OWN_LIMIT = 1000
 # No example has a deadline: how long one takes says how busy the machine is.
 settings.register_profile("untimed", deadline=None)
+settings.register_profile(LONG, deadline=None)
 settings.load_profile("untimed")
 # Under nohup this process ignores SIGHUP, and each program that a test starts would ignore it, too: a host
 # that is to outlive its terminal does. Tests of a terminal that is closed would wait in vain.

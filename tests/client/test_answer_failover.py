@@ -79,7 +79,7 @@ async def killed_at(count: int) -> None:
         assert second.tokens_in == first.tokens_in + count  # the price of the failure, itemised
 
 
-@pytest.mark.parametrize("count", [1, 2, 31, 32, 33, TOKENS - 1])
+@pytest.mark.parametrize("count", [1, 32, 33])
 async def test_a_host_that_dies_after_any_token_is_replaced(count: int, autojump_clock: MockClock) -> None:
     await killed_at(count)
 

@@ -117,7 +117,7 @@ async def killed_at(folder: Path, count: int) -> None:
         assert answer.usage.cost == first.cost + second.cost
 
 
-@pytest.mark.parametrize("count", [1, 31, 32, 33, TOKENS - 1])
+@pytest.mark.parametrize("count", [1, 32, 33])
 async def test_a_paid_host_that_dies_after_any_token_is_replaced_and_claims_what_was_signed(
     tmp_path: Path, autojump_clock: MockClock, count: int
 ) -> None:

@@ -32,7 +32,7 @@ EIGHT: Final = 8
 WINDOW_OF_EIGHT: Final = 32 * (EIGHT + 1)
 KEEP_S: Final = 3600
 TOKENS: Final = 200
-SEEDS: Final = [0, 1, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(2, 32))]
+SEEDS: Final = [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 32))]
 
 
 def asked(client: Client, number: int, tokens: int = TOKENS) -> Answer:

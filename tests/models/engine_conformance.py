@@ -53,6 +53,8 @@ def body(text: str, **more: Any) -> PromptBody:
 
 
 QUESTION = body("Tell me about the sea.")
+CUTS = [5, pytest.param(1, marks=pytest.mark.long)]
+"""An answer is cut, and gone on with, after each so many of its ids."""
 TOOL = Tool(
     name="weather", parameters='{"type":"object","properties":{"city":{"type":"string"}},"required":["city"]}'
 )
@@ -316,7 +318,8 @@ class EngineConformance:
             await engine.prompt(wrong)
         assert refused.value.code == "bad_request"
 
-    async def test_a_schema_shapes_the_answer_and_its_continuation(self, engine: Engine) -> None:
+    @pytest.mark.parametrize("step", CUTS)
+    async def test_a_schema_shapes_the_answer_and_its_continuation(self, engine: Engine, step: int) -> None:
         schema = {
             "type": "object",
             "properties": {
@@ -331,7 +334,7 @@ class EngineConformance:
         whole = await ask(engine, prompt.ids, sampling, grammar=prompt.grammar)
         assert whole.done.reason == "stop"
         jsonschema.validate(json.loads(whole.text), schema)
-        for cut in range(1, len(whole.ids), 3):
+        for cut in range(1, len(whole.ids), step):
             begun = await engine.prompt(replace(shaped, prefix=whole.ids[:cut]))
             assert begun.ids == prompt.ids + whole.ids[:cut]
             rest = await ask(
@@ -339,8 +342,9 @@ class EngineConformance:
             )
             jsonschema.validate(json.loads(begun.text + rest.text), schema)
 
+    @pytest.mark.parametrize("step", CUTS)
     async def test_a_schema_shapes_what_follows_ids_whose_text_may_still_be_a_stop_string(
-        self, engine: Engine
+        self, engine: Engine, step: int
     ) -> None:
         schema = {"type": "object", "properties": {"kind": {"enum": ["sea", "land"]}}, "required": ["kind"]}
         form = ResponseFormat(kind="json_schema", body=json.dumps(schema))
@@ -354,6 +358,8 @@ class EngineConformance:
         for cut in range(1, len(whole.ids)):
             begun = await engine.prompt(replace(shaped, prefix=whole.ids[:cut]))
             pending += begun.text_pending > 0
+            if cut % step and not begun.text_pending:
+                continue
             rest = await ask(
                 engine, begun.ids, sampling, grammar=begun.grammar, text_pending=begun.text_pending
             )

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pnode.errors import ProtocolError
@@ -30,6 +30,7 @@ from p2pnode.protocols.inference.meter import Meter, MeteredTurn
 from p2pnode.protocols.inference.receipts import ReceiptChain
 from p2pnode.protocols.inference.replay import ReplayBuffer
 from p2pnode.protocols.typed_data import amount_due, market_domain, session_id, voucher_digest
+from tests.examples import examples
 from tests.protocols.inference.paid_pair import (
     ACCEPTS,
     MARKET,
@@ -441,7 +442,7 @@ moves = st.lists(
 )
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(moves)
 def test_however_vouchers_and_checkpoints_cross_they_settle_to_exactly_the_sum(
     script: list[tuple[str, int]],

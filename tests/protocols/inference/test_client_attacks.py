@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pnode.errors import WIRE_CODES, WireCode
@@ -27,6 +27,7 @@ from p2pnode.protocols.inference.commands import (
     TurnFailed,
 )
 from p2pnode.protocols.wire import wire_name
+from tests.examples import examples
 from tests.protocols.inference.pair import HOST, PROMPT_HASH, STREAM, Pair, ask, new_client
 from tests.protocols.strategies import messages
 from tests.protocols.support import Identity, emitted, only, sent
@@ -434,7 +435,7 @@ events = st.one_of(
 )
 
 
-@settings(max_examples=250)
+@examples(250)
 @given(st.booleans(), st.lists(events, max_size=30))
 def test_no_sequence_of_events_makes_the_client_raise_or_end_a_turn_twice(
     ask_first: bool, sequence: list[Any]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pnode.protocols.events import CancelTimer, Command, Received, SetTimer, TimerFired
@@ -29,6 +29,7 @@ from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.prompts import PROMPT_RATE_MIN, TurnPlaces, prompt_parts
 from p2pnode.protocols.inference.replay import Piece
 from p2pnode.protocols.wire import encode
+from tests.examples import examples
 from tests.protocols.inference.pair import (
     CLIENT,
     HOLDER,
@@ -465,7 +466,7 @@ events = st.one_of(
 )
 
 
-@settings(max_examples=250)
+@examples(250)
 @given(st.booleans(), st.lists(events, max_size=30))
 def test_no_sequence_of_events_makes_the_host_raise_or_answer_what_can_not_be_sent(
     open_first: bool, sequence: list[Any]

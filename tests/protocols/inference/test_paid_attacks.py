@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pnode.ids import SessionId
@@ -44,6 +44,7 @@ from p2pnode.protocols.inference.receipts import receipt_digest
 from p2pnode.protocols.inference.replay import Piece
 from p2pnode.protocols.typed_data import amount_due, session_id, voucher_digest
 from p2pnode.protocols.wire import encode, wire_name
+from tests.examples import examples
 from tests.protocols.inference.paid_pair import (
     CLIENT_ID,
     MARKET,
@@ -632,7 +633,7 @@ host_events = st.one_of(
 )
 
 
-@settings(max_examples=250)
+@examples(250)
 @given(st.sampled_from([relaying, quoted, serving]), st.lists(host_events, max_size=30))
 def test_no_sequence_of_events_makes_a_paid_host_raise_or_give_more_than_a_window(
     begin: Callable[[], HostSession], sequence: list[Any]
@@ -691,7 +692,7 @@ client_events = st.one_of(
 )
 
 
-@settings(max_examples=250)
+@examples(250)
 @given(st.lists(client_events, max_size=30))
 def test_no_sequence_of_events_makes_a_paid_client_raise_or_sign_for_more_than_it_has(
     sequence: list[Any],

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pnode.protocols.inference.channel import ChannelSender, HostTerms
@@ -28,6 +28,7 @@ from p2pnode.protocols.inference.commands import (
 from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.messages import CODEC, WINDOW, Ack, Quote, Refuse, SessionTerms, Voucher
 from p2pnode.protocols.typed_data import session_id
+from tests.examples import examples
 from tests.protocols.inference.paid_pair import MARKET, TERMS, PaidPair, client_payment
 from tests.protocols.inference.pair import Step, ask, new_host, turn_of
 
@@ -480,7 +481,7 @@ steps = st.lists(
 prices = st.sampled_from([0, 1, 999_999, 1_000_000, 1_000_001, 123_456_789])
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(steps, st.integers(1, 80), st.booleans(), st.data())
 def test_any_interleaving_bills_what_was_delivered_and_nothing_else(
     script: list[Step], chunk: int, exact: bool, data: st.DataObject
@@ -517,7 +518,7 @@ ENDINGS: dict[str, Callable[[PaidPair], object]] = {
 }
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(
     st.tuples(steps, steps),
     st.tuples(*[st.sampled_from(sorted(ENDINGS))] * 2),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from p2pnode.protocols.events import Command, Received, SetTimer
@@ -21,6 +21,7 @@ from p2pnode.protocols.inference.commands import (
     TurnFailed,
 )
 from p2pnode.protocols.inference.prompts import TurnPlaces
+from tests.examples import examples
 from tests.protocols.inference.paid_pair import TERMS, PaidPair
 from tests.protocols.inference.pair import CLIENT, STREAM, Pair, ask, text_of
 from tests.protocols.inference.restarts import Restarts
@@ -477,7 +478,7 @@ def check_texts(pair: Pair) -> None:
         assert text.startswith(pair.text_of.get(turn, ""))
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(scripts, st.integers(0, 400), st.integers(1, 60))
 def test_free_turns_in_any_order_end_once_each_and_whole(
     script: list[tuple[str, int, bool]], answer: int, chunk: int
@@ -493,7 +494,7 @@ def test_free_turns_in_any_order_end_once_each_and_whole(
     assert not pair.finished
 
 
-@settings(max_examples=200)
+@examples(200)
 # No answer of 0 tokens: a host that ends a paid turn so counts as one that failed it (test_paid_attacks.py).
 @given(scripts, st.integers(1, 300), st.integers(1, 60), st.sampled_from([0, 5, 20]))
 def test_paid_turns_in_any_order_cost_exactly_what_came(
@@ -515,7 +516,7 @@ def test_paid_turns_in_any_order_cost_exactly_what_came(
     assert pair.billed_out == sum(map(len, pair.ids_of.values()))
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(
     st.lists(st.tuples(scripts, st.booleans(), st.booleans(), st.integers(0, 3)), min_size=1, max_size=4),
     st.integers(0, 200),

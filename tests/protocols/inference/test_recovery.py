@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pnode.ids import PeerId, SessionId
@@ -32,6 +32,7 @@ from p2pnode.protocols.inference.commands import (
 )
 from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.receipts import receipt_digest
+from tests.examples import examples
 from tests.protocols.inference.paid_pair import (
     CLIENT_ID,
     RECEIPTS,
@@ -210,7 +211,7 @@ def test_a_deposit_is_never_exceeded_by_the_final_voucher() -> None:
     assert final.amount <= terms.deposit
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(
     st.lists(st.tuples(steps, st.booleans(), st.integers(0, 3), st.booleans()), min_size=1, max_size=4),
     st.integers(0, 200),
@@ -575,7 +576,7 @@ resumes = st.builds(
 )
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(st.lists(st.lists(resumes, max_size=3), max_size=5))
 def test_no_resumes_make_a_host_raise_take_less_than_it_was_paid_or_go_on_twice(
     streams: list[list[m.Resume]],

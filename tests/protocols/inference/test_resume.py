@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pnode.ids import PeerId, SessionId
@@ -33,6 +33,7 @@ from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.prompts import prompt_parts
 from p2pnode.protocols.inference.replay import Piece
 from p2pnode.protocols.wire import encode
+from tests.examples import examples
 from tests.protocols.inference.paid_pair import CLIENT_ID, VOUCHERS, PaidPair, resumed_client
 from tests.protocols.inference.pair import HOLDER, HOST, STREAM, Pair, Step, ask, text_of, turn_of
 from tests.protocols.support import MODEL, Identity, emitted, high_s, only, sent
@@ -323,7 +324,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(
     st.lists(st.tuples(steps, st.booleans(), st.booleans()), min_size=1, max_size=4),
     st.integers(0, 200),

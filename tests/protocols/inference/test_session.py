@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pnode.protocols.inference.commands import (
@@ -21,6 +21,7 @@ from p2pnode.protocols.inference.commands import (
 )
 from p2pnode.protocols.inference.messages import CODEC, WINDOW, Checkpoint, Done, Tokens
 from p2pnode.protocols.inference.replay import Piece
+from tests.examples import examples
 from tests.protocols.inference.pair import Pair, Step, ask, credit_of, text_of, token, turn_of
 
 
@@ -293,7 +294,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(steps, st.integers(0, 400), st.sampled_from([1, 31, 64, 100, 300, 512]), st.integers(1, 80))
 def test_any_interleaving_delivers_every_token_once_in_order(
     script: list[Step], answer: int, tokens_max: int, chunk: int
@@ -319,7 +320,7 @@ ENDINGS: dict[str, Callable[[Pair], object]] = {
 }
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(steps, st.sampled_from(sorted(ENDINGS)), steps, st.sampled_from(sorted(ENDINGS)))
 def test_however_a_turn_ends_it_ends_exactly_once(
     before: list[Step], ending: str, after: list[Step], second: str
