@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, TypeVar
 
 from p2pnode.client.bill import Bill, BillItem
 from p2pnode.client.ranking import Candidate, Ranking, is_priced
@@ -30,10 +30,12 @@ from p2pnode.errors import (
 )
 from p2pnode.ids import PeerId, SessionId
 from p2pnode.models.answer import Said
-from p2pnode.protocols.inference.commands import Quoted, SessionFailed, TurnDone, TurnFailed
 from p2pnode.protocols.inference.embeddings import FLOAT_BYTES
 from p2pnode.protocols.inference.messages import CHECKPOINT_EVERY, PREFIX_MAX, FinishReason, PromptBody
 from p2pnode.protocols.inference.prompt_rules import next_seed
+
+if TYPE_CHECKING:  # a command that asks through a gateway has no session
+    from p2pnode.protocols.inference.commands import Quoted, SessionFailed, TurnDone, TurnFailed
 
 Move: TypeAlias = Literal["finish", "again", "next", "stop"]
 """``finish``: the answer is whole. ``again``:
