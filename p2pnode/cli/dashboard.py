@@ -19,21 +19,14 @@ def dashboard(
         import time
 
         from p2pnode.errors import ConfigError
-        from p2pnode.gateway.dashboard.access import LISTENS_ON_ALL, near_url, new_link
-        from p2pnode.net.address_policy import interface_addresses
+        from p2pnode.gateway.dashboard.access import new_links
 
         data = data_of(data_dir)
         running = data.running_gateway()
         if running is None:
             msg = f"no gateway runs on {data.root}: start one with {output.command('gateway')}"
             raise ConfigError(msg)
-        urls = [near_url(running.url)]
-        if LISTENS_ON_ALL in running.url:  # a phone needs an address of the network, and a link of its own
-            found = [each.partition("/")[0] for each in interface_addresses()]
-            v4 = [each for each in found if ":" not in each and each != "127.0.0.1"]
-            urls += [running.url.replace(LISTENS_ON_ALL, f"//{each}:") for each in v4]
-        for url in urls:
-            link = new_link(data.dashboard, url, time.time())
+        for link in new_links(data.dashboard, running.url, time.time()):
             if as_json:
                 output.event("dashboard", {"url": link})
             else:

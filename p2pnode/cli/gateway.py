@@ -127,8 +127,11 @@ def gateway_options(
     )
 
 
-async def serve_until(output: Output, client: Client, options: GatewayOptions, stopping: Any) -> None:
-    """Serve until ``stopping`` (an event) is set, and end in order."""
+async def serve_until(
+    output: Output, client: Client, options: GatewayOptions, stopping: Any, told: Any = None
+) -> None:
+    """Serve until ``stopping`` is set, and end in order. ``told`` is set when it has said where it listens;
+    both are events."""
     from p2pnode.doctor.doctor import examine
     from p2pnode.gateway.metrics import measure_gateway, measured
     from p2pnode.gateway.server import serving_gateway
@@ -138,6 +141,8 @@ async def serve_until(output: Output, client: Client, options: GatewayOptions, s
         if metrics is not None:
             measure_gateway(metrics, running.gateway)
         tell_of(output.event, running)
+        if told is not None:
+            told.set()
         await stopping.wait()
 
 
@@ -150,8 +155,8 @@ def tell_of(tell: Callable[..., None], running: ServedGateway) -> None:
         "key_file": str(running.key_file) if running.keys_required else "",
     }
     tell("gateway", fields, text=f"gateway    {running.url}/v1, to be used {who}")
-    link = {"url": running.dashboard_url}
-    tell("dashboard", link, text=f"dashboard  {running.dashboard_url}\n           (this link works once)")
+    for link in running.dashboard_urls:
+        tell("dashboard", {"url": link}, text=f"dashboard  {link}\n           (this link works once)")
 
 
 class GatewayBeside:
@@ -165,7 +170,7 @@ class GatewayBeside:
         import trio
 
         self._listen, self._output, self._data_dir, self._flags = listen, output, data_dir, flags
-        self._listening, self._stopping = trio.Event(), trio.Event()
+        self._listening, self._told, self._stopping = trio.Event(), trio.Event(), trio.Event()
 
     @classmethod
     def of(cls, listen: str | None, output: Output, data_dir: Path | None, **flags: Any) -> Self | None:
@@ -195,6 +200,10 @@ class GatewayBeside:
 
         return tell
 
+    async def told(self) -> None:
+        """Wait until the gateway has said where it listens, or has failed."""
+        await self._told.wait()
+
     def stop(self) -> None:
         """Let requests under way end, then end."""
         self._stopping.set()
@@ -216,10 +225,12 @@ class GatewayBeside:
                 async with make_client(
                     self._output, self._data_dir, None, discovery=True, **self._flags
                 ) as c:
-                    await serve_until(self._output, c, self._options, self._stopping)
+                    await serve_until(self._output, c, self._options, self._stopping, self._told)
             except P2PNodeError as error:
                 failed.append(error)
                 node.stop()
+            finally:
+                self._told.set()
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(serve)

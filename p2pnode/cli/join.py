@@ -378,7 +378,12 @@ def join(
         _check_s5(s5_listen, s5_origin or (), config.s5_listen, accounts=bool(s5_accounts))
 
     async def serve(config: NodeConfig) -> None:
-        options = JoinOptions(ready_file=ready_file, moved=moved, scripted_tokens_per_s=scripted_tokens_per_s)
+        options = JoinOptions(
+            ready_file=ready_file,
+            moved=moved,
+            scripted_tokens_per_s=scripted_tokens_per_s,
+            before_ready=beside.told if beside else None,
+        )
         await _tell_of_servers(config, report)
         running.append(Join(config, options, beside.listening_to(report) if beside else report))
         await (running[0].run() if beside is None else beside.run(running[0]))

@@ -28,7 +28,7 @@ from p2pnode.errors import ConfigError
 from p2pnode.files import off_the_loop, write_private
 from p2pnode.gateway.access import gateway_ring
 from p2pnode.gateway.app import AppOptions, Observer, RequestRecord, make_app
-from p2pnode.gateway.dashboard.access import AccessFile, near_url, new_link
+from p2pnode.gateway.dashboard.access import AccessFile, new_links
 from p2pnode.gateway.dashboard.dashboard import Dashboard
 from p2pnode.gateway.dashboard.node_view import Checks, NodeView
 from p2pnode.gateway.gateway import Gateway
@@ -69,8 +69,9 @@ class ServedGateway:
     """``http://127.0.0.1:8080``; programs want it with ``/v1``."""
     keys_required: bool
     key_file: Path
-    dashboard_url: str
-    """The dashboard's address with a token that can be used once: nobody else may see it."""
+    dashboard_urls: tuple[str, ...]
+    """The dashboard's addresses, this machine's first, each with a token that can be used once: nobody else
+    may see them."""
 
 
 def read_aliases(given: Sequence[str], models_dir: Path) -> tuple[tuple[str, str], ...]:
@@ -151,8 +152,8 @@ async def serving_gateway(
                     url=server.url,
                     keys_required=ring.required,
                     key_file=data.gateway_key,
-                    dashboard_url=await off_the_loop(
-                        partial(new_link, data.dashboard, near_url(server.url), time.time())
+                    dashboard_urls=await off_the_loop(
+                        partial(new_links, data.dashboard, server.url, time.time())
                     ),
                 )
                 dashboard.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
@@ -113,6 +113,8 @@ class JoinOptions:
     moved: bool = False
     limits: Limits = DEFAULT_LIMITS
     scripted_tokens_per_s: float | None = None
+    before_ready: Callable[[], Awaitable[None]] | None = None
+    """Awaited before the ready file is written: what runs beside the node says first where it is."""
 
 
 class Join:
@@ -430,6 +432,8 @@ class Join:
         )
         # Last: who started it in the background shows what it says until this file is there, and no longer.
         if self._ready is not None:
+            if self._options.before_ready is not None:
+                await self._options.before_ready()
             await off_the_loop(partial(self._ready.write, node.peer_id, node.multiaddrs))
 
     def _self_probe(self, node: Node) -> SelfProbe | None:

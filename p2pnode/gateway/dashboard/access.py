@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import json
 import secrets
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from typing import Final
 
 from p2pnode.errors import ConfigError
 from p2pnode.files import read_secret_or_none, write_private
+from p2pnode.net.address_policy import interface_addresses
 
 LINK_S: Final = 24 * 3600
 """How long a link can be used, once."""
@@ -123,6 +125,21 @@ def new_link(path: Path, url: str, now: float) -> str:
     stands behind the ``#``. Blocks on the disk. Raises ``ConfigError``."""
     token = AccessFile(path).load().link(secrets.token_bytes(_NONCE_BYTES), now)
     return f"{url}/dashboard/#{token}"
+
+
+def new_links(path: Path, url: str, now: float) -> tuple[str, ...]:
+    """A link for this machine. Where the server at ``url`` listens on all IPv4 addresses, another for each of
+    them: a phone needs an address of the network, and a link works once. Blocks as ``new_link``."""
+    urls = [near_url(url)]
+    if LISTENS_ON_ALL in url:
+        found = [each.partition("/")[0] for each in interface_addresses()]
+        urls += [url.replace(LISTENS_ON_ALL, f"//{each}:") for each in found if not _only_here(each)]
+    return tuple(new_link(path, each, now) for each in urls)
+
+
+def _only_here(address: str) -> bool:
+    found = ipaddress.ip_address(address)
+    return found.version != 4 or found.is_loopback  # noqa: PLR2004 - IPv4: the server listens on no other
 
 
 def near_url(url: str) -> str:

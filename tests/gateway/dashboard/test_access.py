@@ -15,6 +15,7 @@ from p2pnode.gateway.dashboard.access import (
     LinkError,
     near_url,
     new_link,
+    new_links,
 )
 
 NOW = 1_000_000.0
@@ -91,3 +92,18 @@ def test_the_file_keeps_the_key_and_a_damaged_one_is_made_anew(tmp_path: Path) -
         (tmp_path / "data" / "dashboard.json").write_text(damaged)
         assert not file.load().admits(session.cookie, session.secret, NOW)
     assert near_url("http://0.0.0.0:80") == "http://127.0.0.1:80"
+
+
+def test_a_server_on_all_addresses_has_a_link_for_each_and_another_one_a_single(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = ("127.0.0.1/8", "192.168.1.5/24", "10.1.2.3/8", "::1/128", "2001:db8::5/64")
+    monkeypatch.setattr("p2pnode.gateway.dashboard.access.interface_addresses", lambda: here)
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data" / "dashboard.json"
+    links = new_links(path, "http://0.0.0.0:80", NOW)
+    shown = ["http://127.0.0.1:80", "http://192.168.1.5:80", "http://10.1.2.3:80"]
+    assert [each.partition("/dashboard/")[0] for each in links] == shown
+    assert len({each.partition("#")[2] for each in links}) == len(links)
+    (only,) = new_links(path, "http://127.0.0.1:80", NOW)
+    assert only.startswith("http://127.0.0.1:80/")
