@@ -47,8 +47,8 @@ def bare(line: str) -> str:
     return line.partition("  #")[0].strip()
 
 
-def blocks() -> list[Block]:
-    return [Block(*found) for found in _BLOCK.findall(TEXT)]
+def blocks(text: str = TEXT) -> list[Block]:
+    return [Block(*found) for found in _BLOCK.findall(text)]
 
 
 def test_each_block_is_of_a_kind_that_is_checked() -> None:
