@@ -27,7 +27,7 @@ ELSEWHERE = {
     "make demo": "a minute: tests/demo runs it",
     "make test": "it would run this",
 }
-DEADLINE_S = 90
+DEADLINE_S = 180
 TOKENS = 12
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
