@@ -122,6 +122,10 @@ class Conversation(interface.Conversation):
 
     # ---- asking
 
+    def change(self, options: ChatOptions) -> None:
+        """Ask with these from the next answer on. The model is to be the same; the system's message stays."""
+        self._options = replace(options, cache_key=options.cache_key or self._options.cache_key, system=None)
+
     def ask(self, question: str) -> Answer:
         self._read_moved()
         self._say("user", question)

@@ -72,9 +72,10 @@ class Conversations:
                 self._runtime.tell("conversation.not_kept", {"reason": str(error)})
         return self._conversation(options, known.model, replicator, None)
 
-    async def resume(self, sid: bytes, options: ChatOptions) -> Conversation:
-        """A conversation that was kept, with its model and sampling unless ``options`` name others."""
-        replicator, stored = await self.replicator(), await self.open(sid)
+    async def resume(self, sid: bytes, options: ChatOptions, *, ask: bool = True) -> Conversation:
+        """A conversation that was kept, with its model and sampling unless ``options`` name others. ``ask``
+        is as in :meth:`open`."""
+        replicator, stored = await self.replicator(), await self.open(sid, ask=ask)
         if options.model is not None or stored.model is None:
             model = resolve_model(options.model or DEFAULT_MODEL, self._runtime.data.models).model
         else:
@@ -83,9 +84,12 @@ class Conversations:
         options = replace(options, model=model_id_text(model), sampling=sampling)
         return self._conversation(options, model, replicator, stored)
 
-    async def open(self, sid: bytes) -> StoredConversation:
-        """A conversation that was kept, with what its replicas know of it. Raises as ``Archive.open``."""
+    async def open(self, sid: bytes, *, ask: bool = True) -> StoredConversation:
+        """A conversation that was kept: as this machine has it or, with ``ask``, with what its replicas know
+        of it. Raises as ``Archive.open``."""
         replicator = await self.replicator()
+        if not ask:
+            return await replicator.archive.open(sid, ask=False)
         await self._searches.connect_first_peers()
         await replicator.find_holders(sid)
         return await replicator.archive.open(sid)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,6 +87,7 @@ class Failed:
 
 
 GatewayEvent: TypeAlias = Piece | Over | Failed
+Begin: TypeAlias = Callable[[ChatOptions], Awaitable[Answer]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,9 +205,11 @@ class Gateway:
 
     async def answers(self, asked: Asked, routing: Routing, caller: Caller) -> list[Reply]:
         """The answers to a request's turns, not begun. Raises ``FaultError`` and ``P2PNodeError``."""
-        return [await self._reply(turn, routing, caller) for turn in asked.turns]
+        return [await self.reply(turn, routing, caller) for turn in asked.turns]
 
-    async def _reply(self, turn: Turn, routing: Routing, caller: Caller) -> Reply:
+    async def reply(self, turn: Turn, routing: Routing, caller: Caller, begin: Begin | None = None) -> Reply:
+        """The answer to a turn, not begun. ``begin`` makes it of how it is to be asked; without, its messages
+        are asked as they are. Raises as :meth:`answers`."""
         model = self.model_of(turn.model)
         check_model(model, routing, caller, self._client.runtime.data.models)
         vocabulary: Vocabulary | None = None
@@ -234,7 +237,7 @@ class Gateway:
             cache_key=key,
             prefer=self._homes.get(key),
         )
-        answer = self._client.answer(turn.messages, options)
+        answer = self._client.answer(turn.messages, options) if begin is None else await begin(options)
         return Reply(answer, vocabulary, on_host=lambda host: self._homes.put(key, host))
 
     async def count(self, turn: Turn, routing: Routing, caller: Caller) -> tuple[int, bool]:

@@ -14,6 +14,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
 from ipaddress import ip_address
@@ -34,21 +35,28 @@ from p2pnode.gateway import chat
 from p2pnode.gateway.access import Caller
 from p2pnode.gateway.app import Observer, RequestRecord
 from p2pnode.gateway.dashboard.access import Access, AccessFile, LinkError
+from p2pnode.gateway.dashboard.kept_chats import KeptChats, read_sid
 from p2pnode.gateway.dashboard.node_view import NodeView
 from p2pnode.gateway.faults import Fault, FaultError, fault_of
 from p2pnode.gateway.fields import Fields, read_object
 from p2pnode.gateway.gateway import Failed, Gateway, GatewayEvent, Over, Piece, Reply
-from p2pnode.gateway.turn import Asked, Stamp, event_frame, routing_of, served_fields
+from p2pnode.gateway.turn import Routing, Stamp, Turn, event_frame, routing_of, served_fields
 from p2pnode.http_server import names_this_machine
 from p2pnode.limits import Limits
+from p2pnode.storage.conversations.records import ArchiveError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from p2pnode.client.answer import Answer
+    from p2pnode.client.chat_options import ChatOptions
+    from p2pnode.client.conversation import Conversation
 
 ROOT: Final = "/dashboard"
 PAGE_HEADER: Final = "x-p2pnode-dashboard"
 KEY_ID: Final = "dashboard"
 """What stands for a key in the records of requests that come from the chat page."""
+_CALLER: Final = Caller(key_id=KEY_ID)
 _STREAMS_MAX: Final = 16
 _TICK_S: Final = 1.0
 _ALIVE_S: Final = 15.0
@@ -98,6 +106,7 @@ class Dashboard:
         self._gateway_app, self._gateway, self._view, self._observe = gateway_app, gateway, view, observe
         self._file, self._access = key_file, access
         self._names, self._open_host, self._limits = names, open_host, limits
+        self._chats = KeptChats(gateway.client)
         self._signing_in = trio.Lock()
         self._streams = 0
         self._closing = trio.Event()
@@ -113,6 +122,9 @@ class Dashboard:
                 Route(f"{ROOT}/api/events", guarded(self._events), methods=["GET"]),
                 Route(f"{ROOT}/api/checks", guarded(self._checks), methods=["GET"]),
                 Route(f"{ROOT}/api/chat", guarded(self._chat), methods=["POST"]),
+                Route(f"{ROOT}/api/conversations", guarded(self._conversations), methods=["GET"]),
+                Route(f"{ROOT}/api/conversations/{{sid}}", guarded(self._conversation), methods=["GET"]),
+                Route(f"{ROOT}/api/conversations/{{sid}}/forget", guarded(self._forget), methods=["POST"]),
                 Route(f"{ROOT}/api/hosts/{{peer}}", guarded(self._host), methods=["GET"]),
                 Route(f"{ROOT}/api/{{name}}", guarded(self._section), methods=["GET"]),
             ],
@@ -175,7 +187,7 @@ class Dashboard:
         except LinkError as error:
             return _said(403, f"{error}: `p2pnode dashboard` prints a new one")
         except FaultError as error:
-            return _said(error.fault.status, error.fault.message)
+            return _refused(error)
         response = JSONResponse({"secret": session.secret})
         response.set_cookie(
             _cookie_name(request),
@@ -260,13 +272,73 @@ class Dashboard:
         began = trio.current_time()
         try:
             fields = read_object(await self._body(request, self._limits.gateway_body_bytes_max))
-            asked, routing = _asked(fields, stamp), routing_of({}, fields)
-            record.model = asked.turns[0].model
-            replies = await self._gateway.answers(asked, routing, Caller(key_id=KEY_ID))
+            turn, routing = _turn(fields, stamp), routing_of({}, fields)
+            record.model = turn.model
+            if "keep" in fields:
+                kept = _Kept.read(fields, turn, routing)
+                return _Stream(self, partial(self._answer_kept, kept, record, began))
+            reply = await self._gateway.reply(turn, routing, _CALLER)
         except (FaultError, P2PNodeError) as error:
-            fault = error.fault if isinstance(error, FaultError) else fault_of(error)
-            return _said(fault.status, fault.message, fault.code)
-        return _Stream(self, partial(self._answer, replies[0], record, began))
+            return _refused(error)
+        return _Stream(self, partial(self._answer, reply, record, began))
+
+    async def _answer_kept(self, kept: _Kept, record: RequestRecord, began: float, tell: Tell) -> None:
+        """An answer in a conversation that this data dir keeps. ``kept`` tells its id, and tells it again at
+        the end with why not all of it could be written down."""
+        turn = kept.turn
+        begun: list[Conversation] = []
+
+        async def begin(options: ChatOptions) -> Answer:
+            conversation, answer = await self._chats.begin(kept.sid, turn, options, go_on=kept.go_on)
+            begun.append(conversation)
+            return answer
+
+        told = b""
+
+        async def tell_kept(frames: bytes) -> None:
+            nonlocal told
+            stored = begun[0].stored
+            if stored is not None and told != stored.sid:
+                told = stored.sid
+                await tell(event_frame(_dumped({"id": told.hex(), "why_not": ""}), "kept"))
+            await tell(frames)
+
+        try:
+            with self._chats.taken(kept.sid):
+                reply = await self._gateway.reply(turn, kept.routing, _CALLER, begin)
+                try:
+                    await self._answer(reply, record, began, tell_kept)
+                finally:
+                    with trio.CancelScope(shield=True):  # who leaves in the middle finds it in the list
+                        why_not = await self._chats.written(begun[0], self._gateway.model_of(turn.model))
+                stored = begun[0].stored
+                sid = stored.sid.hex() if stored is not None else ""
+                await tell(event_frame(_dumped({"id": sid, "why_not": why_not}), "kept"))
+        except (FaultError, P2PNodeError) as error:
+            fault = _fault(error)
+            record.outcome, record.status = fault.code, fault.status
+            await tell(event_frame(_dumped({"message": fault.message, "code": fault.code}), "failed"))
+
+    # ---- conversations that are kept
+
+    async def _conversations(self, _request: Request) -> Response:
+        try:
+            return JSONResponse(await self._chats.listed())
+        except P2PNodeError as error:
+            return _refused(error)
+
+    async def _conversation(self, request: Request) -> Response:
+        try:
+            return JSONResponse(await self._chats.shown(read_sid(request.path_params["sid"])))
+        except (FaultError, P2PNodeError) as error:
+            return _refused(error)
+
+    async def _forget(self, request: Request) -> Response:
+        try:
+            await self._chats.forget(read_sid(request.path_params["sid"]))
+        except (FaultError, P2PNodeError) as error:
+            return _refused(error)
+        return JSONResponse({})
 
     async def _answer(self, reply: Reply, record: RequestRecord, began: float, tell: Tell) -> None:
         """One answer as events: ``host`` whenever another one gives it, ``said`` for each piece, ``end`` or
@@ -413,12 +485,45 @@ class _Stream(Response):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def _asked(fields: Fields, stamp: Stamp) -> Asked:
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A question in a conversation of those that are kept; in a new one where ``sid`` is None. ``go_on`` asks
+    for the rest of its last answer."""
+
+    turn: Turn
+    routing: Routing
+    sid: bytes | None
+    go_on: bool
+
+    @classmethod
+    def read(cls, fields: Fields, turn: Turn, routing: Routing) -> _Kept:
+        """The field ``keep`` of a request. Raises ``FaultError``."""
+        if turn.tools:  # what is kept of a conversation has no calls, and would make no sense
+            raise fields.fault("tools", "can't be asked with in a conversation that is kept: begin a new one")
+        if turn.messages[-1].role != "user":
+            raise fields.fault("messages", "end with what the user says, in a conversation that is kept")
+        keep = fields.record("keep")
+        sid = keep.text("id")
+        return cls(turn, routing, read_sid(sid) if sid else None, keep.flag("go_on") and bool(sid))
+
+
+def _turn(fields: Fields, stamp: Stamp) -> Turn:
     """What the chat page asks: as OpenAI's API has it, one answer. Raises ``FaultError``."""
     asked = chat.read_chat(fields, stamp)
     if len(asked.turns) != 1:
         raise fields.fault("n", "is 1 here")
-    return asked
+    return asked.turns[0]
+
+
+def _fault(error: FaultError | P2PNodeError) -> Fault:
+    if isinstance(error, ArchiveError):
+        return Fault(status=404, code="no_conversation", message=str(error))
+    return error.fault if isinstance(error, FaultError) else fault_of(error)
+
+
+def _refused(error: FaultError | P2PNodeError) -> Response:
+    fault = _fault(error)
+    return _said(fault.status, fault.message, fault.code)
 
 
 def _static_files() -> Mapping[str, bytes]:

@@ -22,6 +22,7 @@ from p2pnode.gateway.gateway import Gateway
 from p2pnode.http_server import HttpBounds, HttpServer
 from p2pnode.limits import Limits
 from tests.client.failing import ONE_BY_ONE, seeds
+from tests.client.machines import machine
 from tests.node.world import Member, World, scripted_host, world
 
 LIMITS = replace(ONE_BY_ONE, drain_deadline_s=1.0)
@@ -64,16 +65,18 @@ async def dashboard_stage(
     *,
     limits: Limits = LIMITS,
     hosts: tuple[dict[str, Any], ...] = (),
+    keeps: bool = False,
     **engine: Any,
 ) -> AsyncIterator[DashboardStage]:
-    """Free hosts of the scripted model behind one gateway."""
+    """Free hosts of the scripted model behind one gateway; ``keeps``: its client keeps conversations."""
     async with world(limits=limits) as w:
         members: list[Member] = []
         for index in range(count):
             first = members[0].node.multiaddrs[:1] if members else ()
             of_this = hosts[index] if hosts else {}
             members.append(await w.add([scripted_host(**{**engine, **of_this})], bootstrap=first))
-        async with w.client(seeds(members)) as client:
+        made = machine(w, folder / "data", knows=members) if keeps else w.client(seeds(members))
+        async with made as client:
             await client.hosts("scripted")
             gateway = Gateway(client)
             view = NodeView(client, gateway)

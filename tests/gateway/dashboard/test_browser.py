@@ -100,6 +100,69 @@ async def test_it_shows_three_hosts_and_a_chat_that_goes_on_when_its_host_dies(
         assert await browse(work) == []
 
 
+@pytest.mark.parametrize("size", [WIDE, PHONE], ids=["1280", "390"])
+async def test_a_conversation_goes_on_after_a_reload_and_can_be_deleted(
+    size: tuple[int, int], tmp_path: Path
+) -> None:
+    need_browser()
+    async with dashboard_stage(tmp_path, 2, keeps=True, tokens_per_s=40.0) as s:
+
+        def work() -> None:
+            with visiting(size, url=s.link()) as visit:
+                page = visit.page
+                page.on("dialog", lambda dialog: dialog.accept())
+                page.get_by_text("Hosts seen").wait_for()
+                open_page(visit, "chat", "Chat")
+                until(page, "document.getElementById('model').value === 'scripted'")
+                answer_with(page, 60)
+                send(page, "What is the sky?")
+                page.locator(".usage").wait_for(timeout=PATIENCE_MS)
+                page.locator("#forget").wait_for()
+                assert "p2pnode resume" in page.locator(".conversations").inner_text()
+                said = page.locator(".turn.assistant .said").first.inner_text()
+                page.reload()
+                page.get_by_role("button", name="What is the sky?").click()
+                page.locator(".turn.assistant .said", has_text=said.strip()[:30]).wait_for()
+                answer_with(page, 60)
+                send(page, "And the sea?")
+                page.locator(".usage").nth(1).wait_for(timeout=PATIENCE_MS)
+                answer_with(page, 200)
+                send(page, "Tell me more")
+                until(page, "document.querySelectorAll('.turn.assistant .said').length === 3")
+                page.get_by_role("button", name="Stop").click()
+                page.get_by_text("You stopped the answer.").wait_for()
+                page.reload()
+                page.get_by_role("button", name="What is the sky?").click()
+                answer_with(page, 200)
+                page.get_by_role("button", name="Go on").click()
+                page.locator(".usage").nth(2).wait_for(timeout=PATIENCE_MS)
+                assert page.locator(".turn").count() == 6
+                assert fits(page)
+                if AXE:
+                    page.wait_for_timeout(300)  # of the browser's clock: the page fades in
+                    assert serious_faults(page) == []
+                page.get_by_role("button", name="Delete this conversation").click()
+                page.get_by_text("The conversation is deleted.").wait_for()
+                page.reload()
+                page.get_by_text("Nothing was said yet").wait_for()
+                assert page.get_by_role("button", name="What is the sky?").count() == 0
+                assert visit.wrong == []
+
+        await browse(work)
+
+
+def answer_with(page: Any, tokens: int) -> None:
+    """Have the next answers be of so many tokens at most."""
+    page.evaluate("document.querySelector('.options').open = true")
+    page.get_by_label("Most tokens").fill(str(tokens))
+
+
+def send(page: Any, text: str) -> None:
+    """Write a message, and send it."""
+    page.get_by_label("Your message").fill(text)
+    page.get_by_role("button", name="Send", exact=True).click()
+
+
 def member_of(s: DashboardStage, peer: str) -> Member:
     """The host of this id."""
     return next(each for each in s.members if each.node.peer_id == peer)

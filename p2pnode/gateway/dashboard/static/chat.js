@@ -1,16 +1,20 @@
-// The chat page: conversations live in this page's memory only, and end with it. Which host answers, and that
-// another one goes on, is shown as it happens.
+// The chat page. The node keeps its conversations, sealed, where it has a key for that; those with tools, and all
+// where it has none, live in this page's memory and end with it. Which host answers, and that another one goes on,
+// is shown as it happens.
 
-import { stream } from "./api.js";
-import { h, number, peer, price, replace, usdc } from "./dom.js";
+import { get, post, stream } from "./api.js";
+import { h, hint, number, peer, price, replace, usdc } from "./dom.js";
 
-const conversations = []; // {title, turns}; a turn: {role, text, reasoning, calls, notes, usage, failed}
+// {id, title, turns, kept, name}: the node's id for one that it keeps; turns are null until they are asked for;
+// the name tells hosts which cache to use. A turn: {role, text, reasoning, calls, notes, usage, failed, cut}
+const conversations = [];
 let current = null;
+let notKept = null; // why the node keeps none; "" where it does, null until that is known
 let running = null; // the AbortController of the answer that streams
 const settings = { model: "", system: "", max_tokens: "1024", temperature: "0.7", max_price: "", tools: "" };
 
 export function chatPage(place, _parts, known) {
-  const list = h("nav", { class: "conversations", "aria-label": "Conversations" });
+  const side = h("nav", { class: "conversations", "aria-label": "Conversations" });
   const log = h("div", { class: "messages", role: "log", "aria-live": "polite", "aria-label": "Conversation", tabindex: "0" });
   const status = h("p", { class: "hint", role: "status" });
   const input = h("textarea", { id: "prompt", rows: "3", placeholder: "Ask something", "aria-describedby": "prompt-help" });
@@ -20,9 +24,10 @@ export function chatPage(place, _parts, known) {
   let offered = "";
 
   if (!current) begin();
+  list();
   place.append(
     h("div", { class: "chat-grid" },
-      list,
+      side,
       h("div", { class: "talk" },
         log,
         status,
@@ -37,14 +42,69 @@ export function chatPage(place, _parts, known) {
   draw();
 
   function begin() {
-    current = { title: "New conversation", turns: [] };
+    current = { id: "", title: "New conversation", turns: [], kept: null, name: crypto.getRandomValues(new Uint32Array(4)).join("-") };
     conversations.unshift(current);
   }
 
+  // Adds what the node keeps to what this page knows.
+  async function list() {
+    try {
+      const found = await get("conversations");
+      notKept = found.why_not;
+      for (const row of found.conversations) {
+        const known = conversations.find((each) => each.id === row.id);
+        if (known) known.title = row.title || known.title;
+        else conversations.push({ id: row.id, title: row.title || "Without a title", turns: null, kept: true, name: row.id });
+      }
+      // One that was deleted in another window, or in a terminal, is gone here as well.
+      const ids = new Set(found.conversations.map((each) => each.id));
+      for (const each of conversations.filter((one) => one.id && one.turns === null && !ids.has(one.id))) conversations.splice(conversations.indexOf(each), 1);
+    } catch (error) { notKept = error.message; }
+    drawSide();
+  }
+
+  async function open(talk) {
+    if (running) return;
+    current = talk;
+    draw();
+    if (talk.turns !== null) return;
+    status.textContent = "Reading the conversation…";
+    try {
+      const found = await get(`conversations/${talk.id}`);
+      talk.turns = found.turns.map(keptTurn);
+      const last = talk.turns[talk.turns.length - 1];
+      if (last && last.role === "user") talk.turns.push({ role: "assistant", text: "", cut: true });
+      status.textContent = found.losses.length ? `Not all of it could be read: ${found.losses[0]}` : "";
+    } catch (error) { status.textContent = error.message; }
+    draw();
+  }
+
+  async function forget() {
+    if (running || !confirm("Delete this conversation here and on all nodes that keep it?")) return;
+    const talk = current;
+    status.textContent = "Deleting…";
+    try {
+      await post(`conversations/${talk.id}/forget`, {});
+      conversations.splice(conversations.indexOf(talk), 1);
+      status.textContent = "The conversation is deleted.";
+      begin();
+    } catch (error) { status.textContent = error.message; }
+    draw();
+  }
+
+  function drawSide() {
+    replace(side, h("button", { id: "new", type: "button", onclick: () => { if (!running) { begin(); draw(); input.focus(); } } }, "New conversation"),
+      h("ul", null, conversations.map((each, index) => h("li", null, h("button", { id: `conversation-${index}`, type: "button", class: "link", "aria-current": each === current ? "true" : null, onclick: () => open(each) }, each.title)))),
+      notKept && hint("Conversations end with this page. ", notKept),
+      notKept === "" && current.kept === false && hint("This one is not kept: it has tools."),
+      current.id && [hint("Kept, sealed. In a terminal: ", h("code", null, `p2pnode resume ${current.id.slice(0, 12)}`)),
+        h("button", { id: "forget", type: "button", class: "small", onclick: forget }, "Delete this conversation")]);
+  }
+
   function draw() {
-    replace(list, h("button", { id: "new", type: "button", onclick: () => { if (!running) { begin(); draw(); input.focus(); } } }, "New conversation"),
-      h("ul", null, conversations.map((each, index) => h("li", null, h("button", { id: `conversation-${index}`, type: "button", class: "link", "aria-current": each === current ? "true" : null, onclick: () => { if (!running) { current = each; draw(); } } }, each.title)))));
-    replace(log, current.turns.length ? current.turns.map(turnOf) : h("p", { class: "empty" }, "Nothing was said yet. What you write goes to the host that answers, and to nobody else."));
+    drawSide();
+    if (current.turns === null) replace(log, h("p", { class: "empty" }, "Reading…"));
+    else replace(log, current.turns.length ? current.turns.map(turnOf) : h("p", { class: "empty" }, "Nothing was said yet. What you write goes to the host that answers, and to nobody else."));
     log.setAttribute("aria-busy", String(running !== null));
     log.scrollTop = log.scrollHeight;
     send.disabled = running !== null;
@@ -53,19 +113,22 @@ export function chatPage(place, _parts, known) {
 
   async function ask() {
     const text = input.value.trim();
-    if (!text || running) return;
+    if (!text || running || current.turns === null) return;
     if (!current.turns.length) current.title = text.slice(0, 40);
+    if (current.kept === null) current.kept = notKept === "" && !settings.tools.trim();
     current.turns.push({ role: "user", text });
     input.value = "";
     await answer();
   }
 
-  async function answer() {
-    const turn = { role: "assistant", text: "", reasoning: "", calls: [], notes: [] };
+  // The answer to what was said last or, where one was cut short, the rest of it.
+  async function answer(cut) {
+    const turn = cut || { role: "assistant", text: "" };
+    Object.assign(turn, { reasoning: "", calls: [], notes: turn.notes || [], failed: "", cut: false });
     const talk = current;
     let body;
-    try { body = bodyOf(talk.turns); } catch (error) { status.textContent = error.message; return; }
-    talk.turns.push(turn);
+    try { body = bodyOf(talk, Boolean(cut)); } catch (error) { status.textContent = error.message; return; }
+    if (!cut) talk.turns.push(turn);
     running = new AbortController();
     status.textContent = "Looking for a host…";
     draw();
@@ -78,13 +141,14 @@ export function chatPage(place, _parts, known) {
           status.textContent = data.before ? "Another host goes on…" : "A host answers…";
         } else if (name === "said") said(turn, data);
         else if (name === "end") { turn.usage = data; turn.done = data.calls; }
-        else if (name === "failed") turn.failed = data.message;
+        else if (name === "failed") { turn.failed = data.message; turn.cut = true; }
+        else if (name === "kept") { talk.id = data.id; talk.trouble = data.why_not; }
         paint();
       });
-      status.textContent = turn.failed ? "The answer failed." : "The answer is whole.";
+      status.textContent = talk.trouble ? `It could not be kept: ${talk.trouble}` : turn.failed ? "The answer failed." : "The answer is whole.";
     } catch (error) {
-      if (running.signal.aborted) { turn.stopped = true; status.textContent = "You stopped the answer."; }
-      else { turn.failed = error.message; status.textContent = "The answer failed."; }
+      if (running.signal.aborted) { turn.cut = true; status.textContent = "You stopped the answer."; }
+      else { turn.failed = error.message; turn.cut = true; status.textContent = "The answer failed."; }
     }
     running = null;
     draw();
@@ -100,7 +164,8 @@ export function chatPage(place, _parts, known) {
       (turn.calls || []).map((call) => h("div", { class: "call" }, h("strong", null, `Calls ${call.name}`), h("pre", null, h("code", null, call.arguments || "…")))),
       turn.done && turn.done.length > 0 && !current.turns.some((each) => each.call === turn.done[0].id) && results(turn),
       turn.failed && h("p", { class: "notice bad", role: "alert" }, turn.failed),
-      turn.stopped && h("p", { class: "notice warn" }, "Stopped."),
+      turn.cut && !running && h("p", { class: "notice warn" }, "This answer is not whole. ",
+        current.id && turn === current.turns[current.turns.length - 1] && h("button", { id: "go-on", type: "button", onclick: () => { if (!running) answer(turn); } }, "Go on")),
       turn.usage && h("p", { class: "usage" }, `${number(turn.usage.tokens_in)} tokens in, ${number(turn.usage.reused)} from the cache, ${number(turn.usage.tokens_out)} out, ${turn.usage.cost ? usdc(turn.usage.cost) : "free"}`, turn.usage.finish === "length" ? "; cut at the most tokens" : ""));
   }
 
@@ -113,7 +178,7 @@ export function chatPage(place, _parts, known) {
       from = Math.max(from, note.at);
       shown.push(note.before
         ? h("p", { class: "notice warn failover" }, "Host ", peer(note.before), ` failed${note.why ? ` (${note.why})` : ""}: `, peer(note.host), " goes on from here.")
-        : h("p", { class: "by" }, "by ", peer(note.host), `, ${price({ price_in: Number(note.price_in) * 1e6, price_out: Number(note.price_out) * 1e6 })}`));
+        : h("p", { class: "by" }, "by ", peer(note.host), note.price_in === undefined ? null : `, ${price({ price_in: Number(note.price_in) * 1e6, price_out: Number(note.price_out) * 1e6 })}`));
     }
     if (turn.text.length > from) shown.push(h("p", { class: "said" }, turn.text.slice(from)));
     return shown;
@@ -162,9 +227,26 @@ function said(turn, { channel, text, call, name, id }) {
   }
 }
 
-// The request, as OpenAI's API has it.
-function bodyOf(turns) {
-  const messages = settings.system.trim() ? [{ role: "system", content: settings.system }] : [];
+// A turn as the node keeps it, as this page has it.
+function keptTurn(kept) {
+  const turn = { role: kept.role, text: "", notes: [], cut: kept.role === "assistant" && (kept.finish === null || !kept.whole) };
+  let before = "";
+  for (const part of kept.parts) {
+    if (part.host) {
+      turn.notes.push({ at: turn.text.length, host: part.host, before });
+      before = part.host;
+    }
+    turn.text += part.text;
+  }
+  if (kept.role === "assistant" && !turn.cut) turn.usage = kept;
+  return turn;
+}
+
+// The request, as OpenAI's API has it. Of a conversation that the node keeps, only what is new.
+function bodyOf(talk, goOn) {
+  const questions = talk.turns.filter((each) => each.role === "user");
+  const turns = talk.kept ? questions.slice(-1) : talk.turns;
+  const messages = settings.system.trim() && !talk.id ? [{ role: "system", content: settings.system }] : [];
   for (const turn of turns) {
     if (turn.role === "tool") messages.push({ role: "tool", tool_call_id: turn.call, content: turn.text });
     else if (turn.role === "user") messages.push({ role: "user", content: turn.text });
@@ -173,7 +255,8 @@ function bodyOf(turns) {
       messages.push({ role: "assistant", content: turn.text || null, ...(calls.length ? { tool_calls: calls } : {}) });
     }
   }
-  const body = { messages, max_tokens: Number(settings.max_tokens) || 1024 };
+  const body = { messages, max_tokens: Number(settings.max_tokens) || 1024, prompt_cache_key: talk.name };
+  if (talk.kept) body.keep = { id: talk.id, go_on: goOn };
   if (settings.model) body.model = settings.model;
   if (settings.temperature !== "") body.temperature = Number(settings.temperature);
   if (settings.max_price.trim()) body.p2pnode = { max_price: settings.max_price.trim() };
