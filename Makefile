@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 # Containers often set it. Tests start hundreds of programs, and each would compile the sources again.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: install compile demo test test-fast test-long test-exllama test-gpu test-upstream test-clients test-churn test-interop test-programs test-dashboard test-circle test-anvil check bench contracts format clean
+.PHONY: install compile demo test test-fast test-long test-exllama test-gpu test-upstream test-clients test-random test-churn test-interop test-programs test-dashboard test-circle test-anvil check bench contracts format clean
 
 install: compile
 
@@ -59,8 +59,9 @@ test-fast: $(STAMP)
 	PYTHONHASHSEED=0 $(BIN)/pytest $(PARALLEL) $(FAST) $(SLOW:%=--ignore=%)
 
 OTHERS := .venv-others
+RANDOM := $(VENV)/.random
 
-test-long: $(STAMP) test-exllama $(OTHERS)/.installed
+test-long: $(STAMP) test-exllama $(OTHERS)/.installed $(RANDOM)
 	PYTHONHASHSEED=0 $(BIN)/pytest $(PARALLEL) --hypothesis-profile=long -m "(long or not long) and not churn and not exllama and not programs"
 
 # The real ExLlamaV2 with torch, which are large: in an environment of its own, that also sees what is in .venv.
@@ -101,6 +102,14 @@ test-clients: $(STAMP) $(OTHERS)/.installed
 GPU_MODEL ?=
 test-gpu: $(STAMP)
 	@tests/models/exllama/on_gpu.sh "$(GPU_MODEL)"
+
+# Ten thousand random requests of the gateway's own OpenAPI document, which Schemathesis draws.
+$(RANDOM): $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[random]'
+	@touch $@
+
+test-random: $(RANDOM)
+	PYTHONHASHSEED=0 $(BIN)/pytest -n0 -m long tests/gateway/test_random_requests.py
 
 # Ten minutes of peers that come and go, at full limits: memory, descriptors and tasks stay flat.
 test-churn: $(STAMP)

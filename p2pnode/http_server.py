@@ -329,6 +329,9 @@ class _ClientStream:
         except trio.TooSlowError as error:
             self.cut()
             raise trio.BrokenResourceError("the client does not read") from error
+        except trio.BusyResourceError as error:  # hypercorn's reader is closing it: the client has left
+            self.cut()
+            raise trio.BrokenResourceError("the client has left") from error
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self.cut()
             raise
