@@ -40,6 +40,8 @@ _REQUEST_S: Final = 10.0
 """For the first message of a connection to come."""
 _EVENTS_MAX: Final = 1024
 """That wait for a program which doesn't read; further ones are dropped."""
+_TOO_MANY: Final = "programs ask too much of the gateway that runs here at once: end some, and ask again"
+_DEFECT: Final = "something unexpected happened in the gateway that runs here: its log says more"
 _GONE: Final = (trio.BrokenResourceError, trio.ClosedResourceError)
 """The program at the other end has gone."""
 
@@ -49,7 +51,7 @@ class OwnerSocket:
 
     def __init__(self, client: Client) -> None:
         """Raises ``OSError``."""
-        self._client = client
+        self._client, self._connections = client, 0
         self._socket = PrivateSocket("owner.sock")
         self.path: Path = self._socket.path
         self._idle = _Idle()
@@ -71,13 +73,19 @@ class OwnerSocket:
     async def _serve(self, stream: trio.SocketStream) -> None:
         async with stream:
             connection = _Connection(self._client, OwnerChannel(stream), self._idle)
+            self._connections += 1
             try:
-                await connection.serve()
+                if self._connections > self._client.runtime.limits.gateway_connections_max:
+                    await connection.fail(_TOO_MANY)
+                else:
+                    await connection.serve()
             except _GONE:
                 log.debug("owner.left")
             except Exception:  # a defect ends this piece of work, and never the gateway
                 log.exception("owner.failed")
-                await connection.fail()
+                await connection.fail(_DEFECT)
+            finally:
+                self._connections -= 1
 
 
 class _Idle:
@@ -130,9 +138,8 @@ class _Connection:
                 except P2PNodeError as error:
                     await self._send({"error": error_fields(error)})
 
-    async def fail(self) -> None:
-        """Tell of a defect, if anybody listens."""
-        words = "something unexpected happened in the gateway that runs here: its log says more"
+    async def fail(self, words: str) -> None:
+        """Tell why nothing more comes, if anybody listens."""
         with trio.move_on_after(_REQUEST_S), suppress(*_GONE):
             await self._send({"error": error_fields(LocalError(words))})
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock
 
 from p2pnode.client.chosen import chosen_client
@@ -133,6 +134,20 @@ async def test_what_is_no_message_ends_its_connection_alone(autojump_clock: Mock
                     pass
         async with ask(s.client) as answer:
             assert len("".join([piece async for piece in answer])) == 40
+
+
+async def test_no_more_is_carried_at_once_than_the_bound_and_less_again_when_programs_leave() -> None:
+    async with stage() as s:
+        most = s.under.runtime.limits.gateway_connections_max
+        idle = [await connect_private(s.path) for _ in range(most)]
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(LocalError, match="too much of the gateway"):
+            await s.client.known_adverts()
+        assert await ask_gateway(s.path, {}) is None, "a command uses its own network then"
+        for each in idle:
+            await each.aclose()
+        await trio.testing.wait_all_tasks_blocked()
+        assert await ask_gateway(s.path, {}) == ()
 
 
 # ---- when an end goes away
