@@ -32,6 +32,7 @@ _GAS: Final = ("ether_usd", "gas_day_max")
 MONEY: Final = (*_PRICES, "session_fee", *_SPENDING, *_GAS)
 """Settings that people write in USDC and that are token units in :class:`NodeConfig`."""
 _VERIFIED: Final = ("always", "paid", "never")
+HEDGES: Final = ("free", "always", "never")
 _STORE_MAX: Final = 1 << 50
 N_CTX_MIN: Final = 256
 N_CTX_MAX: Final = 1 << 20
@@ -94,6 +95,8 @@ class NodeConfig:
     ``trust`` names hosts by peer id or wallet: they go first, and what was said to one reaches no others.
     ``verified``: whether hosts are asked only that can show which weights they run: ``always``, ``never``, or
     where the answer is ``paid``.
+    ``hedge``: whether a second host is asked for an answer whose first token is late: a ``free`` one,
+    ``always`` (the input is then paid twice where it costs money), or ``never``.
     ``save`` keeps conversations where the data dir has a storage key; ``stores`` are multiaddrs or
     invites of nodes that keep replicas, ``s5_url`` an S5 node that does. ``store_for`` says for whom this
     node stores: owner keys (64 hex digits), ``sessions`` (clients with an open session) or ``anyone``;
@@ -134,6 +137,7 @@ class NodeConfig:
     spend_host_max: int = 2_000_000
     trust: tuple[str, ...] = ()
     verified: Literal["always", "paid", "never"] = "paid"
+    hedge: Literal["free", "always", "never"] = "free"
     spend_locked_max: int = 0
     keep_hours: int = 24
     save: bool = True
@@ -180,9 +184,6 @@ class NodeConfig:
                 raise ConfigError(msg)
         self._check_choices()
         self._check_trust()
-        if self.verified not in _VERIFIED:
-            msg = f"verified must be {' or '.join(_VERIFIED)}, not {self.verified[:80]!r}"
-            raise ConfigError(msg)
         self._check_models()
         for rule in self.store_for:
             if rule not in ("sessions", "anyone") and _OWNER.fullmatch(rule) is None:
@@ -242,9 +243,10 @@ class NodeConfig:
                 raise ConfigError(f"models.{name}: {error}") from error
 
     def _check_choices(self) -> None:
-        for name, known in (("engine", ENGINES), ("kv_cache", KV_CACHES)):
+        choices = (("engine", ENGINES), ("kv_cache", KV_CACHES), ("verified", _VERIFIED), ("hedge", HEDGES))
+        for name, known in choices:
             if getattr(self, name) not in known:
-                msg = f"{name} must be {' or '.join(known)}, not {getattr(self, name)[:40]!r}"
+                msg = f"{name} must be {' or '.join(known)}, not {getattr(self, name)[:80]!r}"
                 raise ConfigError(msg)
 
     def _check_trust(self) -> None:

@@ -94,6 +94,15 @@ VerifiedOption = Annotated[
         "the answer is paid.",
     ),
 ]
+HedgeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--hedge",
+        metavar="free|always|never",
+        help="Ask a second host where the first token is later than this host's were: one that is free, any "
+        "(the question is then paid twice where that costs money), or none. By default a free one.",
+    ),
+]
 ContextOption = Annotated[
     str,
     typer.Option(
@@ -175,6 +184,7 @@ def ask(
     never: NeverOption = None,
     verified: VerifiedOption = None,
     min_reputation: MinReputationOption = 0.0,
+    hedge: HedgeOption = None,
     store: StoreOption = None,
     s5_url: S5UrlOption = None,
     no_save: NoSaveOption = False,
@@ -205,6 +215,7 @@ def ask(
             sampling=sampling,
             seed=seed_given(seed),
             filters=filters,
+            hedge=checked_hedge(hedge),
             **prompt_options(tool, tool_choice, schema, answer_format),
         )
         async with open_client(
@@ -352,6 +363,17 @@ def checked_context(context: str) -> Any:
         msg = f"--context: {context!r} is not one of {', '.join(get_args(ContextChoice))}"
         raise UsageError(msg)
     return context
+
+
+def checked_hedge(hedge: str | None) -> Any:
+    """The value of ``--hedge``; None where it is not given. Raises ``UsageError``."""
+    from p2pnode.config import HEDGES
+    from p2pnode.errors import UsageError
+
+    if hedge is not None and hedge not in HEDGES:
+        msg = f"--hedge: {hedge!r} is not one of {', '.join(HEDGES)}"
+        raise UsageError(msg)
+    return hedge
 
 
 def print_estimates(output: Output, estimates: Sequence[Any]) -> None:

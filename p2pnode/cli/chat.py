@@ -15,6 +15,7 @@ from p2pnode.cli.ask import (
     DiscoveryOption,
     EquivalentOption,
     FormatOption,
+    HedgeOption,
     MaxCostOption,
     MaxSpendOption,
     MaxTokensOption,
@@ -33,6 +34,7 @@ from p2pnode.cli.ask import (
     VerifiedOption,
     WaitOption,
     checked_context,
+    checked_hedge,
     finish,
     make_filters,
     make_sampling,
@@ -127,6 +129,7 @@ def chat(
     never: NeverOption = None,
     verified: VerifiedOption = None,
     min_reputation: MinReputationOption = 0.0,
+    hedge: HedgeOption = None,
     context: ContextOption = "refuse",
     store: StoreOption = None,
     s5_url: S5UrlOption = None,
@@ -168,6 +171,7 @@ def chat(
                 data_dir=data_dir,
             ),
             context=checked_context(context),
+            hedge=checked_hedge(hedge),
             **asked,
         )
         with UserInput(sys.stdin, quiet=as_json, edits=True) as lines:

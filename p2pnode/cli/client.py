@@ -144,7 +144,7 @@ class ClientReporter:
             case "context.dropped":
                 gone = count_of(fields["messages"], "message")
                 return f"[too long for every host: asking without the oldest {gone}]"
-            case "failover" | "engine.restarted":
+            case "failover" | "engine.restarted" | "hedge":
                 return _went_on_text(name, fields)
             case "signing":
                 return self._signing(fields)
@@ -179,7 +179,10 @@ class ClientReporter:
 
 
 def _went_on_text(name: str, fields: Mapping[str, Any]) -> str:
-    """How an answer went on after a failure, as a line for people."""
+    """How an answer went on after a failure or a delay, as a line for people."""
+    if name == "hedge":
+        late, other = shorten(str(fields["from"])), shorten(str(fields["to"]))
+        return f"[{late} is later than usual: asking {other}, too]"
     if name == "failover":
         return f"[{shorten(str(fields['to']))} went on after {fields['held']} tokens]"
     peer, held = shorten(str(fields["peer"])), count_of(fields["held"], "token")

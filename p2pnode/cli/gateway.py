@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self, TypeAlias
 
 import typer
 
-from p2pnode.cli.ask import MaxSpendOption
+from p2pnode.cli.ask import HedgeOption, MaxSpendOption
 from p2pnode.cli.client import make_client
 from p2pnode.cli.options import (
     BootstrapOption,
@@ -62,6 +62,7 @@ def gateway(
     alias: AliasOption = None,
     origin: OriginOption = None,
     trust_host: TrustHostOption = False,
+    hedge: HedgeOption = None,
     chain: ChainOption = None,
     max_spend: MaxSpendOption = None,
     mdns: MdnsOption = None,
@@ -90,6 +91,7 @@ def gateway(
             discovery=True,
             chain=chain,
             spend_session_max=max_spend,
+            hedge=hedge,
         )
         async with client:
             await serve_until(output, client, options, stopping)

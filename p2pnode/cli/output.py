@@ -7,6 +7,7 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
                 prefill{processed, total} text{text}
                 tool_call{index, arguments, id?, name?}: a piece of a call, the first with its id and name
                 reasoning{text}; not_checked{}: calls were not compared with the tokens that were paid for
+                hedge{from, to}: the first token of one is late, and the other is asked, too
                 host.failed{peer, reason, retrying} failover{from, to, held, reason}
                 slept{peer, seconds, reason}: this machine did; host.slow{peer, tokens_per_s, leaving}
                 engine.restarted{peer, held}: a host's engine died after so many tokens, and went on there

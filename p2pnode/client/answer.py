@@ -23,6 +23,7 @@ import trio.lowlevel
 from p2pnode.client import interface
 from p2pnode.client.bill import AnswerRecord, BillItem, Usage
 from p2pnode.client.failover import (
+    HEDGED,
     Attempt,
     AttemptEnd,
     Decision,
@@ -34,11 +35,13 @@ from p2pnode.client.failover import (
     reason_of,
     turn_error,
 )
+from p2pnode.client.hedging import HedgeMode
 from p2pnode.client.hosts import HostSearch, Searches
 from p2pnode.client.pool import SessionPool
 from p2pnode.client.prompt_check import PromptRenderers
 from p2pnode.client.ranking import Candidate, TurnBound, is_priced
 from p2pnode.client.runtime import Runtime
+from p2pnode.client.second_host import AskedTurn, Hedge
 from p2pnode.client.session import Session, SessionTurn
 from p2pnode.client.text_check import TextCheck
 from p2pnode.errors import HostFault, NoHostError, P2PNodeError, RefusedError, RemoteError
@@ -49,6 +52,7 @@ from p2pnode.models.vocabulary import Vocabulary
 from p2pnode.protocols.adverts.messages import Offer
 from p2pnode.protocols.inference.commands import (
     Ask,
+    ClientEmission,
     Delivered,
     Embedded,
     Progressed,
@@ -161,6 +165,7 @@ class Answer(interface.Answer):
         answers: Answers,
         watcher: Watcher | None = None,
         trusted: bool = False,
+        hedge: HedgeMode = "free",
         shorten: Shorten | None = None,
         vocabulary: Callable[[], Awaitable[Vocabulary | None]] | None = None,
         ids_end: Callable[[], Awaitable[int | None]],
@@ -177,7 +182,7 @@ class Answer(interface.Answer):
         self._fetch_vocabulary, self._fetch_ids_end = vocabulary, ids_end
         self._vocabulary: Vocabulary | None = None
         self._ids_end: int | None = None
-        self._asked: PromptBody | None = None
+        self._asked: Ask | None = None
         """What the attempt that runs asks for."""
         self._check: TextCheck | None = None
         self._search: HostSearch | None = None
@@ -198,6 +203,11 @@ class Answer(interface.Answer):
         self._unread_error: P2PNodeError | None = None
         self._slow_reported = False
         self._shorten = shorten
+        self._hedge = Hedge(
+            runtime, pool, searches.hedging, mode=hedge, make_ask=make_ask, renderers=renderers
+        )
+        self._first_events: deque[ClientEmission] = deque()
+        """What came of the turn that runs before it was read."""
         self.trusted = trusted
         self.left_out = 0
         self._asked_at: float | None = None
@@ -263,6 +273,7 @@ class Answer(interface.Answer):
             vocabulary=self._fetch_vocabulary,
             ids_end=self._fetch_ids_end,
             trusted=self.trusted,
+            hedge=self._hedge.mode,
             shorten=self._shorten,
         )
 
@@ -276,6 +287,8 @@ class Answer(interface.Answer):
                 return await self._read()
             finally:
                 self._read_at = trio.current_time()
+                if self._done:
+                    await self._bill_given_up()
 
     async def _read(self) -> Said:
         while True:
@@ -303,6 +316,7 @@ class Answer(interface.Answer):
 
     async def aclose(self) -> None:
         self._failover.cancelled = True
+        self._hedge.give_up()
         if self._turn is not None and not self._done:
             self._turn.cancel()
         # Shielded: a cancelled caller must free the host's slot too.
@@ -310,6 +324,7 @@ class Answer(interface.Answer):
             async with self._reader:
                 while self._turn is not None and not self._done:
                     await self._drain(self._turn)
+                await self._bill_given_up()
         turn = self._turn
         if turn is not None and not self._done:
             self._ended(turn.session, self._failover.abandon(self._state(turn.session, turn)))
@@ -348,6 +363,7 @@ class Answer(interface.Answer):
 
     async def _end_early(self, turn: SessionTurn, why: str) -> None:
         """Have the turn ended in order; what still comes of it is kept for the reader."""
+        self._hedge.give_up()
         turn.cancel()
         self._early = why
         with trio.move_on_after(self._runtime.limits.close_deadline_s):
@@ -397,9 +413,11 @@ class Answer(interface.Answer):
                 self._vocabulary = await self._fetch_vocabulary()
             if self.trusted:
                 self._search.keep_to_trusted()
+        if self._hedge.runs and (second := await self._hedge.take()) is not None:
+            return self._read_second(second)
         failover, candidate = self._failover, self._candidate
         ask = self._make_ask(self._partial.next_prompt())
-        self._asked, self._check = ask.body, None
+        self._asked, self._check = ask, None
         spent = sum(item.cost for item in self.bill)
         tokens_out = ask.body.tokens_out_max
         self._search.ask_for(TurnBound(tokens_in=ask.input_max, tokens_out=tokens_out, spent=spent))
@@ -437,6 +455,7 @@ class Answer(interface.Answer):
             )
         )
         self._turn = turn = await session.ask(ask)
+        self._searches.hedging.turn()
         self.host = peer
         if self._left is not None:
             left, reason = self._left
@@ -453,9 +472,9 @@ class Answer(interface.Answer):
             self._runtime.tell("stranger", {"peer": candidate.advert.peer})
 
     async def _next_piece(self, turn: SessionTurn) -> Said | None:
-        event = await turn.receive()
+        event = await self._receive(turn)
         attempt = self._failover.attempt
-        if attempt is None:
+        if attempt is None or event is None:
             return None
         match event:
             case Delivered(tokens=tokens):
@@ -467,7 +486,7 @@ class Answer(interface.Answer):
             case Quoted() as quoted:
                 attempt.quoted(quoted)
                 if self._vocabulary is not None and self._asked is not None:
-                    self._check = TextCheck(self._vocabulary, self._asked, quoted.quote)
+                    self._check = TextCheck(self._vocabulary, self._asked.body, quoted.quote)
                 body = self._partial.body
                 self._searches.note_quote(attempt.peer, attempt.session, body, quoted, attempt.prefix)
             case Receipted():
@@ -484,12 +503,18 @@ class Answer(interface.Answer):
             case TurnDone() as over:
                 if self._check is not None:
                     self._check.finish(over.done.reason)
+                self._hedge.give_up()
+                await self._bill_given_up()  # before the sums are made
                 self._turn_ended(turn, attempt, over)
             case _:
                 pass
         return None
 
     def _delivered(self, attempt: Attempt, tokens: Tokens) -> Said | None:
+        if attempt.first_at is None:
+            self._hedge.give_up()
+            if self._asked is not None and not self._slept_s():
+                self._hedge.came(attempt, self._asked)
         attempt.delivered(len(tokens.ids), trio.current_time())
         if tokens.start == "restart":
             # No fault, for the host says so and signs it; a failure all the same, and the text goes on.
@@ -516,6 +541,58 @@ class Answer(interface.Answer):
             self._first_at = trio.current_time()
         if self._standby is None and self._search is not None and not self._failover.cancelled:
             self._standby = self._pool.keep_ready(self._search)
+
+    # ---- a second host
+
+    async def _receive(self, turn: SessionTurn) -> ClientEmission | None:
+        """The next event of the turn that runs. None where another host's first token came first: then its
+        turn is the one that runs."""
+        if self._first_events:
+            return self._first_events.popleft()
+        attempt, asked, candidate, hedge = self._failover.attempt, self._asked, self._candidate, self._hedge
+        waits = not (turn.has_unread or turn.is_cancelled) and self._failover.may_ask_second
+        if not waits or attempt is None or asked is None or candidate is None or self._search is None:
+            return await turn.receive()
+        if not hedge.runs:
+            with trio.CancelScope(deadline=hedge.late_at(attempt, asked)):
+                return await turn.receive()
+            if not self._slept_s():
+                hedge.ask(self._search, candidate, asked, self._failover)
+        with hedge.unless_first():
+            return await turn.receive()
+        second = await hedge.take()
+        if second is not None:
+            hedge.came(attempt, asked)
+            self._searches.note_late(attempt.peer, trio.current_time() - attempt.started_at)
+            hedge.give_up_first(
+                AskedTurn(candidate=candidate, ask=asked, session=turn.session, turn=turn, attempt=attempt)
+            )
+            self._read_second(second)
+        return None
+
+    def _read_second(self, second: AskedTurn) -> SessionTurn:
+        """Go on with the second host's turn."""
+        self._failover.take_over(second.attempt)
+        self._candidate, self._session, self._turn = second.candidate, second.session, second.turn
+        self._asked, self._check, self._first_events = second.ask, None, second.unread
+        self.host, self._left = second.session.host, None
+        return second.turn
+
+    async def _bill_given_up(self) -> None:
+        """Bill turns of which nothing is in the answer, and remember of second hosts that they failed."""
+        turns, failed = await self._hedge.ended()
+        for candidate, error, asked in failed:
+            state = self._state(asked.session, asked.turn) if asked is not None else None
+            attempt, peer = asked.attempt if asked is not None else None, candidate.advert.peer
+            decision = self._failover.second_failed(error, attempt, state)
+            if self._search is not None:
+                self._search.failed(peer, str(error))
+            if decision.blames and not self._slept_s():
+                fault, took = isinstance(error, HostFault), decision.took_for_nothing
+                self._searches.note_failure(peer, turn=asked is not None, fault=fault, took_for_nothing=took)
+        for each in turns:
+            ended = self._failover.given_up(each.attempt, self._state(each.session, each.turn))
+            self._note_end(each.session, ended)
 
     # ---- when an attempt is over
 
@@ -560,6 +637,7 @@ class Answer(interface.Answer):
         body = self._shorten(before)
         if body is None:
             return False
+        self._hedge.give_up()
         left_out = len(before.messages) - len(body.messages)
         self.left_out += left_out
         self._runtime.tell("context.dropped", {"messages": left_out, "left": len(body.messages)})
@@ -613,13 +691,17 @@ class Answer(interface.Answer):
         """An attempt is over: its session is kept for another turn, or closed."""
         self._session = self._turn = None
         self._left = ended.item.peer, ended.item.reason
+        if ended.context_needed is not None and self._search is not None:
+            self._search.need_context(ended.context_needed)
+        self._note_end(session, ended)
+
+    def _note_end(self, session: Session, ended: AttemptEnd) -> None:
+        """What an attempt that is over proved and cost, and what becomes of its session."""
         proved = ended.attempt.tokens_receipted + ended.attempt.vectors_receipted
         if proved:
             self._searches.note_receipts(ended.item.peer, proved)
         if self._watcher is not None:
             self._watcher.billed(self, ended.item)
-        if ended.context_needed is not None and self._search is not None:
-            self._search.need_context(ended.context_needed)
         if (ended.attempt.turn_over and not ended.attempt.is_empty) or session.dormant:
             self._pool.release(session)
         else:
@@ -658,6 +740,7 @@ class Answer(interface.Answer):
         if self._asked_at is not None and not self._done:
             self._record(ended or outcome, self._asked_at)
         self._done = True
+        self._hedge.give_up()
         if self._standby is not None:
             self._standby.cancel()
 
@@ -668,13 +751,14 @@ class Answer(interface.Answer):
             model=shown_name(self._candidate.offer.model) if self._candidate is not None else "none",
             outcome=outcome,
             host=self.host,
-            attempts=len(items),
+            attempts=sum(each.reason != HEDGED for each in items),
             tokens_in=sum(each.tokens_in for each in items),
             reused=sum(each.reused for each in items),
             tokens_out=sum(each.tokens_out for each in items),
             cost=sum(each.cost for each in items),
             ttft_s=None if first is None else round(first - asked_at, 3),
             total_s=round(now - asked_at, 3),
+            hedge=self._hedge.outcome,
         )
         log.info("answer.ended", **asdict(record))
         self._runtime.observe(record)

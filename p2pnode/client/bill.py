@@ -23,8 +23,8 @@ class BillItem:
 
     A session's fee is in its first item. ``tokens_out`` may be up to 31 more than what was signed for where a
     host died before its receipt. ``reason`` says why its attempt ended: ``stop``, ``length``, ``cancelled``,
-    a wire code, ``lost``, ``slow``, ``fault`` (it broke the protocol) or ``unpaid`` (this side could not go
-    on).
+    a wire code, ``lost``, ``slow``, ``fault`` (it broke the protocol), ``unpaid`` (this side could not go on)
+    or ``hedged`` (another host was asked, too, and was first: then its tokens are not in the answer).
     """
 
     peer: PeerId
@@ -65,8 +65,9 @@ class AnswerRecord:
     """One answer that is over, for the log and for metrics: nothing of what was said.
 
     ``outcome`` is how it ended (``stop``, ``length``, ``tool_calls``, ``cancelled``), or the code of the
-    error. ``attempts`` is to how many sessions it went, ``cost`` in token units; ``ttft_s`` is None where no
-    token came.
+    error. ``attempts`` is to how many sessions it went, one after another, ``cost`` in token units;
+    ``ttft_s`` is None where no token came. ``hedge``: what a second host, asked beside the first, was good
+    for (``won``, ``lost``, ``failed``); "" where none was asked.
     """
 
     model: str
@@ -79,6 +80,7 @@ class AnswerRecord:
     cost: int
     ttft_s: float | None
     total_s: float
+    hedge: str = ""
 
 
 class Bill:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from p2pnode.client.hedging import HedgeMode
 from p2pnode.client.ranking import Candidate, CostBound, Filters, TurnBound
 from p2pnode.errors import ConfigError
 from p2pnode.ids import PeerId
@@ -48,6 +49,8 @@ class ChatOptions:
     """16 bytes. Turns of one session share a host's cache where they have the same key."""
     prefer: PeerId | None = None
     """The host that is asked first where a session with it is there: it may have the prompt in its cache."""
+    hedge: HedgeMode | None = None
+    """Whether a second host is asked where the first token is late; None: as the configuration says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

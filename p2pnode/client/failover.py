@@ -48,6 +48,8 @@ _WITNESSES: Final = 2
 AGAIN_MAX: Final = 2
 """So often one answer asks the same host once more. A host that hangs up costs an answer so many attempts."""
 _EMPTY: Final = "the host was paid for the question and ended its answer without a token"
+HEDGED: Final = "hedged"
+"""On the bill: another host's first token came first."""
 DISAGREES: Final = "disagrees"
 """On the bill: what the host sent can't follow what others sent."""
 _SLOW_SHARE: Final = 0.1
@@ -590,6 +592,49 @@ class Failover:
     def opened(self, attempt: Attempt) -> None:
         """There is a session, in which the host is asked."""
         self.attempt = attempt
+
+    @property
+    def may_ask_second(self) -> bool:
+        """Whether another host may be asked for the same: nothing of the answer is here yet."""
+        partial, attempt = self.partial, self.attempt
+        if attempt is None or attempt.first_at is not None or partial.size or partial.body.embed:
+            return False
+        return not self.cancelled and self._attempts_left > 1
+
+    def second_asked(self) -> None:
+        """A second host is asked for the same: that is an attempt, too."""
+        self._attempts_left -= 1
+
+    def take_over(self, attempt: Attempt) -> None:
+        """The second host's attempt is the one that runs from now on; the other is over, or was given up."""
+        self.attempt, self._move, self._same_host = attempt, "next", False
+        self._fruitless = self._again = 0
+
+    def given_up(self, attempt: Attempt, state: SessionState) -> AttemptEnd:
+        """An attempt beside the one that runs is over. Nothing of it is in the answer, all that it took is on
+        the bill."""
+        item = BillItem(
+            peer=attempt.peer,
+            session=attempt.session,
+            tokens_in=attempt.tokens_in,
+            reused=attempt.tokens_cached,
+            tokens_out=attempt.tokens_out,
+            cost=state.cost,
+            reason=HEDGED,
+        )
+        self.bill.add(item)
+        return AttemptEnd(attempt=attempt, item=item, context_needed=None)
+
+    def second_failed(
+        self, error: P2PNodeError, attempt: Attempt | None, state: SessionState | None
+    ) -> Decision:
+        """The second host could not be asked, or failed before its first token; the first one goes on."""
+        blames = isinstance(error, RemoteError) and self._blames(error, attempt, state, disputes=False)
+        return Decision(
+            move="next",
+            blames=blames,
+            took_for_nothing=blames and attempt is not None and self._gave_little(attempt),
+        )
 
     def begin_anew(self, partial: PartialAnswer) -> None:
         """Ask for another answer instead, of which nothing is here: any host may be asked again."""

@@ -17,6 +17,7 @@ import structlog
 import trio
 
 from p2pnode.client.failover import nobody
+from p2pnode.client.hedging import Hedging
 from p2pnode.client.host_memory import HostMemory
 from p2pnode.client.ranking import (
     Candidate,
@@ -25,7 +26,6 @@ from p2pnode.client.ranking import (
     Payable,
     Ranking,
     TurnBound,
-    is_priced,
     why_not_free,
 )
 from p2pnode.client.reputation import Measured
@@ -260,12 +260,21 @@ class HostSearch:
                 return None
             await self._changed.wait()
 
+    async def second(self, allows: Callable[[Candidate], bool]) -> Candidate | None:
+        """The best host not tried yet that ``allows`` takes; None when there is none and none will come."""
+        self.start()
+        while True:
+            found = self._choice.take_second(self._wall(), allows)
+            if found is not None or self._ended:
+                return found
+            await self._changed.wait()
+
 
 class IdleSessions(Protocol):
     """What a search asks of the sessions that are kept open between turns."""
 
     def peers(self, model: ModelId) -> Sequence[PeerId]:
-        """Hosts with an idle session of this model that can take a turn now."""
+        """Hosts with an open session of this model, the one that was used last at the end."""
 
     def has(self, peer: PeerId, model: ModelId) -> bool:
         """Whether there is an idle session with this host."""
@@ -292,6 +301,8 @@ class Searches:
         self._runtime, self._sessions, self._in_thread = runtime, sessions, in_thread
         self.memory = memory
         self._prefixes = PrefixMemory()
+        self.hedging = Hedging()
+        """When a second host is asked for an answer."""
         self._unreached: set[PeerId] = set()
 
     @property
@@ -345,32 +356,23 @@ class Searches:
     ) -> HostSearch:
         """A search that gives a host first with which a session is open; then no lookup is needed.
 
-        Of several it is ``prefer``, or one with the fewest turns under way, that was used last. A free host
-        of whose slots this client has taken half goes by its rank where others are known: these have room.
+        Of several it is ``prefer``, or the one that was used last. While turns are under way it is the best
+        of all hosts that are known, where there is a session with that one.
         """
-        search = self.new(model, filters, caps=filters.caps)
-
-        def standing(peer: PeerId) -> tuple[bool, int]:
-            return peer == prefer, -self._sessions.under_way(peer, model)
-
-        for peer in sorted(self._sessions.peers(model), key=standing):
-            entry = self._runtime.node.adverts.book.get(peer, self._runtime.node.wall())
-            # A session with a stranger must not go before a host that the user trusts, and isn't found yet.
-            if entry is None or (filters.rules.trust and not filters.rules.trusts(entry.advert)):
-                continue
-            if peer == prefer or self._has_room(entry.advert, model):
-                search.try_first(FoundHost(entry.advert, 0.0))
+        search, peers = self.new(model, filters, caps=filters.caps), list(self._sessions.peers(model))
+        book, now = self._runtime.node.adverts.book, self._runtime.node.wall()
+        first = prefer if prefer in peers else next(reversed(peers), None)
+        if first != prefer and any(self._sessions.under_way(peer, model) for peer in peers):
+            known = self.new(model, filters)
+            for entry in book.live(now, model):
+                known.found(FoundHost(entry.advert, 0.0))
+            best = known.best()
+            first = best.advert.peer if best is not None and best.advert.peer in peers else None
+        entry = book.get(first, now) if first is not None else None
+        # A session with a stranger must not go before a host that the user trusts, and isn't found yet.
+        if entry is not None and (not filters.rules.trust or filters.rules.trusts(entry.advert)):
+            search.try_first(FoundHost(entry.advert, 0.0))
         return search
-
-    def _has_room(self, advert: Advert, model: ModelId) -> bool:
-        """Whether one turn more is no reason to look for another host. A second one would cost a fee, too."""
-        offer = advert.offer(model)
-        under_way = self._sessions.under_way(advert.peer, model)
-        if offer is None or is_priced(offer) or 2 * under_way < max(2, advert.load.slots):
-            return True
-        node = self._runtime.node
-        others = node.adverts.book.live(node.wall(), model)
-        return all(entry.advert.peer == advert.peer for entry in others)
 
     async def of_named_host(self, multiaddr: str, model: ModelId, filters: Filters) -> HostSearch:
         """A search that gives the host at this address and no other.
@@ -442,6 +444,10 @@ class Searches:
         self.memory.note(
             peer, partial(Measured.answered, ttft_s=ttft_s, tokens_per_s=tokens_per_s, whole=whole)
         )
+
+    def note_late(self, peer: PeerId, waited_s: float) -> None:
+        """A host had not sent its first token after so long, when another one had."""
+        self.memory.note(peer, partial(Measured.late, waited_s=waited_s))
 
     def note_quote(
         self, peer: PeerId, session: SessionId, body: PromptBody, quoted: Quoted, prefix: int

@@ -24,6 +24,7 @@ from p2pnode.protocols.inference.prompt_rules import call_id, seed_of
 if TYPE_CHECKING:
     from array import array
 
+    from p2pnode.client.hedging import HedgeMode
     from p2pnode.payments.journal.keys import Key
 
 
@@ -289,6 +290,7 @@ class Client(ABC):
         logprobs: int = -1,
         seed: int | None = None,
         budget: Key | None = None,
+        hedge: HedgeMode | None = None,
         held: Held | None = None,
     ) -> Answer:
         """Ask a question; iterate over the result for pieces of text as they stream.
@@ -299,9 +301,10 @@ class Client(ABC):
         and a tool's name. ``response_format`` shapes the content. ``logprobs`` asks for those of the answer's
         tokens and so many likely ones, ``seed`` makes sampling repeatable on one engine. ``model``: a name of
         the catalogue or a model id; the default model otherwise. ``peer``: the multiaddr of the host to ask;
-        then none is searched. ``context``: see ``ChatOptions``. ``budget``: the key that pays. ``held``: what
-        came of this answer before, to go on from. Raises, while iterating: ``NoHostError``,
-        ``RefusedError``, ``UnreachableError``, and ``LocalError`` where this side can't or may not pay
+        then none is searched. ``context``: see ``ChatOptions``. ``budget``: the key that pays. ``hedge``:
+        whether a second host is asked where the first token is late (see ``NodeConfig``). ``held``: what came
+        of this answer before, to go on from. Raises, while iterating: ``NoHostError``, ``RefusedError``,
+        ``UnreachableError``, and ``LocalError`` where this side can't or may not pay
         (``BudgetError`` where the key does not); ``ConfigError`` for an unknown model or malformed multiaddr,
         at once or while iterating.
         """
@@ -318,6 +321,7 @@ class Client(ABC):
             logprobs=logprobs,
             seed=None if seed is None else seed_of(seed),
             budget=budget,
+            hedge=hedge,
         )
         return self.answer(messages, options, held=held)
 

@@ -23,6 +23,12 @@ COST = Family("p2pnode_client_cost_usdc", "counter", "What hosts may claim for a
 FAILOVERS = Family(
     "p2pnode_client_failovers", "counter", "Sessions that answers went to after their first.", _MODEL
 )
+HEDGES = Family(
+    "p2pnode_client_hedges",
+    "counter",
+    "Answers for which a second host was asked, by what it was good for: won, lost, failed.",
+    ("model", "outcome"),
+)
 FIRST_TOKEN = Family(
     "p2pnode_client_first_token_seconds",
     "histogram",
@@ -33,13 +39,14 @@ FIRST_TOKEN = Family(
 WHOLE = Family("p2pnode_client_answer_seconds", "histogram", "From a question to its end.", _MODEL, WHOLE_S)
 SESSIONS = Family("p2pnode_client_sessions", "gauge", "Sessions with hosts that are open now.")
 HOSTS = Family("p2pnode_client_hosts_remembered", "gauge", "Hosts of which something is remembered.")
-FAMILIES: Final = (ANSWERS, TOKENS, COST, FAILOVERS, FIRST_TOKEN, WHOLE, SESSIONS, HOSTS)
+FAMILIES: Final = (ANSWERS, TOKENS, COST, FAILOVERS, HEDGES, FIRST_TOKEN, WHOLE, SESSIONS, HOSTS)
 _USDC: Final = 1e-6
 
 
 def measure_client(metrics: Metrics, client: Client) -> None:
     """Have ``metrics`` tell of this client. Its answers are counted from now on."""
     answers, tokens, cost, failovers = (metrics.counter(each) for each in (ANSWERS, TOKENS, COST, FAILOVERS))
+    hedges = metrics.counter(HEDGES)
     first, whole = metrics.histogram(FIRST_TOKEN), metrics.histogram(WHOLE)
 
     def observe(record: AnswerRecord) -> None:
@@ -50,6 +57,8 @@ def measure_client(metrics: Metrics, client: Client) -> None:
         tokens(record.tokens_out, model, "out")
         cost(record.cost * _USDC, model)
         failovers(max(0, record.attempts - 1), model)
+        if record.hedge:
+            hedges(1, model, record.hedge)
         if record.ttft_s is not None:
             first(record.ttft_s, model)
         whole(record.total_s, model)

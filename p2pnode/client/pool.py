@@ -69,11 +69,9 @@ class SessionPool:
         """Hosts with which a session is being opened; set when that is over."""
 
     def peers(self, model: ModelId) -> Sequence[PeerId]:
-        """Hosts with a session of this model that can take a turn now, or is worth waiting for."""
+        """Hosts with an open session of this model, the one that was used last at the end."""
         open_now = (
-            each
-            for each in self._sessions
-            if each.model == model and not (each.over or each.dormant) and (each.places > 0 or each.paid)
+            each for each in self._sessions if each.model == model and not (each.over or each.dormant)
         )
         return list(dict.fromkeys(session.host for session in open_now))
 

@@ -26,6 +26,7 @@ from p2pnode.client.pool import SessionPool
 from p2pnode.client.prompt_check import KEPT, PromptRenderers
 from p2pnode.client.ranking import Filters, TurnBound, cost_bound, needs_of
 from p2pnode.client.runtime import Runtime
+from p2pnode.client.second_host import BYTES_PER_TOKEN
 from p2pnode.config import DEFAULT_MODEL
 from p2pnode.errors import ConfigError, ProtocolError
 from p2pnode.ids import ModelId, PeerId, pasted
@@ -61,7 +62,6 @@ if TYPE_CHECKING:
     from p2pnode.payments.journal.keys import KeyLimits
 
 _DAY_S: Final = 86_400
-_BYTES_PER_TOKEN: Final = 4
 _NO_EMBEDDINGS: Final = (
     "Hosts with llama.cpp make them, unless memory is short or their owner wants none (--no-embeddings)"
 )
@@ -264,6 +264,7 @@ class Questions:
             answers=self.answers,
             watcher=watcher,
             trusted=trusted,
+            hedge=options.hedge or self._runtime.config.hedge,
             shorten=_shortened if options.context == "drop-oldest" else None,
             vocabulary=(lambda: self.vocabulary(known)) if body.tools else None,
             ids_end=lambda: self._ids_end(known),
@@ -387,7 +388,7 @@ class Questions:
         rendered = await self.renderers.rendered(known.model, body)
         if rendered is not None:
             return rendered[0], True
-        return max(1, known.input_max(body) // _BYTES_PER_TOKEN), False
+        return max(1, known.input_max(body) // BYTES_PER_TOKEN), False
 
     def _question(self, messages: Messages, options: ChatOptions) -> tuple[KnownModel, PromptBody]:
         named = options.model if options.model is not None else DEFAULT_MODEL

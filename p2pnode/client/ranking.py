@@ -5,8 +5,8 @@ seconds, made worse by load and failures; lower is better::
 
     score = (connect + ttft + TYPICAL_TOKENS / tokens_per_s) * (1 + queue) * (1 + 4 * failure_share) + warm_in
 
-The queue is that of its advert, or what of its slots this client's own turns take: turns that are asked at
-the same time are spread over hosts.
+The queue is that of its advert, or what of its slots this client's own turns take, and one more where they
+take them all: turns that are asked at the same time first take the slots of hosts that are about as good.
 
 A host whose model isn't loaded is so much later: ``warm_in``, as its advert says.
 
@@ -16,8 +16,8 @@ by a lie about a paid session, may be a tenth worse. A fee that is paid already 
 nothing; of one that is due a host that keeps sessions is charged a share, for it serves several turns.
 
 A host with which a session is open, or was left, goes before its equals; a free one where what its prompt
-cache may save is worth more than what another host is faster. Hosts outside of what the user allows and can
-pay are left out, also where no other host is found.
+cache may save is worth more than what another host is faster, one that is paid while it has a slot. Hosts
+outside of what the user allows and can pay are left out, also where no other host is found.
 """
 
 from __future__ import annotations
@@ -154,6 +154,19 @@ class Candidate:
     """Why it may not be chosen; "" where it may."""
     unpaid: bool = False
     """Whether it may not be chosen for want of money alone."""
+    under_way: int = 0
+    """How many turns of this client it has now."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether this client's own turns have all of its slots."""
+        return self.under_way >= slots_of(self.advert)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it has a free slot, by its advert and by this client's own turns."""
+        load = self.advert.load
+        return not load.queued and max(load.active, self.under_way) < slots_of(self.advert)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,13 +201,14 @@ def rank(
         if offer is None:
             continue
         known, paid = measured.get(advert.peer, Measured()), fee_paid(advert.peer)
+        turns = under_way(advert.peer)
         barred = exclusion(advert, offer, known, filters, now)
         unpayable = (payable or why_not_free)(advert, offer)
         candidates.append(
             Candidate(
                 advert=advert,
                 offer=offer,
-                score=_score(advert, offer, known, under_way(advert.peer)),
+                score=_score(advert, offer, known, turns),
                 cost=expected_cost(offer, known, fee_paid=paid),
                 fee_paid=paid,
                 trusted=filters.rules.trusts(advert),
@@ -203,6 +217,7 @@ def rank(
                 known=known,
                 excluded=barred or unpayable or _too_dear(offer, filters, turn, fee_paid=paid),
                 unpaid=bool(unpayable) and not barred,
+                under_way=turns,
             )
         )
     chosen = [each for each in candidates if not each.excluded]
@@ -248,7 +263,8 @@ def _goes_first(candidate: Candidate, fastest: float, measured: Mapping[PeerId, 
     """Whether a session with this host is worth that others are not asked. ``fastest``: the best score of
     the free hosts that are trusted as it is."""
     if not candidate.fee_paid or is_priced(candidate.offer):
-        return candidate.fee_paid
+        # A turn would wait there for the end of another one: what that is worth beside a fee, its rank says.
+        return candidate.fee_paid and not candidate.is_full
     reuse = measured.get(candidate.advert.peer, Measured()).reuse
     return candidate.score <= (1 + CACHE_WORTH * (1.0 if reuse is None else reuse)) * fastest
 
@@ -432,12 +448,15 @@ class HostChoice:
         once. Then by rank.
         """
 
+        return next(iter(self._in_order(now, standby_first=standby_first)), None)
+
+    def _in_order(self, now: float, *, standby_first: bool = True) -> list[Candidate]:
         def order(candidate: Candidate) -> tuple[bool, bool, bool, bool, bool]:
             ready = standby_first and candidate.advert.peer == self.standby
             priced, first = is_priced(candidate.offer), candidate.goes_first
             return not candidate.trusted, candidate.equivalent, priced, not first, not ready
 
-        return min(self._untried(now), key=order, default=None)
+        return sorted(self._untried(now), key=order)
 
     def take_best(self, now: float) -> Candidate | None:
         """:meth:`best`, given out."""
@@ -445,6 +464,13 @@ class HostChoice:
         if best is not None:
             self._tried.add(best.advert.peer)
         return best
+
+    def take_second(self, now: float, allows: Callable[[Candidate], bool]) -> Candidate | None:
+        """The best host that ``allows`` takes, given out; None where there is none."""
+        second = next(filter(allows, self._in_order(now)), None)
+        if second is not None:
+            self._tried.add(second.advert.peer)
+        return second
 
     def take_first(self, now: float) -> Candidate | None:
         """The host that is to be tried first, given out; None where there is none, or it may not be used."""
@@ -473,12 +499,18 @@ def _score(advert: Advert, offer: Offer, known: Measured, under_way: int) -> flo
     connect = _UNKNOWN_CONNECT_S if known.connect_s is None else known.connect_s
     ttft = _UNKNOWN_TTFT_S if known.ttft_s is None else known.ttft_s
     speed = known.tokens_per_s or _UNKNOWN_TOKENS_PER_S
-    load, slots = advert.load, max(1, advert.load.slots)
+    load, slots = advert.load, slots_of(advert)
     queue = (load.active + load.queued) / slots if load.active >= load.slots else 0.0
     # An advert is older than what this client asks now, and turns that share an engine slow one another.
-    queue = max(queue, under_way / slots)
+    # Where they have all its slots the next one also waits for an answer to end.
+    queue = max(queue, under_way / slots + (under_way >= slots))
     answer_s = (connect + ttft + TYPICAL_TOKENS / speed) * (1 + queue) * (1 + 4 * failure_share(known))
     return answer_s + offer.warm_in_s
+
+
+def slots_of(advert: Advert) -> int:
+    """How many turns a host can run at once, as it says."""
+    return max(1, advert.load.slots)
 
 
 def _price(offer: Offer) -> int:

@@ -91,6 +91,10 @@ class Measured:
             unanswered=max(0.0, self.unanswered - FORGIVEN),
         )
 
+    def late(self, waited_s: float) -> Measured:
+        """With a turn that was given to another host after so long, without a token from this one."""
+        return replace(self, ttft_s=max(self.ttft_s or 0.0, _mean(self.ttft_s, waited_s)))
+
     def failed(
         self, now: float, *, turn: bool = False, fault: bool = False, took_for_nothing: bool = False
     ) -> Measured:

@@ -449,6 +449,11 @@ class Session:
         """Take a place for the turn that is asked next."""
         self._reserved += 1
 
+    def give_back_place(self) -> None:
+        """The turn is not asked after all."""
+        self._reserved = max(0, self._reserved - 1)
+        self._note_change()
+
     async def wait_changed(self) -> None:
         """Until a place becomes free, or the session is over."""
         if not self._ended.is_set():
@@ -489,8 +494,7 @@ class Session:
             turn.hand_on(TurnFailed(None, str(error), cause="capped", key=ask.key))
             return turn
         finally:
-            self._reserved = max(0, self._reserved - 1)
-            self._note_change()
+            self.give_back_place()
         if self._driver is None or self.over:
             raise self.error()
         ask = replace(ask, key=(key := next(self._keys)))

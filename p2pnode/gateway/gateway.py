@@ -236,6 +236,7 @@ class Gateway:
             budget=caller.budget,
             cache_key=key,
             prefer=self._homes.get(key),
+            hedge=routing.hedge,
         )
         answer = self._client.answer(turn.messages, options) if begin is None else await begin(options)
         return Reply(answer, vocabulary, on_host=lambda host: self._homes.put(key, host))

@@ -13,8 +13,10 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, Final, Protocol
 
+from p2pnode.client.hedging import HedgeMode
 from p2pnode.client.host_rules import HostRules
 from p2pnode.client.ranking import Filters
+from p2pnode.config import HEDGES
 from p2pnode.errors import ConfigError
 from p2pnode.gateway.faults import FaultError, bad_request
 from p2pnode.gateway.fields import Fields
@@ -48,18 +50,22 @@ _LINE_ENDS: Final = (
 _ROUTING: Final = frozenset(
     {
         "max_price", "max_cost", "trust", "host", "exclude", "quantisation", "verified", "conversation",
-        "min_reputation",
+        "min_reputation", "hedge",
     }
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Routing:
-    """Which hosts one request may be sent to. ``conversation`` names what it belongs to; "" for nothing."""
+    """Which hosts one request may be sent to. ``conversation`` names what it belongs to; "" for nothing.
+
+    ``hedge``: whether a second one is asked where the first token is late; None: as the gateway does.
+    """
 
     filters: Filters = field(default_factory=Filters)
     quantisation: str = ""
     conversation: str = ""
+    hedge: HedgeMode | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,9 +257,11 @@ def routing_of(headers: Mapping[str, str], fields: Fields) -> Routing:
         )
     except ConfigError as error:
         raise bad_request(str(error), EXTENSION) from error
-    verified = found.text("verified")
+    verified, hedge = found.text("verified"), found.text("hedge")
     if verified not in ("", "always", "paid", "never"):
         raise found.fault("verified", "is always, paid or never")
+    if hedge not in ("", *HEDGES):
+        raise found.fault("hedge", f"is {' or '.join(HEDGES)}")
     return Routing(
         filters=Filters(
             price_in_max=price_in,
@@ -265,6 +273,7 @@ def routing_of(headers: Mapping[str, str], fields: Fields) -> Routing:
         ),
         quantisation=found.text("quantisation"),
         conversation=found.text("conversation"),
+        hedge=hedge or None,  # type: ignore[arg-type]
     )
 
 

@@ -10,6 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from p2pnode.client.answer import Answer
 from p2pnode.client.chat_options import ChatOptions
 from p2pnode.client.client import Client
 from p2pnode.client.conversation import Conversation
@@ -19,7 +20,7 @@ from p2pnode.errors import NoHostError, RefusedError
 from p2pnode.ids import PeerId
 from p2pnode.models.manifest import SCRIPTED
 from p2pnode.protocols.inference.messages import SamplingParams
-from tests.client.failing import TOKENS, read, stage
+from tests.client.failing import ONE_BY_ONE, TOKENS, hosts, meet, read, seeds, stage
 from tests.client.support import Events
 from tests.host.paid import FEE, PRICE_IN, PRICE_OUT, paid_world, priced
 from tests.node.world import Member, scripted_host, world
@@ -267,15 +268,73 @@ async def test_what_the_system_is_told_is_in_a_prompt_once(autojump_clock: MockC
 # ---- several questions at once
 
 
-async def test_questions_of_one_time_are_spread_with_and_without_sessions(
+SLOTS = 4
+
+
+def shares(answers: list[Answer], members: list[Member]) -> list[int]:
+    """How many of the answers each host gave."""
+    return [sum(each.host == member.node.peer_id for each in answers) for member in members]
+
+
+def measure(client: Client, members: list[Member], *ttfts_s: float, speed: float = 50.0) -> None:
+    """The client has asked each of them often, and waited so long for answers of this speed."""
+    for member, ttft_s in zip(members, ttfts_s, strict=True):
+        for _ in range(30):
+            client.searches.note_answer(member.node.peer_id, ttft_s, speed)
+
+
+async def ask_at_once(client: Client, count: int) -> list[Answer]:
+    answers = [client.chat(f"question {each}", model=SCRIPTED, sampling=GREEDY) for each in range(count)]
+    async with trio.open_nursery() as nursery:
+        for answer in answers:
+            nursery.start_soon(read, answer)
+    return answers
+
+
+async def test_questions_of_one_time_take_the_slots_of_all_hosts_with_and_without_sessions(
     autojump_clock: MockClock,
 ) -> None:
     async with stage(3) as (_, members, client):
-        for _ in range(2):
-            answers = [client.chat(f"question {each}", model=SCRIPTED, sampling=GREEDY) for each in range(9)]
-            async with trio.open_nursery() as nursery:
-                for answer in answers:
-                    nursery.start_soon(read, answer)
-            asked = [each.host for each in answers]
-            first, second, _ = (asked.count(each.node.peer_id) for each in members)
-            assert first >= second > 1  # by how fast they were, and by how many each has
+        for _ in range(3):  # with no session open, and with some
+            measure(client, members, 0.1, 0.5, 0.9)
+            assert shares(await ask_at_once(client, 3 * SLOTS), members) == [SLOTS] * 3
+
+
+async def test_a_question_alone_goes_to_the_best_host_whatever_others_have_room(
+    autojump_clock: MockClock,
+) -> None:
+    async with stage(3) as (_, members, client):
+        for _ in range(4):
+            assert shares(await ask_at_once(client, 1), members) == [1, 0, 0]
+
+
+async def test_a_host_that_is_much_slower_is_not_asked_for_the_sake_of_its_slots(
+    autojump_clock: MockClock,
+) -> None:
+    async with world(limits=ONE_BY_ONE) as w:
+        members = [*await hosts(w, 1, tokens_per_s=100.0), *await hosts(w, 1, tokens_per_s=2.0)]
+        async with w.client(seeds(members)) as client:
+            await meet(client, members)
+            for member in reversed(members):  # there is a session with each
+                rules = HostRules.of(only=[member.node.peer_id])
+                filters = Filters(rules=rules)
+                await read(client.chat("hello", model=SCRIPTED, sampling=GREEDY, filters=filters))
+            measure(client, members[:1], 0.1, speed=100.0)
+            measure(client, members[1:], 0.1, speed=2.0)
+            assert shares(await ask_at_once(client, SLOTS), members) == [SLOTS, 0]
+
+
+async def test_paid_questions_of_one_time_wait_for_no_slot_where_another_host_has_one(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with paid_world(tmp_path) as w:
+        members = [(await w.host(model=priced(tokens_per_s=50.0), keep_s=3600))[0] for _ in range(3)]
+        async with w.client(members[0]) as client:
+            client.runtime.bootstrap = tuple(member.node.multiaddrs[0] for member in members)
+            await meet(client, members)
+            few = await ask_at_once(client, SLOTS)
+            assert sorted(shares(few, members)) == [0, 0, SLOTS], "one fee is enough for these"
+            measure(client, members, 0.1, 0.5, 0.9)
+            many = await ask_at_once(client, 3 * SLOTS)
+            # What a fee is worth beside the wait for a slot is a matter of prices, too.
+            assert min(shares(many, members)) >= SLOTS - 1, shares(many, members)

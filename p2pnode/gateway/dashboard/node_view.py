@@ -54,7 +54,7 @@ _LIVE_MAX: Final = 200
 _EVENTS_KEPT: Final = 200
 _EVENTS: Final = frozenset(
     {
-        "host", "host.failed", "host.slow", "failover", "stranger", "session.left", "session.gone",
+        "host", "host.failed", "host.slow", "hedge", "failover", "stranger", "session.left", "session.gone",
         "session.elsewhere", "session.in_use", "engine.restarted", "answer.cut", "deposit.waiting",
     }
 )  # fmt: skip

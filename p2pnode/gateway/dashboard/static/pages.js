@@ -316,6 +316,7 @@ const HAPPENED = {
   "host.failed": "failed",
   "host.slow": "was too slow",
   failover: "goes on with the answer",
+  hedge: "is asked, too, for another one is late",
   stranger: "is not one that you trust, and no other was there",
   "session.left": "had a session that was left with it",
   "session.gone": "closed a session before its time",
