@@ -364,8 +364,8 @@ class Searches:
         first = prefer if prefer in peers else next(reversed(peers), None)
         if first != prefer and any(self._sessions.under_way(peer, model) for peer in peers):
             known = self.new(model, filters)
-            for entry in book.live(now, model):
-                known.found(FoundHost(entry.advert, 0.0))
+            for each in book.live(now, model):
+                known.found(FoundHost(each.advert, 0.0))
             best = known.best()
             first = best.advert.peer if best is not None and best.advert.peer in peers else None
         entry = book.get(first, now) if first is not None else None
