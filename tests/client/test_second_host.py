@@ -56,7 +56,7 @@ async def hedging_stage(
 
 def is_free(member: Member) -> bool:
     """Whether no engine's slot of a host is used."""
-    stats = engine_of(member).stats()
+    stats = engine_of(member).statistics()
     return not (stats.active or stats.queued)
 
 
