@@ -72,7 +72,7 @@ class Catalogue:
             return found
         if found := self._by_id(text):
             return found
-        if self.lists is not None and _IN_LIST.fullmatch(text) and (found := self.lists.find(text.lower())):
+        if found := self.find_in_list(text):
             return found
         path = user_path(text)
         kind = _kind_at(path, named="/" in text)
@@ -91,6 +91,12 @@ class Catalogue:
             f"unknown model {text!r}: {hint} `p2pnode models list` shows all; "
             "the path of a GGUF file or of a model folder works too"
         )
+
+    def find_in_list(self, text: str) -> CatalogueEntry | None:
+        """The model ``LIST/NAME`` of a list that is subscribed; None where there is none. Blocks on the disk."""
+        if self.lists is None or _IN_LIST.fullmatch(text) is None:
+            return None
+        return self.lists.find(text.lower())
 
     def manifest_of(self, model: ModelId) -> Manifest | None:
         """The manifest of a model by its id, where any catalogue has it. Blocks on the disk."""

@@ -3,7 +3,7 @@
 A ``Family`` is declared once, by whoever knows it, with Prometheus' conventions: names begin with
 ``p2pnode_``, end in their unit, counters in ``_total``, and help is a sentence. Values of labels are bounded:
 beyond 64 sets of them for one family the rest is counted under ``other``, so that no stranger fills a
-dashboard or this memory. A label never holds a peer, an address, a session, a key or a text.
+dashboard or this memory. A label never holds a peer, an address, a session, a secret or a text.
 
 ``/metrics`` is a small ASGI application: the gateway has it among its routes, and a host without one serves
 it on an address of its own (``join --metrics``).

@@ -135,13 +135,14 @@ async def serve_until(
     """Serve until ``stopping`` is set, and end in order. ``told`` is set when it has said where it listens;
     both are events."""
     from p2pnode.doctor.doctor import examine
-    from p2pnode.gateway.metrics import measure_gateway, measured
+    from p2pnode.gateway.metrics import measure_gateway, measure_keys, measured
     from p2pnode.gateway.server import serving_gateway
 
     options, metrics = measured(replace(options, checks=partial(examine, client.runtime.config)), client)
     async with serving_gateway(client, options, limits=client.runtime.limits) as running:
         if metrics is not None:
             measure_gateway(metrics, running.gateway)
+            measure_keys(metrics, running.ring)
         tell_of(output.event, running)
         if told is not None:
             told.set()

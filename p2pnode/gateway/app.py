@@ -560,7 +560,7 @@ async def _count(desk: _Desk, exchange: _Exchange) -> None:
 
 
 async def _models(desk: _Desk, exchange: _Exchange) -> None:
-    found = await desk.gateway.models()
+    found = await desk.gateway.models(exchange.caller)
     data = [_model_object(each, exchange.stamp.created) for each in found]
     names = [each.name for each in found]
     told = {
@@ -575,14 +575,8 @@ async def _models(desk: _Desk, exchange: _Exchange) -> None:
 
 
 async def _model(desk: _Desk, exchange: _Exchange) -> None:
-    name = desk.gateway.model_of(exchange.request.path_params["name"])
-    for each in await desk.gateway.models():
-        if each.name == name:
-            await exchange.respond(JSONResponse(_model_object(each, exchange.stamp.created)))
-            return
-    raise FaultError(
-        404, "model_not_found", f"no host of {name} was found: GET /v1/models lists what there is"
-    )
+    found = await desk.gateway.model(exchange.request.path_params["name"], exchange.caller)
+    await exchange.respond(JSONResponse(_model_object(found, exchange.stamp.created)))
 
 
 def _model_object(model: ServedModel, created: int) -> dict[str, Any]:

@@ -71,6 +71,9 @@ _WIRE: Final[dict[WireCode, tuple[int, str]]] = {
 RETRY_S: Final = 5.0
 """When to ask again where no host said it."""
 
+KEY_FAULT: Final = "key_"
+"""How the codes begin of what a key does not allow."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
@@ -120,9 +123,9 @@ def fault_of(error: P2PNodeError) -> Fault:
     match error:
         case BudgetError(reason=budget, retry_after_s=wait_s):
             status = _BUDGET_STATUS[budget] if wait_s is None else 429
-            return Fault(status=status, code=f"key_{budget}", message=str(error), retry_after_s=wait_s)
+            return Fault(status=status, code=f"{KEY_FAULT}{budget}", message=str(error), retry_after_s=wait_s)
         case KeyRefusedError(reason=reason, retry_after_s=wait_s):
-            code = f"key_{reason}"
+            code = f"{KEY_FAULT}{reason}"
             return Fault(status=_KEY_STATUS[reason], code=code, message=str(error), retry_after_s=wait_s)
         case RefusedError(code=code, retry_after_s=wait_s):
             status, name = _WIRE[code]

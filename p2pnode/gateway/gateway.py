@@ -95,6 +95,7 @@ class ServedModel:
     """A model that can be asked now, over all hosts that serve it. Prices are token units per million."""
 
     name: str
+    model: ModelId
     n_ctx: int
     hosts: int
     price_in: int
@@ -161,25 +162,38 @@ class Gateway:
         for pattern, model in self._aliases:
             if fnmatch.fnmatchcase(name, pattern):
                 return model
+        models_dir = self._client.runtime.data.models
         try:
             if name.startswith("m1"):
-                resolve_model(name, self._client.runtime.data.models)
+                resolve_model(name, models_dir)
                 return name
         except ConfigError:
             pass
+        if (listed := Catalogue.of(models_dir).find_in_list(name)) is not None:
+            return listed.name
         msg = (
             f"no model is named {name[:80]!r}: GET /v1/models lists those that can be asked, and "
             "`p2pnode gateway --alias 'NAME=MODEL'` gives one another name"
         )
         raise FaultError(404, "model_not_found", msg, param="model")
 
-    async def models(self) -> tuple[ServedModel, ...]:
-        """What can be asked now, by name."""
+    async def models(self, caller: Caller) -> tuple[ServedModel, ...]:
+        """What this caller can ask now, by name."""
         async with self._looking:
             now = trio.current_time()
             if self._models is None or now > self._models[0] + _MODELS_S:
                 self._models = (now, self._served(await self._client.known_adverts()))
-            return self._models[1]
+            return tuple(each for each in self._models[1] if may_ask(each, caller))
+
+    async def model(self, name: str, caller: Caller) -> ServedModel:
+        """The model of this name as :meth:`models` has it. Raises ``FaultError``."""
+        known = self.model_of(name)
+        wanted = resolve_model(known, self._client.runtime.data.models).model
+        for each in await self.models(caller):
+            if each.model == wanted:
+                return each
+        msg = f"no host of {known} was found that may be asked: GET /v1/models lists what there is"
+        raise FaultError(404, "model_not_found", msg)
 
     def _served(self, adverts: Sequence[Advert]) -> tuple[ServedModel, ...]:
         found: dict[ModelId, ServedModel] = {}
@@ -193,6 +207,7 @@ class Gateway:
                 caps = capabilities[offer.model] = capabilities.get(offer.model, 0) | offer.caps
                 found[offer.model] = ServedModel(
                     name=shown_name(offer.model),
+                    model=offer.model,
                     n_ctx=max(offer.n_ctx, before.n_ctx if before else 0),
                     hosts=1 + (before.hosts if before else 0),
                     price_in=min(offer.price_in, before.price_in) if before else offer.price_in,
@@ -275,6 +290,19 @@ class Gateway:
                     nursery.start_soon(reply.tell, choice, send.clone())
                 yield receive
                 nursery.cancel_scope.cancel()
+
+
+def may_ask(model: ServedModel, caller: Caller) -> bool:
+    """Whether a caller may ask a model, as far as its key and the lowest prices say."""
+    limits = caller.budget.limits if caller.budget is not None else None
+    if caller.models is not None and model.name not in caller.models:
+        return False
+    if limits is None:
+        return True
+    if limits.models and model.model not in limits.models:
+        return False
+    prices = ((model.price_in, limits.price_in_max), (model.price_out, limits.price_out_max))
+    return all(most is None or price <= most for price, most in prices)
 
 
 def check_model(model: str, routing: Routing, caller: Caller, models_dir: Path) -> None:

@@ -12,7 +12,7 @@ from p2pnode.files import off_the_loop
 from p2pnode.gateway.access import Caller, KeyRing
 from p2pnode.gateway.faults import KeyRefusedError
 from p2pnode.payments.journal.journal import Journal
-from p2pnode.payments.keys import KeyBook
+from p2pnode.payments.keys import Key, KeyBook, KeyUsage
 
 
 class BudgetRing:
@@ -50,6 +50,13 @@ class BudgetRing:
         except KeyRefusedError as error:
             error.args = (f"{error}. `p2pnode keys new NAME` makes one with a budget", *error.args[1:])
             raise
+
+    async def usages(self) -> list[tuple[Key, KeyUsage]]:
+        """All keys that were not revoked, and what is spent on each. Raises ``StorageError``."""
+        book = await self._book()
+        if book is None:
+            return []
+        return [(key, book.usage(key)) for key in book.all() if key.revoked_at is None]
 
     def close(self) -> None:
         """Close the journal."""

@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any, Final
 
 import p2pnode
+from p2pnode.config import HEDGES
 from p2pnode.gateway.fields import NAME_MAX
 from p2pnode.gateway.turn import CHOICES_MAX, EXTENSION, HEADER, TOKENS_MAX
 from p2pnode.protocols.inference.messages import LOGPROBS_MAX, N_CTX_MAX, TOOLS_MAX
@@ -150,6 +151,7 @@ _REQUESTS: Final[dict[str, Schema]] = {
             "min_reputation": _number(0, 1),
             "quantisation": _TEXT,
             "verified": _kind("always", "paid", "never"),
+            "hedge": _kind(*HEDGES),
             "conversation": _TEXT,
         },
         additionalProperties=False,
@@ -658,6 +660,7 @@ _HEADERS: Final = tuple(
         ("min_reputation", _number(0, 1)),
         ("quantisation", _TEXT),
         ("verified", _kind("always", "paid", "never")),
+        ("hedge", _kind(*HEDGES)),
         ("conversation", _TEXT),
     )
 )

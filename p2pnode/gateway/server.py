@@ -64,6 +64,7 @@ class ServedGateway:
     """A gateway that runs."""
 
     gateway: Gateway
+    ring: BudgetRing
     server: HttpServer
     url: str
     """``http://127.0.0.1:8080``; programs want it with ``/v1``."""
@@ -148,6 +149,7 @@ async def serving_gateway(
                 log.info("gateway.listening", url=server.url, keys_required=ring.required)
                 yield ServedGateway(
                     gateway=gateway,
+                    ring=ring,
                     server=server,
                     url=server.url,
                     keys_required=ring.required,

@@ -5,16 +5,25 @@ from __future__ import annotations
 import json
 import socket
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import trio
 
+from p2pnode.client.client import Client
+from p2pnode.config import NodeConfig
 from p2pnode.gateway.access import SingleKey
 from p2pnode.gateway.app import AppOptions
+from p2pnode.gateway.faults import FaultError
+from p2pnode.gateway.gateway import Gateway
+from p2pnode.models.model_list import list_blob
+from p2pnode.models.subscriptions import Subscriptions
 from tests.client.failing import engine_of
 from tests.gateway.support import LIMITS, Stage, stage, until
+from tests.models.lists import entry, head, pointer
+from tests.node.world import world
 
 PATH = "/v1/chat/completions"
 ASK: dict[str, Any] = {
@@ -230,3 +239,18 @@ async def test_a_conversation_goes_back_to_the_host_that_has_it() -> None:
             answer = await http.post(PATH, json=asked)
             hosts.setdefault(question, set()).add(answer.headers["x-p2pnode-host"])
         assert {len(each) for each in hosts.values()} == {1}
+
+
+async def test_a_model_of_a_subscribed_list_is_named_by_list_and_name(tmp_path: Path) -> None:
+    blob = list_blob(head(), [entry("a")])
+    async with world() as w, w.client() as made:
+        config, node = NodeConfig(data_dir=tmp_path), made.node
+        async with Client(config, node=node, remember=False) as client:
+            Subscriptions(client.runtime.data.models).take(pointer(blob), blob, 1_800_000_000)
+            gateway = Gateway(client, aliases=[("gpt-*", "small/a")])
+            assert gateway.model_of("small/a") == gateway.model_of("Small/A") == "small/a"
+            assert gateway.model_of("gpt-5") == "small/a"
+            for wrong in ("small/none", "other/a", "a", "./small/a", str(tmp_path)):
+                with pytest.raises(FaultError) as refused:
+                    gateway.model_of(wrong)
+                assert refused.value.fault.code == "model_not_found"

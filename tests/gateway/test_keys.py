@@ -14,17 +14,18 @@ import trio
 
 from p2pnode.errors import BudgetError
 from p2pnode.gateway.access import OpenRing, SingleKey
-from p2pnode.gateway.app import make_app
+from p2pnode.gateway.app import AppOptions, Observer, RequestRecord, make_app
 from p2pnode.gateway.faults import KeyRefusedError, fault_of
 from p2pnode.gateway.gateway import Gateway
 from p2pnode.gateway.keys import BudgetRing
 from p2pnode.http_server import HttpBounds, HttpServer
 from p2pnode.ids import ModelId
+from p2pnode.metrics import Metrics
 from p2pnode.net.virtual_time import wall_clock
 from p2pnode.payments.books import open_journal
 from p2pnode.payments.keys import KeyBook, KeyLimits, NewKey
 from tests.gateway.support import stage
-from tests.host.paid import FEE, paid_world, priced
+from tests.host.paid import FEE, PRICE_OUT, paid_world, priced
 
 CHAT = "/v1/chat/completions"
 
@@ -122,11 +123,19 @@ async def test_a_key_asks_only_its_models_and_no_one_without_a_key_does(tmp_path
         )
         assert (embedded.status_code, embedded.json()["error"]["code"]) == (403, "key_model")
         assert {record.key_id for record in s.records} == {"", other.key.id.hex(), good.key.id.hex()}
+        for secret, names, status in ((other.secret, [], 404), (good.secret, ["scripted"], 200)):
+            headers = {"x-api-key": secret}
+            listed = (await http.get("/v1/models", headers=headers)).json()
+            assert [each["id"] for each in listed["data"]] == names
+            assert [each["slug"] for each in listed["models"]] == names
+            assert (await http.get("/v1/models/scripted", headers=headers)).status_code == status
     ring.close()
 
 
 @asynccontextmanager
-async def paid_gateway(folder: Path) -> AsyncIterator[tuple[httpx.AsyncClient, Path]]:
+async def paid_gateway(
+    folder: Path, *, observe: Observer | None = None
+) -> AsyncIterator[tuple[httpx.AsyncClient, Path]]:
     """A gateway whose client pays one scripted host; and its journal."""
     path = folder / "client.sqlite"
     async with paid_world(folder) as w:
@@ -137,13 +146,51 @@ async def paid_gateway(folder: Path) -> AsyncIterator[tuple[httpx.AsyncClient, P
             server = await HttpServer.bind(
                 "127.0.0.1", 0, what="a test", option="--x", bounds=HttpBounds(drain_s=1.0)
             )
-            app = make_app(Gateway(client), ring)
+            app = make_app(Gateway(client), ring, AppOptions(observe=observe))
             async with trio.open_nursery() as nursery:
                 url = await nursery.start(server.run, app)
                 async with httpx.AsyncClient(base_url=url, timeout=30) as http:
                     yield http, path
                 nursery.cancel_scope.cancel()
             ring.close()
+
+
+async def test_a_key_sees_no_model_that_costs_more_than_it_allows(tmp_path: Path) -> None:
+    async with paid_gateway(tmp_path) as (http, path):
+        for most, count in ((PRICE_OUT - 1, 0), (PRICE_OUT, 1)):
+            made = await make(path, f"most-{most}", KeyLimits(price_out_max=most))
+            listed = await http.get("/v1/models", headers={"x-api-key": made.secret})
+            assert len(listed.json()["data"]) == count
+
+
+async def test_prometheus_is_told_what_keys_spent_and_what_they_were_refused(tmp_path: Path) -> None:
+    pytest.importorskip("prometheus_client")
+    from p2pnode.gateway.metrics import measure_keys, observing
+
+    records: list[RequestRecord] = []
+    async with paid_gateway(tmp_path, observe=records.append) as (http, path):
+        made = await make(path, "all", KeyLimits(total_max=FEE + 600))
+        status = 200
+        while status == 200:
+            headers = {"Authorization": f"Bearer {made.secret}"}
+            status = (await http.post(CHAT, json=question(100), headers=headers)).status_code
+        await http.post(CHAT, json=question(), headers={"x-api-key": "p2p-nobody"})
+        async with open_journal(path) as journal:
+            total = journal.key_usage(made.key.id, int(wall_clock())).total
+        ring = BudgetRing(OpenRing(), path, wall=wall_clock)
+        metrics = Metrics()
+        observe = observing(metrics)
+        for each in records:
+            observe(each)
+        measure_keys(metrics, ring)
+        told, label = (await metrics.text()).decode(), f'key_id="{made.key.id.hex()}"'
+        assert f"p2pnode_gateway_key_spent_usdc{{{label}}} {total * 1e-6}" in told
+        assert f"p2pnode_gateway_key_reserved_usdc{{{label}}} 0.0" in told
+        assert f"p2pnode_gateway_key_budget_usdc{{{label}}} {(FEE + 600) * 1e-6}" in told
+        assert f'p2pnode_gateway_key_refused_total{{{label},why="total"}} 1.0' in told
+        assert 'p2pnode_gateway_key_refused_total{key_id="",why="invalid"} 1.0' in told
+        assert made.secret not in told
+        ring.close()
 
 
 async def test_a_budget_that_is_used_up_is_told_with_when_to_come_back_or_what_to_raise(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import random
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import trio
 from trio.testing import MockClock
 
 from p2pnode.client.client import Client
+from p2pnode.client.hedging import SAMPLES_MIN, SHARE
 from p2pnode.client.host_rules import HostRules
 from p2pnode.client.interface import Answer
 from p2pnode.client.ranking import Filters
@@ -28,6 +30,7 @@ from p2pnode.payments.journal.journal import Journal
 from p2pnode.payments.keys import Key, KeyBook, KeyLimits
 from p2pnode.protocols.inference.messages import CHECKPOINT_EVERY, SamplingParams
 from tests.client.failing import meet
+from tests.client.support import Events
 from tests.host.paid import FEE, PRICE_OUT, PaidWorld, paid_world, priced
 from tests.node.world import Member
 from tests.sqlite_disk import WatchedDisk
@@ -58,9 +61,14 @@ def signed(journal: Journal) -> int:
 
 
 @contextlib.asynccontextmanager
-async def market(folder: Path, count: int) -> AsyncIterator[tuple[PaidWorld, list[Running]]]:
+async def market(
+    folder: Path, count: int, *, prefill: Sequence[float | None] = (None,)
+) -> AsyncIterator[tuple[PaidWorld, list[Running]]]:
+    """``prefill``: tokens of input that each host reads in a second; None for all at once."""
     async with paid_world(folder) as w:
-        yield w, [await w.host(model=priced(tokens_per_s=200.0), keep_s=3600) for _ in range(count)]
+        paces = itertools.islice(itertools.cycle(prefill), count)
+        models = [priced(tokens_per_s=200.0, prefill_tokens_per_s=pace) for pace in paces]
+        yield w, [await w.host(model=model, keep_s=3600) for model in models]
 
 
 @contextlib.asynccontextmanager
@@ -162,28 +170,21 @@ async def test_a_host_that_asks_more_than_a_key_allows_is_left_out(
         assert caught.value.reason == "model"
 
 
-class Hedged:
-    """A question that is asked of a second host, too, when the first is late; the slower one is given up."""
+class Asked:
+    """A question of which a second host is asked, too, when the first is late; the client decides which."""
 
-    def __init__(self, client: Client, budget: Key, first: Member, second: Member, tokens: int) -> None:
-        self._made = [ask(client, budget, tokens, each) for each in (first, second)]
-        self._won: Answer | None = None
+    def __init__(self, client: Client, budget: Key, draw: random.Random) -> None:
+        hedging = client.searches.hedging
+        for _ in range(math.ceil(1 / SHARE)):  # each question may have a second host
+            hedging.turn()
+        sampling = SamplingParams(tokens_max=draw.choice([20, 80, 400]), temperature=0)
+        question = f"{draw.randrange(10**6)}: hello"  # none of it is in a cache
+        self._answer = client.chat(question, model=SCRIPTED, budget=budget, sampling=sampling, hedge="always")
         self.refusals: list[BudgetError] = []
 
     async def run(self) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._read, self._made[0])
-            await trio.sleep(0.15)
-            if self._won is None:
-                nursery.start_soon(self._read, self._made[1])
-
-    async def _read(self, answer: Answer) -> None:
         try:
-            async with answer:
-                async for _ in answer:
-                    self._won = self._won or answer
-                    if self._won is not answer:
-                        return
+            await read(self._answer)
         except BudgetError as error:
             self.refusals.append(error)
         except P2PNodeError:
@@ -192,13 +193,18 @@ class Hedged:
 
 async def spend_until_killed(
     w: PaidWorld, running: Sequence[Running], folder: Path, budget: Key, *, seconds: float, seed: int
-) -> list[BudgetError]:
-    """16 hedged questions at once over all hosts, over and over, until the process is killed."""
+) -> tuple[list[BudgetError], int]:
+    """16 questions at once over all hosts, over and over, until the process is killed; returns what refused
+    them, and how many second hosts were asked."""
     disk, draw = WatchedDisk(), random.Random(seed)
     refusals: list[BudgetError] = []
-    members = [member for member, _ in running]
+    hedges = Events()
     with trio.CancelScope() as alive:
         async with client_of(w, running, folder, disk) as (client, journal):
+            hedges.of(client)
+            for member, _ in running:
+                for _ in range(SAMPLES_MIN):
+                    client.searches.hedging.first_tokens.note(member.node.peer_id, 100, 0.1)
 
             async def kill() -> None:
                 await trio.sleep(seconds)
@@ -208,18 +214,14 @@ async def spend_until_killed(
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(kill)
                 while not refusals:
-                    questions = []
-                    for _ in range(QUESTIONS):
-                        first, second = draw.sample(members, 2)
-                        tokens = draw.choice([20, 80, 400])
-                        questions.append(Hedged(client, budget, first, second, tokens))
+                    questions = [Asked(client, budget, draw) for _ in range(QUESTIONS)]
                     async with trio.open_nursery() as asking:
                         for question in questions:
                             asking.start_soon(question.run)
                     refusals += itertools.chain.from_iterable(each.refusals for each in questions)
                     check(journal, budget)
                 nursery.cancel_scope.cancel()
-    return refusals
+    return refusals, len(hedges.named("hedge"))
 
 
 def check(journal: Journal, budget: Key) -> None:
@@ -234,19 +236,20 @@ def check(journal: Journal, budget: Key) -> None:
 
 async def killed_and_started_again(folder: Path, seed: int, starts: int) -> None:
     draw = random.Random(seed)
-    async with market(folder, 3) as (w, running):
+    async with market(folder, 3, prefill=(20.0, 15.0, 60.0)) as (w, running):
         async with open_journal(folder / "client.sqlite", in_thread=False) as journal:
             budget = await key(journal, total_max=3 * FEE + draw.randrange(3_000, 30_000))
-        refused = False
+        refused, hedged = False, 0
         for start in range(starts):
             seconds = draw.uniform(0.05, 3.0) if start < starts - 1 else 600.0
-            refusals = await spend_until_killed(
+            refusals, hedges = await spend_until_killed(
                 w, running, folder, budget, seconds=seconds, seed=seed + start
             )
-            refused = refused or bool(refusals)
+            refused, hedged = refused or bool(refusals), hedged + hedges
             with open_reading(folder / "client.sqlite") as journal:
                 check(journal, budget)
         assert refused, "in the end the budget was used up"
+        assert hedged, "second hosts were asked"
         with open_reading(folder / "client.sqlite") as journal:
             claims = {each.session: each for each in journal.purchases()}
         for _, money in running:
