@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 Event = Callable[[str, dict[str, object]], None]
 ASKED_OF_GATEWAY: Final = (
-    "chain", "keep_hours", "mdns", "s5_url", "save", "spend_day_max", "spend_host_max", "spend_locked_max",
+    "chain", "hedge", "keep_hours", "mdns", "s5_url", "save", "spend_day_max", "spend_host_max", "spend_locked_max",
     "spend_session_max", "stores", "trust", "verified",
 )  # fmt: skip
 """The settings by which a client asks and pays. The gateway must have those that were set on purpose."""

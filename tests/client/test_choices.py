@@ -10,11 +10,11 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from p2pnode.client.answer import Answer
 from p2pnode.client.chat_options import ChatOptions
 from p2pnode.client.client import Client
 from p2pnode.client.conversation import Conversation
 from p2pnode.client.host_rules import HostRules
+from p2pnode.client.interface import Answer
 from p2pnode.client.ranking import Filters
 from p2pnode.errors import NoHostError, RefusedError
 from p2pnode.ids import PeerId

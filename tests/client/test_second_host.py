@@ -10,10 +10,10 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from p2pnode.client.answer import Answer
 from p2pnode.client.bill import AnswerRecord
 from p2pnode.client.client import Client
 from p2pnode.client.hedging import SAMPLES_MIN, HedgeMode
+from p2pnode.client.interface import Answer
 from p2pnode.limits import DEFAULT_LIMITS
 from p2pnode.models.manifest import SCRIPTED, scripted_model_id
 from p2pnode.models.scripted import Faults
