@@ -93,7 +93,7 @@ class Catalogue:
         )
 
     def find_in_list(self, text: str) -> CatalogueEntry | None:
-        """The model ``LIST/NAME`` of a list that is subscribed; None where there is none. Blocks on the disk."""
+        """The model ``LIST/NAME`` of a subscribed list; None where there is none. Blocks on the disk."""
         if self.lists is None or _IN_LIST.fullmatch(text) is None:
             return None
         return self.lists.find(text.lower())

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 Event = Callable[[str, dict[str, object]], None]
 ASKED_OF_GATEWAY: Final = (
-    "chain", "hedge", "keep_hours", "mdns", "s5_url", "save", "spend_day_max", "spend_host_max", "spend_locked_max",
-    "spend_session_max", "stores", "trust", "verified",
+    "chain", "hedge", "keep_hours", "mdns", "s5_url", "save", "spend_day_max", "spend_host_max",
+    "spend_locked_max", "spend_session_max", "stores", "trust", "verified",
 )  # fmt: skip
 """The settings by which a client asks and pays. The gateway must have those that were set on purpose."""
 _OUTSIDE: Final = "use the client as `async with Client() as client`"
