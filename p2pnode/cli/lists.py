@@ -387,6 +387,7 @@ async def _publish(
     """Publish ``given`` as the next revision of the list; None withdraws it."""
     from p2pnode.errors import ConfigError, StorageError
     from p2pnode.models.model_list import is_list_name, list_key_text
+    from p2pnode.models.subscriptions import WITHDRAWN
     from p2pnode.protocols.s5.entries import pointer_to
     from p2pnode.protocols.s5.ids import hash_of
     from p2pnode.storage.key_file import load_storage_keys
@@ -411,12 +412,7 @@ async def _publish(
         async with list_places(config, node, key.entry_key, own_store=True) as places:
             before, blob_before = await _published(places, key, node.limits)
         blob, revision = _next(name, key, given, before, blob_before, add=add, description=description)
-        if blob is None:
-            from p2pnode.models.subscriptions import WITHDRAWN
-
-            pointer = key.entry(revision, pointer_to(WITHDRAWN))
-        else:
-            pointer = key.entry(revision, pointer_to(hash_of(blob)))
+        pointer = key.entry(revision, pointer_to(WITHDRAWN if blob is None else hash_of(blob)))
         async with list_places(
             config, node, key.entry_key, own_store=True, owner=keys.owner, sign=sign
         ) as places:

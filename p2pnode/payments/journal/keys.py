@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import asdict, dataclass
+from typing import Any, Final
 
 import msgpack
 
@@ -147,27 +147,21 @@ def add(db: sqlite3.Connection, key: Key, digest: bytes) -> None:
     query = "SELECT 1 FROM keys WHERE name = ? AND revoked_at IS NULL"
     if db.execute(query, (key.name,)).fetchone() is not None:
         raise ConfigError(f"there is a key {key.name!r} already: revoke it first, or choose another name")
-    limits = key.limits
+    own = {"key": key.id, "name": key.name, "digest": digest, "made": key.made_at, "revoked": key.revoked_at}
     db.execute(
-        "INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            key.id, key.name, digest, limits.day_max, limits.total_max, limits.price_in_max,
-            limits.price_out_max, msgpack.packb([bytes(each) for each in limits.models]), key.made_at,
-            limits.expires_at, key.revoked_at,
-        ),
-    )  # fmt: skip
+        "INSERT INTO keys VALUES (:key, :name, :digest, :day_max, :total_max, :price_in_max, :price_out_max,"
+        " :models, :made, :expires_at, :revoked)",
+        own | _columns(key.limits),
+    )
 
 
 def change(db: sqlite3.Connection, key: bytes, limits: KeyLimits) -> None:
     """Give a key other limits. What was spent stays."""
     db.execute(
-        "UPDATE keys SET day_max = ?, total_max = ?, price_in_max = ?, price_out_max = ?, models = ?,"
-        " expires_at = ? WHERE key = ?",
-        (
-            limits.day_max, limits.total_max, limits.price_in_max, limits.price_out_max,
-            msgpack.packb([bytes(each) for each in limits.models]), limits.expires_at, key,
-        ),
-    )  # fmt: skip
+        "UPDATE keys SET day_max = :day_max, total_max = :total_max, price_in_max = :price_in_max,"
+        " price_out_max = :price_out_max, models = :models, expires_at = :expires_at WHERE key = :key",
+        {"key": key, **_columns(limits)},
+    )
 
 
 def revoke(db: sqlite3.Connection, key: bytes, now: int) -> None:
@@ -200,6 +194,10 @@ def usage(db: sqlite3.Connection, key: bytes, now: int) -> KeyUsage:
         total=int(db.execute(_SPENT, (key,)).fetchone()[0]),
         claimed=int(claimed),
     )
+
+
+def _columns(limits: KeyLimits) -> dict[str, Any]:
+    return {**asdict(limits), "models": msgpack.packb([bytes(each) for each in limits.models])}
 
 
 def _key_of(row: sqlite3.Row) -> Key:
