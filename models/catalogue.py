@@ -38,7 +38,7 @@ log = structlog.get_logger(__name__)
 class Catalogue:
     """The models known by name. Iterating gives those that ship, without any list's."""
 
-    def __init__(self, entries: dict[str, CatalogueEntry], lists: Subscriptions | None = None) -> None:
+    def __init__(self, entries: Mapping[str, CatalogueEntry], lists: Subscriptions | None = None) -> None:
         self._entries, self.lists = entries, lists
 
     @classmethod
@@ -51,7 +51,7 @@ class Catalogue:
     def load(cls, *more: Path) -> Catalogue:
         """The catalogue that ships, and those of the files ``more``, whose entries replace earlier ones of
         the same name."""
-        entries = _shipped()
+        entries = dict(_shipped())
         for path in more:
             try:
                 entries |= parse_catalogue(path.read_text(encoding="utf-8"), str(path))
@@ -135,7 +135,8 @@ class Catalogue:
         return self.lists.with_id(model) if self.lists is not None else []
 
 
-def _shipped() -> dict[str, CatalogueEntry]:
+@cache  # a gateway looks names up with each request, and reading the file takes milliseconds
+def _shipped() -> Mapping[str, CatalogueEntry]:
     text = resources.files(__package__).joinpath("catalogue.toml").read_text(encoding="utf-8")
     return parse_catalogue(text, "models/catalogue.toml")
 

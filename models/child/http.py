@@ -1,4 +1,4 @@
-"""``ChildHttp``: a small HTTP client for an engine's server on a unix socket, h11 over a trio stream.
+"""``ChildHttp``: a small HTTP client for an engine's server on this machine, h11 over a trio stream.
 
 Each request has a connection of its own, because closing it is how a request is cancelled. A stream is read
 in bulk: all frames that have arrived are returned together, which keeps the cost of a token small. This
@@ -41,11 +41,10 @@ class ChildRefusedError(Exception):
 
 
 class ChildHttp:
-    """Requests to one server."""
+    """Requests to one server. ``address`` is the path of a unix socket, or a port of 127.0.0.1."""
 
-    def __init__(self, socket_path: str, key: str) -> None:
-        self._socket_path = socket_path
-        self._key = key
+    def __init__(self, address: str | int, key: str) -> None:
+        self.address, self.key = address, key
 
     async def call(self, path: str, body: Mapping[str, Any] | None, *, deadline_s: float) -> Any:
         """Send one request; return its JSON answer. It is a GET without a body and a POST with one."""
@@ -94,7 +93,7 @@ class ChildHttp:
         """The body of the answer in bulk. Raises ``ChildRefusedError`` for any status but 200."""
         connection = h11.Connection(h11.CLIENT)
         try:
-            stream = await trio.open_unix_socket(self._socket_path)
+            stream = await self._connect()
         except OSError as error:
             raise ChildGoneError(str(error)) from error
         refused: int | None = None
@@ -132,14 +131,19 @@ class ChildHttp:
         if data:
             yield bytes(data)
 
+    async def _connect(self) -> trio.SocketStream:
+        if isinstance(self.address, int):
+            return await trio.open_tcp_stream("127.0.0.1", self.address)
+        return await trio.open_unix_socket(self.address)
+
     def _request(self, connection: h11.Connection, path: str, body: Mapping[str, Any] | None) -> bytes:
         content = b"" if body is None else json.dumps(body, separators=(",", ":")).encode()
         head = h11.Request(
             method="GET" if body is None else "POST",
             target=path,
             headers=[
-                ("Host", "engine"),
-                ("Authorization", f"Bearer {self._key}"),
+                ("Host", "localhost"),
+                ("Authorization", f"Bearer {self.key}"),
                 ("Content-Type", "application/json"),
                 ("Content-Length", str(len(content))),
                 ("Connection", "close"),

@@ -5,14 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import median
-from typing import Final
+from typing import Any, Final
 
 import trio
 
-from p2pnode.bench.figure import compared
+from p2pnode.bench.figure import Measurement, compared
 from p2pnode.bench.options import BenchOptions, Take
-from p2pnode.bench.processes import joined, keeping_byte_code, program
+from p2pnode.bench.processes import gateway, joined, keeping_byte_code, program
 from p2pnode.client.client import Client
 from p2pnode.config import DEFAULT_MODEL, NodeConfig
 from p2pnode.errors import LocalError
@@ -26,6 +27,8 @@ _RUN_DEADLINE_S: Final = 60.0
 _HELP_IMPORTS: Final = "import typer"
 _ASK_IMPORTS: Final = "import p2pnode.cli.ask, p2pnode.client.client, p2pnode.net.network"
 """What a start waits for whatever our code does then; the libraries are the most of it."""
+_BESIDE_IMPORTS: Final = "import p2pnode.cli.ask, p2pnode.cli.client"
+"""The same where a gateway runs on the data dir, whose network is used."""
 
 
 async def measure_cli(options: BenchOptions, take: Take) -> None:
@@ -44,25 +47,13 @@ async def _help(options: BenchOptions, take: Take) -> None:
 
 
 async def _ask(options: BenchOptions, take: Take) -> None:
-    count = 1 if options.quick else _ASKS
     model = SCRIPTED if options.quick else DEFAULT_MODEL
     arguments = [f"--model={model}", "--threads=1"]
     async with joined(options.scratch, "host", arguments) as host:
-
-        async def ask(number: int) -> float:
-            flags = [f"--model={model}", f"--data-dir={host.data_dir}", f"--max-tokens={_TOKENS}"]
-            return (await run_timed(program("ask", _question(number), *flags)))[0]
-
-        imports = [sys.executable, "-c", _ASK_IMPORTS]
-        await ask(0)
-        await run_timed(imports)
-        ours, bare = [], []
-        for number in range(count):
-            ours.append(await ask(number + 1))
-            bare.append((await run_timed(imports))[1])
+        alone = await _asked(options, model, host.data_dir, _ASK_IMPORTS)
         warm = []
         async with Client(NodeConfig(data_dir=host.data_dir)) as client:
-            for number in range(count + 1):
+            for number in range(len(alone) + 1):
                 began = trio.current_time()
                 sampling = SamplingParams(tokens_max=_TOKENS)
                 answer = client.chat(_question(100 + number), model=model, sampling=sampling)
@@ -71,8 +62,31 @@ async def _ask(options: BenchOptions, take: Take) -> None:
                     warm.append(trio.current_time() - began)
                     async for _ in answer:
                         pass
-    warm_s = round(median(warm[1:]), 3)
-    take("cli.ask", compared(median(ours), median(bare), s=_shown(ours), warm_client_s=warm_s, model=model))
+        take("cli.ask", _ratio(alone, warm_client_s=round(median(warm[1:]), 3), model=model))
+        async with gateway(options.scratch, "gateway", [f"--bootstrap={host.multiaddrs[0]}"]) as running:
+            beside = await _asked(options, model, running.data_dir, _BESIDE_IMPORTS)
+        take("cli.ask_beside", _ratio(beside, model=model))
+
+
+async def _asked(
+    options: BenchOptions, model: str, data_dir: Path, imports: str
+) -> list[tuple[float, float]]:
+    """Seconds that ``p2pnode ask`` takes to its first token with this data dir, and its imports, in turn."""
+
+    async def ask(number: int) -> float:
+        flags = [f"--model={model}", f"--data-dir={data_dir}", f"--max-tokens={_TOKENS}"]
+        return (await run_timed(program("ask", _question(number), *flags)))[0]
+
+    bare = [sys.executable, "-c", imports]
+    await ask(0)
+    await run_timed(bare)
+    count = 1 if options.quick else _ASKS
+    return [(await ask(number + 1), (await run_timed(bare))[1]) for number in range(count)]
+
+
+def _ratio(pairs: list[tuple[float, float]], **details: Any) -> Measurement:
+    ours, bare = zip(*pairs, strict=True)
+    return compared(median(ours), median(bare), s=_shown(ours), **details)
 
 
 async def run_timed(command: Sequence[str]) -> tuple[float, float]:
@@ -112,5 +126,5 @@ def _question(number: int) -> str:
     return f"Number {number}: what is a lighthouse for?"
 
 
-def _shown(seconds: list[float]) -> list[float]:
+def _shown(seconds: Sequence[float]) -> list[float]:
     return [round(each, 3) for each in seconds]

@@ -29,6 +29,7 @@ SuiteName: TypeAlias = Literal[
     "storage",
     "simulate",
     "engine",
+    "gateway",
 ]
 
 
@@ -183,6 +184,14 @@ GOALS: Final = (
         bound="at most",
         target=3.0,
         meaning="`p2pnode ask` from its start to the first token on stdout, against a running host (p50)",
+        baseline="the interpreter with the modules that it imports (p50)",
+    ),
+    Goal(
+        name="cli.ask_beside",
+        unit="s",
+        bound="at most",
+        target=3.0,
+        meaning="`p2pnode ask` beside a running gateway, from its start to the first token on stdout (p50)",
         baseline="the interpreter with the modules that it imports (p50)",
     ),
     Goal(
@@ -444,6 +453,47 @@ GOALS: Final = (
         target=0.95,
         meaning="a question with the settings that calibration chooses: how fast, against the fastest",
         baseline="the fastest of the grid of threads and batches; 1 means as fast",
+    ),
+    Goal(
+        name="gateway.throughput_1",
+        unit="ratio",
+        bound="at least",
+        target=0.97,
+        meaning="tokens/s of a chat stream through the gateway and a host, from asking to the end",
+        baseline="llama.cpp's HTTP server in the process of the host's engine, paired runs; 1 means as fast",
+    ),
+    Goal(
+        name="gateway.throughput_8",
+        unit="ratio",
+        bound="at least",
+        target=0.97,
+        meaning="the same with eight streams at once",
+        baseline="the same",
+    ),
+    Goal(
+        name="gateway.first_token_overhead",
+        unit="ms",
+        bound="at most",
+        target=2.0,
+        meaning="how much later the first text comes through the gateway than of that server, paired (p50)",
+        baseline="the first text of a bare Starlette application that answers with its request (p50)",
+    ),
+    Goal(
+        name="gateway.crowded",
+        unit="ratio",
+        bound="at least",
+        target=0.95,
+        meaning="tokens/s of a stream beside 64 streams that wait for tokens and 32 that nobody reads",
+        baseline="the same stream alone, paired runs; 1 means as fast",
+    ),
+    Goal(
+        name="gateway.second_turn",
+        unit="ratio",
+        bound="at least",
+        target=0.95,
+        meaning="the part of an agent's second prompt, after one of 4,000 tokens, that comes from a cache",
+        baseline="the same of llama.cpp's own HTTP server",
+        judged="value",
     ),
 )
 SUITES: Final[tuple[SuiteName, ...]] = get_args(SuiteName)

@@ -4,6 +4,7 @@ Configured by one line: ``engine`` (by name; ``model``, and ``bare`` for exllama
 model), ``slots``, ``n_ctx``, ``tokens_per_s`` (scripted, for each slot), ``by_prefix`` (loopback addresses
 count by their /24, as public ones do). Then it takes commands: ``generate`` runs ``questions`` at once on
 the engine alone, and answers with what each stream did; ``sessions`` says how many sessions it has now.
+Its first answer has the socket and the key of llama.cpp's own server, where that is its engine.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from p2pnode.models.catalogue import Catalogue
 from p2pnode.models.engine import Engine, GenerateRequest, Tokens
 from p2pnode.models.engines import EngineSpec, make_engine, parse_engine_name
 from p2pnode.models.exllama.engine import ExllamaEngine
+from p2pnode.models.llamacpp.engine import LlamaCppEngine
 from p2pnode.models.manifest import SCRIPTED, scripted_model_id
 from p2pnode.models.pull.pull import pull
 from p2pnode.node.identity import HostIdentity
@@ -55,7 +57,15 @@ async def main(commands: AsyncIterator[Command]) -> None:
         await host.start()
         [echo] = await nursery.start(partial(trio.serve_tcp, _echo, 0, host="127.0.0.1"))
         port = echo.socket.getsockname()[1]
-        answer({"model": hosted.name, "multiaddr": node.multiaddrs[0], "echo_port": port})
+        answer(
+            {
+                "model": hosted.name,
+                "multiaddr": node.multiaddrs[0],
+                "peer": str(identity.key.peer_id),
+                "echo_port": port,
+                **_server_of(hosted.new_engine()),
+            }
+        )
         async for command in commands:
             if command["do"] == "sessions":
                 answer({"sessions": host.sessions})
@@ -65,6 +75,15 @@ async def main(commands: AsyncIterator[Command]) -> None:
                 answer({"streams": await (_bare if bare else _generate)(engine, command)})
         await node.aclose()
         nursery.cancel_scope.cancel()
+
+
+def _server_of(engine: Engine) -> dict[str, Any]:
+    """Where the server of llama.cpp listens that computes for this engine; nothing for another engine."""
+    running = engine.child if isinstance(engine, LlamaCppEngine) else None
+    if running is None:
+        return {}
+    http = running.http
+    return {"engine_pid": running.pid, "engine_address": http.address, "engine_key": http.key}
 
 
 def _by_prefix(host: str | None, peer: PeerId) -> Origin:

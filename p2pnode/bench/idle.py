@@ -7,25 +7,22 @@ due.
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-import psutil
 import trio
 
 from p2pnode.bench.figure import compared
 from p2pnode.bench.options import BenchOptions, Take
 from p2pnode.bench.processes import child, joined
+from p2pnode.bench.usage import cpu_s, rss_mb
 from p2pnode.chain.dev.devchain import open_dev_chain
 from p2pnode.chain.profile import ChainProfile, write_profile
 from p2pnode.chain.wallet.wallet import open_or_make_wallet
 from p2pnode.config import DEFAULT_MODEL
-from p2pnode.errors import LocalError
 from p2pnode.ids import PeerId
 from p2pnode.models.manifest import SCRIPTED, scripted_model_id
 from p2pnode.node.datadir import DataDir
@@ -64,9 +61,9 @@ async def measure_idle(options: BenchOptions, take: Take) -> None:
             joined(options.scratch, "client", ["--client-only", f"--bootstrap={first[0]}"])
         )
         await trio.sleep(settle_s / 3)
-        found = _rss_mb(client.pid)
+        found = rss_mb(client.pid)
     async with child("nodes_process", {"library": True, "nodes": 1, "settle_s": 0}) as (nodes, _):
-        take("idle.rss", compared(found, _rss_mb(nodes.pid)))
+        take("idle.rss", compared(found, rss_mb(nodes.pid)))
     await _left_cpu(options.scratch, settle_s, window_s, take)
 
 
@@ -87,7 +84,7 @@ async def _left_cpu(root: Path, settle_s: float, window_s: float, take: Take) ->
             pids.append(host.pid)
         await trio.sleep(settle_s)
         keeps, none = await _cpu(pids, window_s)
-        rss = [round(_rss_mb(pid), 1) for pid in pids]
+        rss = [round(rss_mb(pid), 1) for pid in pids]
         take("idle.left_cpu", compared(keeps, none, sessions=_LEFT, window_s=window_s, rss_mb=rss))
 
 
@@ -125,37 +122,7 @@ async def _library_cpu(settle_s: float, window_s: float) -> float:
 async def _cpu(pids: list[int], window_s: float) -> list[float]:
     """Per cent of a core, of each process and its children."""
     began = trio.current_time()
-    before = [_cpu_s(pid) for pid in pids]
+    before = [cpu_s(pid) for pid in pids]
     await trio.sleep(window_s)
     took = trio.current_time() - began
-    return [(_cpu_s(pid) - start) / took * 100 for pid, start in zip(pids, before, strict=True)]
-
-
-def _cpu_s(pid: int) -> float:
-    with _alive(pid) as process:
-        return sum(map(_cpu_s_of, (process, *process.children(recursive=True))))
-
-
-def _cpu_s_of(process: psutil.Process) -> float:
-    # An idle node runs for less in some seconds than a tick of psutil's times, which is 10 ms.
-    if sys.platform == "linux":
-        try:
-            return time.clock_gettime((~process.pid << 3) | 2)  # CPUCLOCK_SCHED of that process
-        except OSError as error:
-            raise psutil.NoSuchProcess(process.pid) from error
-    times = process.cpu_times()
-    return float(times.user + times.system)
-
-
-def _rss_mb(pid: int) -> float:
-    with _alive(pid) as process:
-        return float(process.memory_info().rss / 1e6)
-
-
-@contextmanager
-def _alive(pid: int) -> Iterator[psutil.Process]:
-    try:
-        yield psutil.Process(pid)
-    except psutil.Error as error:
-        msg = f"a node ended while it was measured ({error}): run `p2pnode join` by hand to see why"
-        raise LocalError(msg) from error
+    return [(cpu_s(pid) - start) / took * 100 for pid, start in zip(pids, before, strict=True)]

@@ -24,6 +24,7 @@ import trio
 
 from p2pnode.errors import LocalError
 from p2pnode.log import configure_logging
+from p2pnode.node.datadir import DataDir
 from p2pnode.sockets import descriptor_stream
 
 _READY_DEADLINE_S: Final = 120.0
@@ -99,30 +100,50 @@ class Joined:
 @asynccontextmanager
 async def joined(root: Path, name: str, arguments: Sequence[str]) -> AsyncIterator[Joined]:
     """Run ``p2pnode join`` on loopback, with a data dir of its own under ``root``."""
-    ready, log = root / f"{name}.ready", root / f"{name}.log"
-    ready.unlink(missing_ok=True)  # of one that was killed
-    command = [
-        *program("join", f"--data-dir={root / name}", f"--ready-file={ready}"),
-        "--listen=/ip4/127.0.0.1/tcp/0",
-        "--no-mdns",
-        *arguments,
-    ]
+    ready = root / f"{name}.ready"
+    command = ["join", f"--data-dir={root / name}", f"--ready-file={ready}", "--listen=/ip4/127.0.0.1/tcp/0"]
+    async with _running([*command, "--no-mdns", *arguments], ready, root / f"{name}.log") as told:
+        yield Joined(told["pid"], tuple(told["multiaddrs"]), root / name)
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """A ``p2pnode gateway`` that listens on a port of 127.0.0.1."""
+
+    pid: int
+    port: int
+    data_dir: Path
+
+
+@asynccontextmanager
+async def gateway(root: Path, name: str, arguments: Sequence[str]) -> AsyncIterator[Gateway]:
+    """Run ``p2pnode gateway`` on loopback, with a data dir of its own under ``root``."""
+    data = DataDir(root / name)
+    command = ["gateway", f"--data-dir={data.root}", "--listen=127.0.0.1:0", "--no-mdns", *arguments]
+    async with _running(command, data.gateway_json, root / f"{name}.log") as told:
+        yield Gateway(told["pid"], int(told["url"].rpartition(":")[2]), data.root)
+
+
+@asynccontextmanager
+async def _running(command: Sequence[str], ready_file: Path, log: Path) -> AsyncIterator[dict[str, Any]]:
+    """Run a command of ``p2pnode`` until the block ends. Yields what it writes into the file."""
+    ready = trio.Path(ready_file)
+    await ready.unlink(missing_ok=True)  # of one that was killed
     with log.open("w+b") as output:
         process = await trio.lowlevel.open_process(
-            [sys.executable, "-P", "-m", "p2pnode.bench.supervisor", *command],
+            [sys.executable, "-P", "-m", "p2pnode.bench.supervisor", *program(*command)],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
         )
         try:
             with trio.move_on_after(_READY_DEADLINE_S):
-                while process.poll() is None and not ready.exists():  # noqa: ASYNC110 - a file tells no event
+                while process.poll() is None and not await ready.exists():  # noqa: ASYNC110 - a file tells no event
                     await trio.sleep(_POLL_S)
-            if not ready.exists():
-                msg = f"`p2pnode join` did not become ready; its last words:\n{_tail(output)}"
+            if not await ready.exists():
+                msg = f"`p2pnode {command[0]}` did not become ready; its last words:\n{_tail(output)}"
                 raise LocalError(msg)
-            told = json.loads(ready.read_text())
-            yield Joined(told["pid"], tuple(told["multiaddrs"]), root / name)
+            yield json.loads(await ready.read_text())
         finally:
             await _end(process)
 

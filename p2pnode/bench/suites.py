@@ -21,7 +21,8 @@ ALL: Final = "all"
 PAIRS_MAX: Final = 1000
 _SUITE_S: Final[Mapping[str, int]] = {
     "stream": 370, "dial": 5, "gossip": 130, "attacks": 120, "cli": 30, "idle": 180, "gas": 10, "paid": 150,
-    "economy": 30, "failover": 330, "storage": 60, "simulate": 90, "engine": 460, "exllama": 300,
+    "economy": 30, "failover": 330, "storage": 60, "simulate": 90, "engine": 460, "gateway": 400,
+    "exllama": 300,
 }  # fmt: skip
 """About how long each suite takes with the default number of pairs on two free cores."""
 _BUSY: Final = 0.15

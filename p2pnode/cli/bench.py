@@ -26,7 +26,7 @@ def bench(
         str,
         typer.Argument(
             help="stream, dial, gossip, attacks, cli, idle, gas, paid, economy, failover, storage, simulate, "
-            "engine, or all."
+            "engine, gateway, or all."
         ),
     ] = "all",
     pairs: Annotated[

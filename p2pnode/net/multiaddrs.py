@@ -6,6 +6,7 @@ A multiaddr is a path such as ``/ip4/192.0.2.7/tcp/4001/p2p/12D3Koo…``: first 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Literal, TypeAlias
 
 from libp2p.peer.id import ID
@@ -19,6 +20,7 @@ LISTEN_EXAMPLE: Final = "/ip4/0.0.0.0/tcp/4001"
 HOST_PROTOCOLS: Final = ("ip4", "ip6", "dns", "dns4", "dns6")
 MULTIADDR_MAX: Final = 1024
 PEER_ID_MAX: Final = 128
+_KNOWN_MAX: Final = 1024
 
 Kind: TypeAlias = Literal["tcp", "ws"]
 _KINDS: Final[dict[tuple[str, ...], Kind]] = {("tcp",): "tcp", ("tcp", "ws"): "ws"}
@@ -32,6 +34,7 @@ class PeerAddresses:
     addrs: tuple[str, ...]
 
 
+@lru_cache(_KNOWN_MAX)  # each lookup begins with the same first peers, and parsing takes a millisecond
 def split_peer(maddr: str) -> tuple[str, PeerId]:
     """``(address, peer)`` of a full multiaddr. Raises ``ConfigError`` that shows a right one."""
     parsed = parse(maddr)

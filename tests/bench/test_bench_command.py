@@ -24,7 +24,9 @@ def figures_of(name: str, *flags: str) -> tuple[int, list[dict[str, object]]]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["dial", "cli", "storage", "stream", "gossip", "idle", "failover", "engine"])
+@pytest.mark.parametrize(
+    "name", ["dial", "cli", "storage", "stream", "gossip", "idle", "failover", "engine", "gateway"]
+)
 def test_a_suite_prints_an_object_for_each_of_its_figures(name: str) -> None:
     code, figures = figures_of(name, "--pairs=1")
     assert [figure["name"] for figure in figures] == [goal.name for goal in GOALS if goal.suite == name]

@@ -27,6 +27,7 @@ PROMISED = {
     "attacks.refused",
     "cli.help",
     "cli.ask",
+    "cli.ask_beside",
     "idle.cpu",
     "idle.left_cpu",
     "idle.rss",
@@ -58,6 +59,11 @@ PROMISED = {
     "engine.defaults_decode",
     "engine.defaults_prefill",
     "engine.calibrated",
+    "gateway.throughput_1",
+    "gateway.throughput_8",
+    "gateway.first_token_overhead",
+    "gateway.crowded",
+    "gateway.second_turn",
 }
 
 

@@ -26,20 +26,22 @@ async def test_all_hold_when_each_figure_holds() -> None:
     async def measure(_: BenchOptions, take: Take) -> None:
         take("cli.help", FAST)
         take("cli.ask", FAST)
+        take("cli.ask_beside", FAST)
 
     holds, figures = await run_cli(measure)
     assert holds
-    assert [figure.goal.name for figure in figures] == ["cli.help", "cli.ask"]
+    assert [figure.goal.name for figure in figures] == ["cli.help", "cli.ask", "cli.ask_beside"]
 
 
 async def test_one_figure_that_does_not_hold_spoils_the_run() -> None:
     async def measure(_: BenchOptions, take: Take) -> None:
         take("cli.help", SLOW)
         take("cli.ask", FAST)
+        take("cli.ask_beside", FAST)
 
     holds, figures = await run_cli(measure)
     assert not holds
-    assert [figure.holds for figure in figures] == [False, True]
+    assert [figure.holds for figure in figures] == [False, True, True]
 
 
 async def test_a_suite_that_fails_keeps_what_it_found_and_reports_the_rest_with_the_reason() -> None:
@@ -53,6 +55,7 @@ async def test_a_suite_that_fails_keeps_what_it_found_and_reports_the_rest_with_
     assert [(figure.goal.name, figure.problem) for figure in figures] == [
         ("cli.help", ""),
         ("cli.ask", "the host did not start"),
+        ("cli.ask_beside", "the host did not start"),
     ]
 
 
@@ -99,7 +102,16 @@ async def test_each_suite_is_announced_as_it_begins() -> None:
         ["cli", "dial"], lambda figure: said.append(figure.goal.name), on_suite=said.append,
         measure={"cli": measure, "dial": measure},
     )  # fmt: skip
-    assert said == ["cli", "measured", "cli.help", "cli.ask", "dial", "measured", "dial.to_advert"]
+    assert said == [
+        "cli",
+        "measured",
+        "cli.help",
+        "cli.ask",
+        "cli.ask_beside",
+        "dial",
+        "measured",
+        "dial.to_advert",
+    ]
 
 
 def test_it_is_known_how_long_each_suite_takes() -> None:
@@ -116,7 +128,7 @@ def test_an_unknown_suite_is_refused_with_the_known_ones() -> None:
     with pytest.raises(
         UsageError,
         match="choose stream, dial, gossip, attacks, cli, idle, gas, paid, economy, failover, storage, "
-        "simulate, engine or all",
+        "simulate, engine, gateway or all",
     ):
         suites_named("streams")
 
