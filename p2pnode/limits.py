@@ -54,6 +54,8 @@ class Limits:
     # failover
     hosts_per_answer: int = 12
     reconnect_patience_s: float = 1.0
+    standby_after_s: float = 0.1
+    """After the first token, which has left by then: an answer that ends sooner needs no second host."""
     standby_check_s: float = 1.0
     standby_reach_s: float = 3.0
     standby_probe_s: float = 10.0

@@ -376,6 +376,7 @@ class Standby:
 
     async def run(self) -> None:
         """Keep a host ready until cancelled."""
+        await trio.sleep(self._limits.standby_after_s)
         self._search.start()  # an idle session was used without a lookup
         while True:
             candidate = self._search.best()
