@@ -27,8 +27,11 @@ _RUN_DEADLINE_S: Final = 60.0
 _HELP_IMPORTS: Final = "import typer"
 _ASK_IMPORTS: Final = "import p2pnode.cli.ask, p2pnode.client.client, p2pnode.net.network"
 """What a start waits for whatever our code does then; the libraries are the most of it."""
-_BESIDE_IMPORTS: Final = "import p2pnode.cli.ask, p2pnode.cli.client"
-"""The same where a gateway runs on the data dir, whose network is used."""
+_BESIDE_IMPORTS: Final = (
+    "import p2pnode.cli.app, p2pnode.cli.runner, p2pnode.models.validation, p2pnode.client.host_rules, "
+    "p2pnode.client.chosen, p2pnode.client.proxy.proxy_client"
+)
+"""The same where a gateway runs on the data dir, which is asked: no network, and no library of one."""
 
 
 async def measure_cli(options: BenchOptions, take: Take) -> None:
