@@ -111,9 +111,9 @@ $(RANDOM): $(STAMP)
 test-random: $(RANDOM)
 	PYTHONHASHSEED=0 $(BIN)/pytest -n0 -m long tests/gateway/test_random_requests.py
 
-# Ten minutes of peers that come and go, at full limits: memory, descriptors and tasks stay flat.
+# Ten minutes of peers that come and go, at full limits, and ten thousand conversations of a gateway: memory, descriptors and tasks stay flat.
 test-churn: $(STAMP)
-	PYTHONHASHSEED=0 $(BIN)/pytest -m churn -s tests/net/test_churn.py
+	PYTHONHASHSEED=0 $(BIN)/pytest -m churn -s tests/net/test_churn.py tests/gateway/test_long_life.py
 
 # Peers of other implementations; needs Node 20 and npm, which fetches theirs.
 test-interop: $(STAMP)
