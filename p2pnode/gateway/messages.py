@@ -80,6 +80,8 @@ def read_turn(fields: Fields) -> Turn:
         raise fields.fault("messages", "give at least one")
     system = _system(fields)
     messages = [*system, *(made for each in given for made in _messages_of(each))]
+    if not messages:
+        raise fields.fault("messages", "say nothing that a model reads: give a text, a picture or a result")
     choice = fields.record("tool_choice")
     return Turn(
         model=fields.model(),

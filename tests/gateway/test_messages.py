@@ -83,6 +83,8 @@ def test_a_billing_block_that_changes_leaves_the_prompt_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
+        ({"messages": [{"role": "user", "content": []}]}, "messages"),
+        ({"messages": [{"role": "assistant", "content": [{"type": "thinking"}]}]}, "messages"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "king", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": [{"type": "sound"}]}]}, "messages[0].content[0].type"),
