@@ -25,6 +25,7 @@ from p2pnode.cli.options import (
     build_config,
     configure,
     data_of,
+    model_names,
     units_of,
 )
 from p2pnode.cli.output import Output, price_of, shorten
@@ -54,7 +55,8 @@ AnnounceOption: TypeAlias = Annotated[
 ServedOption: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
-        help="A model to serve: a catalogue name, or the path of a GGUF file or a folder. May be repeated."
+        help="A model to serve: a catalogue name, or the path of a GGUF file or a folder. May be repeated.",
+        autocompletion=model_names,
     ),
 ]
 ModelsArgument: TypeAlias = Annotated[
@@ -64,6 +66,7 @@ ModelsArgument: TypeAlias = Annotated[
         help="Models to serve: catalogue names or paths of GGUF files. Those that don't fit into memory "
         "together are loaded on demand.",
         show_default=False,
+        autocompletion=model_names,
     ),
 ]
 PriceInOption: TypeAlias = Annotated[

@@ -17,6 +17,23 @@ if TYPE_CHECKING:
     from p2pnode.node.datadir import DataDir
 
 Item = TypeVar("Item")
+
+
+def model_names(context: typer.Context, incomplete: str) -> list[str]:
+    """For a shell's completion: names that the catalogue and lists have, and models that are here."""
+    from p2pnode.errors import P2PNodeError
+    from p2pnode.models.catalogue import Catalogue
+    from p2pnode.models.local_models import installed
+
+    try:
+        models = data_of(context.params.get("data_dir")).models
+        names = {each.name for each in Catalogue.of(models).every_entry()}
+        names |= {each.name for each in installed(models)}
+    except (P2PNodeError, OSError):
+        return []  # a shell has nowhere to say why
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
 DataDirOption: TypeAlias = Annotated[
     Path | None, typer.Option("--data-dir", help="Where the node keeps its identity, models and peers.")
 ]
@@ -29,7 +46,8 @@ LogOption: TypeAlias = Annotated[
     str, typer.Option("--log-level", help="debug, info, warning or error; logs go to stderr.")
 ]
 ModelOption: TypeAlias = Annotated[
-    str | None, typer.Option("--model", help="A name of the catalogue or a model id (m1…).")
+    str | None,
+    typer.Option("--model", help="A name of the catalogue or a model id (m1…).", autocompletion=model_names),
 ]
 ChainOption: TypeAlias = Annotated[
     str | None,

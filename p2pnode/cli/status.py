@@ -132,7 +132,7 @@ async def _state(running: Any) -> HostState:
     if running.control:
         with suppress(LocalError):
             await ask_running(running.control, {"do": "state"}, take)
-    return HostState(**told)
+    return HostState.of(told)
 
 
 def _gateway_line(gateway: RunningGateway) -> str:

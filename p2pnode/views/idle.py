@@ -7,7 +7,7 @@ stands there is where strangers see it. Amounts are token units, prices token un
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from p2pnode.client.ranking import Candidate, Filters, is_priced, rank
@@ -30,6 +30,12 @@ class HostState:
     paused: Sequence[str] = ()
     refusals: Sequence[Mapping[str, Any]] = ()
     refused: Mapping[str, int] | None = None
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> HostState:
+        """From all that a running host tells of itself, which is more."""
+        known = {item.name for item in fields(cls)}
+        return cls(**{name: value for name, value in told.items() if name in known})
 
 
 def idle_fields(

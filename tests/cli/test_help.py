@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import typer.main
 
 from p2pnode.cli.app import app
+from p2pnode.cli.options import model_names
 from tests.cli.support import run
 
 
@@ -62,3 +65,22 @@ def test_without_a_command_the_help_is_shown() -> None:
     ran = run()
     assert "Usage: p2pnode" in ran.out + ran.err
     assert ran.code == 2
+
+
+def test_a_shell_completes_models_of_the_catalogue_where_one_is_meant_and_nothing_else(
+    data_dir: Path,
+) -> None:
+    context = SimpleNamespace(params={"data_dir": data_dir})
+    assert model_names(cast("typer.Context", context), "smol") == ["smollm2-135m-instruct"]
+    assert model_names(cast("typer.Context", context), "no such") == []
+    assert not data_dir.exists()
+    for words, name in (("join", "models"), ("join", "model"), ("ask", "model")):
+        parameter = next(each for each in COMMANDS[words].params if each.name == name)
+        shown = [each.value for each in parameter.shell_complete(_context(words, data_dir), "smollm2")]
+        assert shown == ["smollm2-135m-instruct"], words
+
+
+def _context(words: str, data_dir: Path) -> Any:
+    context = typer.main.get_command(app).make_context("p2pnode", [words], resilient_parsing=True)
+    context.params["data_dir"] = data_dir
+    return context

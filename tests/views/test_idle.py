@@ -72,3 +72,9 @@ def test_a_host_whose_advert_is_not_seen_or_that_drains_is_told_so() -> None:
     assert "it drains" in drains["reasons"][0]
     assert drains["offers"][0]["place"] is None
     assert any("strangers leave it out" in each for each in drains["reasons"])
+
+
+def test_a_host_may_tell_more_of_itself_than_is_asked_here() -> None:
+    told = {"paused": ["its owner paused it"], "refused": {"busy": 2}, "recent": {"turns": 1}, "later": 0}
+    assert HostState.of(told) == HostState(paused=["its owner paused it"], refused={"busy": 2})
+    assert HostState.of({}) == HostState()

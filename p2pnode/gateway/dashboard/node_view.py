@@ -59,7 +59,6 @@ _EVENTS: Final = frozenset(
     }
 )  # fmt: skip
 """What is told of answers as they run: none of it has a word of what was said."""
-_TOLD_STATE: Final = ("paused", "refusals", "refused")
 log = structlog.get_logger()
 
 
@@ -258,7 +257,7 @@ class NodeView:
         idle = idle_fields(
             running.peer_id,
             self._adverts,
-            HostState(**{name: state[name] for name in _TOLD_STATE if name in state}),
+            HostState.of(state),
             now=self._wall(),
             reach=running.reach,
             tokens_per_s=known.tokens_per_s if known is not None else None,
