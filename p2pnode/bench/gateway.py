@@ -71,10 +71,8 @@ async def measure_gateway(options: BenchOptions, take: Take) -> None:
         take("gateway.crowded", paired(found, idle=crowd.idle, stalled=crowd.stalled))
     async with _beside(options, 1, _AGENT_N_CTX, ()) as bench:
         prefix = _PREFIX_TOKENS // 8 if options.quick else _PREFIX_TOKENS
-        ours, bare = (
-            await bench.second_turn(bench.gateway, prefix),
-            await bench.second_turn(bench.server, prefix),
-        )
+        ours = await bench.second_turn(bench.gateway, "first", prefix)
+        bare = await bench.second_turn(bench.server, "second", prefix)
         take("gateway.second_turn", compared(_share(ours), _share(bare), **_told(ours)))
 
 
@@ -189,16 +187,16 @@ class _Bench:
         """A new one: the gateway would find what it asked before in a cache of its host."""
         return question(*divmod(next(self.numbers), len(QUESTIONS)))
 
-    async def second_turn(self, http: ChildHttp, prefix: int) -> ChatStream:
+    async def second_turn(self, http: ChildHttp, agent: str, prefix: int) -> ChatStream:
         """An agent's second turn, after a first one with so many tokens of instructions."""
         rules = "".join(map(_RULE.format, range(prefix // _RULE_TOKENS)))
         messages = [
-            {"role": "system", "content": f"You are an agent. {rules}"},
+            {"role": "system", "content": f"You are the {agent} agent. {rules}"},
             {"role": "user", "content": "Run the tests of this repository."},
         ]
-        # The gateway's own turn leaves its prompt in a slot, which the server must not find for its first.
-        first = await chat(http, chat_request(messages, self.model, _AGENT_TOKENS, cache_prompt=False))
-        if first.tokens_in < prefix or first.cached:
+        first = await chat(http, chat_request(messages, self.model, _AGENT_TOKENS))
+        # The other agent's prompt may be in the slot: its first words are the same.
+        if first.tokens_in < prefix or first.cached > _AGENT_TOKENS:
             msg = f"an agent's first turn had {first.tokens_in} tokens, {first.cached} of them from a cache"
             raise LocalError(msg)
         messages += [{"role": "assistant", "content": first.text}, {"role": "user", "content": _OUTPUT}]
