@@ -82,6 +82,7 @@ def test_a_comment_that_speaks_to_a_tool_gives_no_reason(tree: Path) -> None:
     assert (figures["modules"], figures["lines"]) == (5, 13)
 
 
+@pytest.mark.long
 def test_our_own_tree_is_read_whole() -> None:
     modules = read_modules()
     assert len(modules) == sum(

@@ -118,7 +118,10 @@ def test_a_hole_takes_nothing_on_the_disk(tmp_path: Path) -> None:
     assert bytes_on_disk(path) >= 1 << 15
 
 
-def test_ctrl_c_waits_until_it_may_come_and_no_child_inherits_it() -> None:
+def test_ctrl_c_waits_until_it_may_come_and_no_child_inherits_it(request: pytest.FixtureRequest) -> None:
+    # Where tests are shared out over processes these ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - what comes at the end of the inner block
         with interrupt_blocked():
             signal.raise_signal(signal.SIGINT)

@@ -218,9 +218,9 @@ def _dev_profile(profile: Path | None, data_dir: Path | None, *, with_wallets: b
 
 
 def _make_parent(path: Path, data_dir: Path | None, *, ours: bool) -> None:
-    from p2pnode.files import not_writable
+    from p2pnode.files import not_writable, user_path
 
-    if ours and path == data_of(data_dir).chain.expanduser().absolute():
+    if ours and path == user_path(data_of(data_dir).chain):
         data_of(data_dir).prepare()
         return
     try:

@@ -251,10 +251,12 @@ def _free_name(book: Any, wanted: str) -> str:
 
 
 def _place(program: Program) -> Path:
-    """Where the program's own file is."""
+    """Where the program's own file is. Raises ``UsageError``."""
+    from p2pnode.files import user_path
+
     assert program.file is not None  # noqa: S101 - asked of those that have one
     root = os.environ.get(program.file.root) or program.file.root_default
-    return Path(root).expanduser() / program.file.path
+    return user_path(root) / program.file.path
 
 
 def _handed_over(line: Sequence[str], environment: Mapping[str, str]) -> int:

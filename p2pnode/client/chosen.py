@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from p2pnode.client import interface
 from p2pnode.config import NodeConfig
+from p2pnode.files import user_path
 from p2pnode.ids import PeerId
 from p2pnode.node.datadir import DataDir
 
@@ -67,8 +68,11 @@ async def chosen_client(
 
 
 def wanted_form(name: str, value: Any) -> Any:
-    """A setting in a form that is the same in each process: the path of a chain profile is made whole."""
-    return str(Path(value).expanduser().absolute()) if name == "chain" and value else value
+    """A setting in a form that is the same in each process: the path of a chain profile is made whole.
+
+    Raises ``UsageError``.
+    """
+    return str(user_path(value)) if name == "chain" and value else value
 
 
 def set_on_purpose(config: NodeConfig) -> dict[str, Any]:

@@ -147,9 +147,8 @@ class SecondHost:
         # may be gone. Another turn can use the session.
         with trio.CancelScope(shield=is_priced(candidate.offer)):
             session = await self._pool.open(candidate, ask)
-        with trio.CancelScope(
-            shield=True
-        ):  # what a key's budget holds for a turn is held for one that exists
+        # What a key's budget holds for a turn is held for one that exists.
+        with trio.CancelScope(shield=True):
             if self._given_up:
                 session.give_back_place()
                 return

@@ -20,7 +20,7 @@ from p2pnode.chain.wallet.wallet import open_wallet
 from p2pnode.config import DEFAULT_MODEL, ModelSettings, NodeConfig
 from p2pnode.errors import ConfigError
 from p2pnode.extras import need
-from p2pnode.files import off_the_loop
+from p2pnode.files import off_the_loop, user_path
 from p2pnode.host.control import ControlSocket
 from p2pnode.host.host import Host, Renew
 from p2pnode.host.machine_use import SAMPLE_S, IdleRule, MachineMeter
@@ -818,7 +818,7 @@ def _key_in(path: str) -> str:
     if not path:
         return ""
     try:
-        return Path(path).expanduser().read_text(encoding="utf-8").strip()
+        return user_path(path).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         msg = f"--upstream-key-file: {path} can't be read ({error}): check the path"
         raise ConfigError(msg) from error

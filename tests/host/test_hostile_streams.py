@@ -28,6 +28,7 @@ from p2pnode.protocols.inference.messages import (
     SamplingParams,
 )
 from p2pnode.protocols.wire import encode
+from tests.examples import examples
 from tests.host.support import attack, attacker, frame, honest_answer, read_to_end
 from tests.node.world import Member, World, scripted_host, world
 
@@ -125,10 +126,10 @@ async def test_a_peer_with_many_faults_is_shunned_and_others_are_not(autojump_cl
             await honest_answer(client)
 
 
-@settings(max_examples=25, suppress_health_check=list(HealthCheck))
+@settings(examples(25), suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**32))
 def test_four_hundred_random_frames_a_run_never_hurt_the_host(seed: int) -> None:
-    """25 runs of 400: ten thousand random frames against a whole node, beside an honest client."""
+    """25 runs of 400, ten in short tests: random frames against a whole node, beside an honest client."""
     rng = random.Random(seed)
 
     async def main() -> None:

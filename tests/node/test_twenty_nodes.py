@@ -106,6 +106,7 @@ def _digest() -> str:
     return hashlib.sha256("\n".join(events).encode()).hexdigest()
 
 
+@pytest.mark.long
 def test_twenty_hosts_find_one_another_and_forget_the_crashed() -> None:
     assert _digest()
 

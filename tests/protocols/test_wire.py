@@ -20,6 +20,7 @@ from p2pnode.protocols.framing.codec import FRAME_MAX, FrameDecoder, pack_frame
 from p2pnode.protocols.inference.messages import CODEC as INFERENCE
 from p2pnode.protocols.inference.messages import PromptBody
 from p2pnode.protocols.wire import Codec, Range, Size, decode_record, encode, exactly, message
+from tests.examples import examples
 from tests.protocols.strategies import largest, messages
 
 
@@ -238,7 +239,7 @@ def decodes_or_refuses(codec: Codec, payload: bytes) -> None:
     "codec", [ADVERTS, CHECKPOINT, COUNT, INFERENCE], ids=["adverts", "checkpoint", "count", "inference"]
 )
 def test_random_bytes_are_refused_with_a_protocol_error(codec: Codec) -> None:
-    @settings(max_examples=3000)
+    @examples(3000)
     @given(st.binary(max_size=80))
     def check(payload: bytes) -> None:
         decodes_or_refuses(codec, payload)
@@ -253,7 +254,7 @@ def test_random_values_in_known_messages_are_refused_with_a_protocol_error(codec
     names = [message_class.__wire_name__ for message_class in codec.classes]  # type: ignore[attr-defined]
     keys = sorted({name for cls in codec.classes for name in cls.__dataclass_fields__})  # type: ignore[attr-defined]
 
-    @settings(max_examples=400)
+    @examples(400)
     @given(st.sampled_from(names), st.dictionaries(st.sampled_from(keys), junk, max_size=8))
     def check(name: str, body: dict[str, Any]) -> None:
         decodes_or_refuses(codec, msgpack.packb({"t": name, **body}))
@@ -265,7 +266,7 @@ def test_random_values_in_known_messages_are_refused_with_a_protocol_error(codec
     "codec", [ADVERTS, CHECKPOINT, COUNT, INFERENCE], ids=["adverts", "checkpoint", "count", "inference"]
 )
 def test_damaged_messages_are_refused_with_a_protocol_error(codec: Codec) -> None:
-    @settings(max_examples=300)
+    @examples(300)
     @given(st.sampled_from(codec.classes).flatmap(messages), st.randoms(use_true_random=False))
     def check(value: Any, rng: Random) -> None:
         payload = codec.encode(value)

@@ -50,6 +50,7 @@ from tests.chain.contracts.digests import cancel_digest
 from tests.chain.contracts.support import ADDRESS, DAY, DOLLAR, NAMES, World, malleable_twin, sign
 from tests.chain.ledger_conformance import LedgerConformance, scene
 from tests.chain.memory_world import MemoryWorld
+from tests.examples import examples
 
 __all__ = ["scene"]
 
@@ -394,7 +395,7 @@ def test_any_sequence_of_calls_ends_alike_on_the_contracts_and_in_memory(world: 
 
 
 @pytest.mark.long
-@settings(max_examples=40, suppress_health_check=list(HealthCheck))
+@settings(examples(40), suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**32))
 def test_many_more_sequences_end_alike(world: World, seed: int) -> None:
     run_both(world, Random(seed), 150)

@@ -213,6 +213,7 @@ class Eclipse:
         return found
 
 
+@pytest.mark.long
 def test_two_hundred_sybils_of_ten_prefixes_hide_the_host_from_none_of_twenty_clients() -> None:
     attack = Eclipse(10, "all the same", "one id of each prefix", "both")
     assert attack.clients_that_find_it() == CLIENTS

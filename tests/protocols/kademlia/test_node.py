@@ -199,6 +199,7 @@ def found_share(count: int, keys: int, *, stale: float) -> float:
     return found / keys
 
 
+@pytest.mark.long
 def test_two_hundred_nodes_find_records_though_thirty_of_a_hundred_are_gone() -> None:
     assert found_share(200, 20, stale=0.3) == 1.0
 

@@ -19,6 +19,7 @@ from p2pnode.storage.local.store import LocalStore
 from p2pnode.storage.memory import MemoryStore
 from p2pnode.storage.rules import charge
 from p2pnode.storage.store import DAY_S, OwnerKey
+from tests.examples import examples
 from tests.storage.store_conformance import ALICE, BLOCK, BOB, QUOTAS, Writer, blob
 from tests.storage.stores import Wall, collect, files_of, local_store
 
@@ -149,7 +150,7 @@ async def _compare(root: Path, steps: list[tuple[Any, ...]]) -> None:
         assert files_of(root) == {each.id.hash.hex() for each in await store.blobs()}
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+@settings(examples(100), suppress_health_check=[HealthCheck.too_slow])
 @given(STEPS)
 def test_the_disk_and_the_model_never_differ(steps: list[tuple[Any, ...]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
