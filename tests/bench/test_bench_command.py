@@ -59,6 +59,7 @@ def test_the_exit_code_says_whether_all_hold(
         assert ("yes" if code == 0 else "NO") in done.stdout
 
 
+@pytest.mark.long
 def test_it_says_first_how_long_it_takes_and_then_which_suite_is_measured() -> None:
     command = [sys.executable, "-m", "p2pnode", "bench", "dial", "--quick"]
     done = subprocess.run(command, capture_output=True, timeout=120, check=False, text=True)

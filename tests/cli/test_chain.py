@@ -227,6 +227,7 @@ def _usdc(folder: Path) -> tuple[int, object]:
     return ran.code, ran.events[-1]["wallet"] if ran.code == 0 else ran.events[-1]["message"]
 
 
+@pytest.mark.long
 def test_a_killed_chain_has_forgotten_nothing_when_it_is_started_again(tmp_path: Path) -> None:
     address = wallet_in(tmp_path / "payer")
     with _chain(tmp_path, "--fund", f"{address}=3") as program:
@@ -238,6 +239,7 @@ def test_a_killed_chain_has_forgotten_nothing_when_it_is_started_again(tmp_path:
         assert _usdc(tmp_path) == (0, 3_000_000)
 
 
+@pytest.mark.long
 def test_a_chain_that_was_made_anew_is_named_by_funds_and_doctor_at_once(tmp_path: Path) -> None:
     address = wallet_in(tmp_path / "payer")
     with _chain(tmp_path, "--fund", f"{address}=3"):

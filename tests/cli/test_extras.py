@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from p2pnode.extras import MODULES
 from tests.cli import without_extras
 from tests.cli.support import Program, join_for_pay
@@ -95,6 +97,7 @@ def test_a_client_needs_no_extra_to_ask_a_free_host_and_to_look_at_what_it_keeps
     assert "not tried: serving needs packages" in checked["said"]
 
 
+@pytest.mark.long
 def test_a_paid_offer_is_left_out_by_who_has_not_installed_what_paying_needs(
     profile: Path, tmp_path: Path
 ) -> None:

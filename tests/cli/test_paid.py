@@ -63,6 +63,7 @@ def test_people_are_told_what_is_signed_and_what_it_cost(
     assert "withdrawable" in table.out
 
 
+@pytest.mark.long
 def test_a_session_that_was_settled_is_not_closed_again_and_nothing_is_asked(
     data_dir: Path, paid_host: Program, profile: Path
 ) -> None:

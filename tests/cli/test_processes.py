@@ -33,6 +33,7 @@ def _asking(folder: Path, host: Program, name: str, *arguments: object, model: s
     return program
 
 
+@pytest.mark.long
 def test_a_killed_node_keeps_its_peer_id_and_rejoins_without_bootstrap(tmp_path: Path, host: Program) -> None:
     with join(tmp_path, "b", "--bootstrap", host.multiaddr) as first:
         data = DataDir(tmp_path / "b")
@@ -61,6 +62,7 @@ def test_a_killed_node_keeps_its_peer_id_and_rejoins_without_bootstrap(tmp_path:
         assert f"another node runs on {tmp_path / 'b'} (pid {again.process.pid})" in second.err
 
 
+@pytest.mark.long
 def test_ctrl_c_lets_an_answer_end_and_refuses_new_ones_and_leaves_nothing_behind(tmp_path: Path) -> None:
     with (
         join(tmp_path, "h", *SLOW) as host,
@@ -95,6 +97,7 @@ def test_ctrl_c_in_a_terminal_does_not_reach_the_engine_before_its_answers_end(t
         assert host.err == ""
 
 
+@pytest.mark.long
 def test_ctrl_c_twice_forces_the_end_and_the_next_start_does_not_mind(tmp_path: Path) -> None:
     with join(tmp_path, "h", *SLOW) as host:
         with _asking(tmp_path, host, "ask", "--max-tokens", 1000) as asking:

@@ -104,6 +104,7 @@ def test_an_export_holds_every_turn_and_overwrites_nothing(
     assert json.loads(path.read_text()) == whole
 
 
+@pytest.mark.long
 def test_what_is_forgotten_is_gone_on_the_other_machine_too(
     tmp_path: Path, data_dir: Path, host: Program, stores: list[Program]
 ) -> None:
@@ -206,6 +207,7 @@ def test_a_store_that_is_no_multiaddr_and_an_unknown_id_are_told_at_once(data_di
     assert (ran.code, "abc" in ran.err) == (2, True)
 
 
+@pytest.mark.long
 def test_an_answer_whose_only_host_died_is_finished_by_a_later_command(
     tmp_path: Path, data_dir: Path, host: Program
 ) -> None:

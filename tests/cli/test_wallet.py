@@ -140,6 +140,7 @@ def test_a_join_after_a_new_wallet_says_what_it_makes(data_dir: Path, words_file
     assert "first start: making an identity and a wallet in" in fresh.err
 
 
+@pytest.mark.long
 def test_a_ctrl_c_at_the_passphrase_of_a_join_leaves_and_gives_the_terminal_back(
     data_dir: Path, words_file: Path
 ) -> None:

@@ -150,6 +150,7 @@ def test_a_start_that_fails_leaves_the_ready_file_of_another_node(
     assert theirs.read_bytes() == before
 
 
+@pytest.mark.long
 def test_a_node_removes_its_own_ready_file_and_no_other(tmp_path: Path) -> None:
     ready = tmp_path / "h.ready"
     with join(tmp_path, "h") as node:

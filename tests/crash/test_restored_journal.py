@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from p2pnode.chain.ledger import Refund, RequestClose
 from p2pnode.client.client import Client
 from p2pnode.net.multiaddrs import split_peer
@@ -87,6 +89,7 @@ async def close_by_hand(w: CrashWorld, client: Party) -> int:
     return closed.amount
 
 
+@pytest.mark.long
 async def test_a_host_restored_from_yesterdays_journal_settles_what_it_knows_and_signs_nothing_twice(
     tmp_path: Path, forge: Forge
 ) -> None:

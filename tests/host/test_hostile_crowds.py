@@ -66,6 +66,7 @@ async def _crowd(w: World, host: Member, stack: contextlib.AsyncExitStack, size:
     ]
 
 
+@pytest.mark.long
 async def test_forty_peers_of_one_prefix_that_ask_without_end_keep_nobody_from_an_answer(
     autojump_clock: MockClock,
 ) -> None:

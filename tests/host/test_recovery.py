@@ -278,6 +278,7 @@ async def test_what_a_crash_left_open_settles_after_the_linger_with_what_there_i
             assert undelivered(books_of(client), int(wall_clock())) == []
 
 
+@pytest.mark.long
 async def test_a_close_request_or_the_expiry_does_not_wait(tmp_path: Path, autojump_clock: MockClock) -> None:
     for expires in (False, True):
         folder = tmp_path / str(expires)

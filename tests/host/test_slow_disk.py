@@ -78,6 +78,7 @@ async def owe(w: PaidWorld, client: Client, index: int) -> None:
     await eventually(lambda: owes(client))
 
 
+@pytest.mark.long
 async def test_a_host_that_talks_while_the_clients_disk_is_slow_ends_nothing_else(tmp_path: Path) -> None:
     with trio.fail_after(60):
         async with paid_world(tmp_path, limits=HASTY) as w:

@@ -384,6 +384,7 @@ def run_both(world: World, random: Random, steps: int) -> None:
         world.chain.revert(start)
 
 
+@pytest.mark.long
 def test_any_sequence_of_calls_ends_alike_on_the_contracts_and_in_memory(world: World) -> None:
     seen.clear()
     done.clear()

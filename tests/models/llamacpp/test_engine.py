@@ -149,6 +149,7 @@ async def test_ids_that_cannot_be_recovered_are_made_again(
     assert "\ufffd" not in answer.text
 
 
+@pytest.mark.long
 async def test_a_budget_that_ends_inside_a_character_delivers_all_of_its_ids(engine: LlamaCppEngine) -> None:
     prompt = await engine.tokenize(NOT_ASCII)
     whole = await ask(engine, prompt, replace(GREEDY, tokens_max=6))
@@ -203,6 +204,7 @@ async def test_the_template_adds_no_more_than_the_manifest_says(
         assert len(prompt.ids) <= overhead.tokens_max(len(said), size)
 
 
+@pytest.mark.long
 async def test_a_bias_and_penalties_change_what_is_drawn(
     engine: LlamaCppEngine, vocabulary: Vocabulary
 ) -> None:
