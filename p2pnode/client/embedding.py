@@ -10,9 +10,9 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Final, Self, TypeAlias
+from typing import Final, TypeAlias
 
+from p2pnode.client import interface
 from p2pnode.client.answer import Answer
 from p2pnode.client.bill import BillItem
 from p2pnode.client.failover import DISAGREES, is_failure
@@ -40,7 +40,7 @@ class EmbeddingTurn:
 MakeAnswer: TypeAlias = Callable[[EmbeddingTurn], Answer]
 
 
-class Embedding:
+class Embedding(interface.Embedding):
     """``async for vector in embedding``: an array of float32 for each text, in the order of the texts.
 
     Those of one turn come together, when its receipt was checked. After the end, and after an error,
@@ -66,19 +66,6 @@ class Embedding:
     def bill(self) -> tuple[BillItem, ...]:
         """What each host was used for, in order."""
         return (*self._billed, *(self._answer.bill if self._answer is not None else ()))
-
-    @property
-    def cost(self) -> int:
-        """Token units that it cost so far."""
-        return sum(item.cost for item in self.bill)
-
-    @property
-    def tokens_in(self) -> int:
-        """Tokens of the texts that were billed."""
-        return sum(item.tokens_in - item.reused for item in self.bill)
-
-    def __aiter__(self) -> Self:
-        return self
 
     async def __anext__(self) -> array[float]:
         while self._given == len(self.vectors):
@@ -146,16 +133,7 @@ class Embedding:
         size = f"{sizes[place]} bytes"
         return f"It is {which}, of {size}" if len(sizes) == 1 else f"The longest is {which}, of {size}"
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
     async def aclose(self) -> None:
-        """Ask for no more."""
         self._turns = iter(())
         if self._answer is not None:
             await self._answer.aclose()

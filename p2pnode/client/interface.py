@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from p2pnode.client.bill import BillItem, Usage
 from p2pnode.client.chat_options import ChatOptions, ContextChoice, Estimate, Messages, tools_of
@@ -178,34 +178,44 @@ class _Events:
         return await self._answer.next_said()
 
 
-class Embedding(Protocol):
+class Embedding(ABC):
     """``async for vector in embedding``: an array of float32 for each text, in the order of the texts."""
 
-    @property
-    def vectors(self) -> list[array[float]]:
-        """Those that came so far."""
+    vectors: list[array[float]]
+    """Those that came so far."""
 
     @property
+    @abstractmethod
     def bill(self) -> tuple[BillItem, ...]:
         """What each host was used for, in order."""
 
     @property
     def cost(self) -> int:
         """Token units that it cost so far."""
+        return sum(item.cost for item in self.bill)
 
     @property
     def tokens_in(self) -> int:
         """Tokens of the texts that were billed."""
+        return sum(item.tokens_in - item.reused for item in self.bill)
 
-    def __aiter__(self) -> Self: ...
+    def __aiter__(self) -> Self:
+        return self
 
+    @abstractmethod
     async def __anext__(self) -> array[float]: ...
 
-    async def __aenter__(self) -> Self: ...
+    async def __aenter__(self) -> Self:
+        return self
 
     async def __aexit__(
         self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None: ...
+    ) -> None:
+        await self.aclose()
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Ask for no more."""
 
 
 class Conversation(ABC):

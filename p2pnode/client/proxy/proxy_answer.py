@@ -5,8 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from types import TracebackType
-from typing import Any, Final, Self, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import trio
 
@@ -189,7 +188,7 @@ class ProxyAnswer(interface.Answer):
             await channel.aclose()
 
 
-class ProxyEmbedding:
+class ProxyEmbedding(interface.Embedding):
     """The vectors of texts that the gateway of this data dir has of its hosts: see ``Embedding``."""
 
     def __init__(self, begin: Begin, *, on_event: Event) -> None:
@@ -198,21 +197,11 @@ class ProxyEmbedding:
         self._given, self._is_over = 0, False
         self.vectors: list[array[float]] = []
         """Those that came so far."""
-        self.bill: tuple[BillItem, ...] = ()
-        """What each host was used for, in order."""
+        self._bill: tuple[BillItem, ...] = ()
 
     @property
-    def cost(self) -> int:
-        """Token units that it cost so far."""
-        return sum(item.cost for item in self.bill)
-
-    @property
-    def tokens_in(self) -> int:
-        """Tokens of the texts that were billed."""
-        return sum(item.tokens_in - item.reused for item in self.bill)
-
-    def __aiter__(self) -> Self:
-        return self
+    def bill(self) -> tuple[BillItem, ...]:
+        return self._bill
 
     async def __anext__(self) -> array[float]:
         while self._given == len(self.vectors):
@@ -222,12 +211,12 @@ class ProxyEmbedding:
                 self._channel = await self._begin()
             message = await self._channel.receive()
             if message is None:
-                message = {"error": error_fields(LocalError(self._lost_words())), "bill": self.bill}
+                message = {"error": error_fields(LocalError(self._lost_words())), "bill": self._bill}
             if "event" in message:
                 self._on_event(str(message["event"]), dict(message["fields"]))
                 continue
             self.vectors += [array("f", each) for each in message.get("vectors", ())]
-            self.bill = message.get("bill", ())
+            self._bill = message.get("bill", ())
             if "more" not in message:
                 await self.aclose()
             if "error" in message:
@@ -235,16 +224,7 @@ class ProxyEmbedding:
         self._given += 1
         return self.vectors[self._given - 1]
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
     async def aclose(self) -> None:
-        """Ask for no more."""
         self._is_over = True
         if self._channel is not None:
             await self._channel.aclose()
