@@ -1,8 +1,8 @@
 """The conversations of the chat page: those of ``p2pnode chat``, sealed in the store of this data dir.
 
-So one that was begun on the page goes on after a reload, after a restart and in ``p2pnode resume``, and one
-that was begun in the terminal goes on here. Where this data dir has no storage key nothing is kept: the page
-then holds what was said, and sends all of it with each question.
+So one that was begun on the page goes on after a reload, after a restart and in ``p2pnode sessions resume``,
+and one that was begun in the terminal goes on here. Where this data dir has no storage key nothing is kept:
+the page then holds what was said, and sends all of it with each question.
 """
 
 from __future__ import annotations

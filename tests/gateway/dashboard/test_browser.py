@@ -118,7 +118,7 @@ async def test_a_conversation_goes_on_after_a_reload_and_can_be_deleted(
                 send(page, "What is the sky?")
                 page.locator(".usage").wait_for(timeout=PATIENCE_MS)
                 page.locator("#forget").wait_for()
-                assert "p2pnode resume" in page.locator(".conversations").inner_text()
+                assert "p2pnode sessions resume" in page.locator(".conversations").inner_text()
                 said = page.locator(".turn.assistant .said").first.inner_text()
                 page.reload()
                 page.get_by_role("button", name="What is the sky?").click()

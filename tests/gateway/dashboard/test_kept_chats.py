@@ -47,7 +47,9 @@ async def test_a_conversation_of_the_page_is_kept_and_goes_on_there_and_in_a_ter
         second = await ask(browser, "And the sea?", sid)
         assert second["kept"] == {"id": sid, "why_not": ""}
         assert second["end"]["reused"] > 0, "the host had the conversation in its cache"
-        resumed = await s.client.resume(bytes.fromhex(sid), ChatOptions())  # as `p2pnode resume` does
+        resumed = await s.client.resume(
+            bytes.fromhex(sid), ChatOptions()
+        )  # as `p2pnode sessions resume` does
         assert [each.text for each in resumed.messages] == [
             "What is the sky?", first["text"], "And the sea?", second["text"],
         ]  # fmt: skip

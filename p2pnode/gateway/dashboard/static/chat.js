@@ -97,7 +97,7 @@ export function chatPage(place, _parts, known) {
       h("ul", null, conversations.map((each, index) => h("li", null, h("button", { id: `conversation-${index}`, type: "button", class: "link", "aria-current": each === current ? "true" : null, onclick: () => open(each) }, each.title)))),
       notKept && hint("Conversations end with this page. ", notKept),
       notKept === "" && current.kept === false && hint("This one is not kept: it has tools."),
-      current.id && [hint("Kept, sealed. In a terminal: ", h("code", null, `p2pnode resume ${current.id.slice(0, 12)}`)),
+      current.id && [hint("Kept, sealed. In a terminal: ", h("code", null, `p2pnode sessions resume ${current.id.slice(0, 12)}`)),
         h("button", { id: "forget", type: "button", class: "small", onclick: forget }, "Delete this conversation")]);
   }
 
