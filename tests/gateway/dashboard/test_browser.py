@@ -100,6 +100,28 @@ async def test_it_shows_three_hosts_and_a_chat_that_goes_on_when_its_host_dies(
         assert await browse(work) == []
 
 
+async def test_a_question_that_is_typed_before_the_page_knows_what_is_kept_is_kept(tmp_path: Path) -> None:
+    need_browser()
+    async with dashboard_stage(tmp_path, 1, keeps=True) as s:
+
+        def work() -> list[str]:
+            with visiting(WIDE, url=s.link()) as visit:
+                page, held = visit.page, list[Any]()
+                page.route("**/conversations", lambda route: held.append(route))  # noqa: PLW0108 - it looks into a function
+                page.get_by_text("Hosts seen").wait_for()
+                open_page(visit, "chat", "Chat")
+                until(page, "document.getElementById('model').value === 'scripted'")
+                answer_with(page, 20)
+                send(page, "What is the sky?")
+                until(page, "document.getElementById('prompt').value === ''")
+                held[0].continue_()
+                page.locator(".usage").wait_for(timeout=PATIENCE_MS)
+                page.locator("#forget").wait_for()
+                return visit.wrong
+
+        assert await browse(work) == []
+
+
 @pytest.mark.parametrize("size", [WIDE, PHONE], ids=["1280", "390"])
 async def test_a_conversation_goes_on_after_a_reload_and_can_be_deleted(
     size: tuple[int, int], tmp_path: Path

@@ -24,7 +24,7 @@ export function chatPage(place, _parts, known) {
   let offered = "";
 
   if (!current) begin();
-  list();
+  const listed = list();
   place.append(
     h("div", { class: "chat-grid" },
       side,
@@ -114,10 +114,13 @@ export function chatPage(place, _parts, known) {
   async function ask() {
     const text = input.value.trim();
     if (!text || running || current.turns === null) return;
+    const talk = current;
+    input.value = "";
+    await listed; // before it is known whether the node keeps conversations, this one would not be kept
+    if (running || current !== talk) { input.value = text; return; }
     if (!current.turns.length) current.title = text.slice(0, 40);
     if (current.kept === null) current.kept = notKept === "" && !settings.tools.trim();
     current.turns.push({ role: "user", text });
-    input.value = "";
     await answer();
   }
 
