@@ -91,10 +91,11 @@ class Tokens:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
     """The last event. ``tokens_out`` doesn't count ids of a stop string or an end of sequence, which are not
-    delivered."""
+    delivered. ``stop`` is the stop string that ended the answer, "" where none did."""
 
     reason: FinishReason
     tokens_out: int
+    stop: str = ""
 
 
 EngineEvent: TypeAlias = Started | Prefill | Tokens | Done

@@ -291,7 +291,7 @@ class ScriptedEngine:
                 delivered += len(released.ids)
                 yield _tokens(request, released)
         self._queue.record(delivered, trio.current_time() - began)
-        yield Done(reason=reason, tokens_out=delivered)
+        yield Done(reason=reason, tokens_out=delivered, stop=text.stopped_by)
 
     async def _due(self, broken: trio.Event, began: float, made: int, allowed: int) -> int:
         """How many tokens are due by now, at least one. Counted from the start: delays don't add up."""

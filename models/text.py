@@ -12,6 +12,7 @@ import codecs
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain, islice
+from operator import itemgetter
 from typing import Final
 
 _FED_AT_ONCE: Final = 256
@@ -49,7 +50,13 @@ class TextAssembler:
         self._partial_begins = 0
         self._again = 0
         """How many of the next ids to release the caller has already."""
-        self.stopped = False
+        self.stopped_by = ""
+        """The stop string that was found."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string was found: nothing follows."""
+        return bool(self.stopped_by)
 
     def release_pending(self, ids: Iterable[int]) -> Released:
         """Take ids of the prompt's end whose text was never released, before the first :meth:`feed`.
@@ -85,7 +92,7 @@ class TextAssembler:
                 self._partial.clear()
             found = self._find_stop(begins)
             if found is not None:
-                return self._stop_at(found)
+                return self._stop_at(*found)
         return self._release(min(self._may_stop_from(), self._whole_until()))
 
     def finish(self, *, complete: bool) -> Released:
@@ -107,20 +114,23 @@ class TextAssembler:
         self._again -= again
         return released[again:]
 
-    def _find_stop(self, since: int) -> int | None:
+    def _find_stop(self, since: int) -> tuple[int, str] | None:
+        """Where the first stop string begins, and which one it is."""
         found = [
-            at for stop in self._stop if (at := self._text.find(stop, max(0, since - len(stop) + 1))) >= 0
+            (at, stop)
+            for stop in self._stop
+            if (at := self._text.find(stop, max(0, since - len(stop) + 1))) >= 0
         ]
-        return min(found, default=None)
+        return min(found, key=itemgetter(0), default=None)
 
-    def _stop_at(self, found: int) -> Released:
+    def _stop_at(self, found: int, stop: str) -> Released:
         held = self._held + [(token, self._partial_begins) for token in self._partial]
         released = Released(
             ids=self._new(token for token, begins in held if begins < found),
             text=self._text[:found],
             stopped=True,
         )
-        self.stopped = True
+        self.stopped_by = stop
         self._text = ""
         self._held.clear()
         self._partial.clear()

@@ -14,6 +14,7 @@ import trio
 from p2pnode.models.engine import Done, EngineEvent, GenerateRequest, Logprob, Prefill, Started, Tokens
 from p2pnode.models.text import Released, TextAssembler
 from p2pnode.models.vocabulary import Vocabulary
+from p2pnode.protocols.inference.messages import FinishReason
 
 
 class ChildAnswer:
@@ -71,7 +72,8 @@ class ChildAnswer:
             # Something was sampled after the last id, so that one is in the cache too.
             self.held = self._request.prompt_ids + tuple(self._ids)
         stopped = self._text.stopped or end_of_turn
-        yield Done(reason="stop" if stopped else "length", tokens_out=self.delivered)
+        reason: FinishReason = "stop" if stopped else "length"
+        yield Done(reason=reason, tokens_out=self.delivered, stop=self._text.stopped_by)
 
     def _released(self, released: Released) -> Iterator[EngineEvent]:
         if released.ids or released.text:

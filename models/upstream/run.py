@@ -81,12 +81,12 @@ class UpstreamRun:
             if not self._finish and not self._marked:
                 raise EngineLostError("the server behind this host broke off; ask again", retry_after_s=1.0)
             yield from self._deliver(list(self._ids.finish()))
-        reason: FinishReason = "length" if self._finish == "length" else "stop"
+        reason: FinishReason = "length" if self._finish == "length" and not self._text.stopped else "stop"
         if self._made >= self._allowed and not self._text.stopped and self._finish != "stop":
             reason = "length"
         if not self._text.stopped:
             yield from self._released(self._text.finish(complete=reason == "stop"))
-        yield Done(reason=reason, tokens_out=self.delivered)
+        yield Done(reason=reason, tokens_out=self.delivered, stop=self._text.stopped_by)
 
     def _ids_of(self, part: Part) -> Iterator[int]:
         text = part.text

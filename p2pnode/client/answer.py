@@ -298,7 +298,7 @@ class Answer(interface.Answer):
                 error, self._unread_error = self._unread_error, None
                 raise error
             if not self._done and self._turn is None and self._partial.size and not self._partial.room:
-                self._finish("length")  # it went on from a whole answer
+                self._finish("length", "")  # it went on from a whole answer
             if self._done:
                 raise StopAsyncIteration
             turn = self._turn
@@ -624,7 +624,7 @@ class Answer(interface.Answer):
         if session is not None and decision.ended is not None:
             self._ended(session, decision.ended)
         if decision.move == "finish":
-            self._finish(decision.finish)
+            self._finish(decision.finish, decision.stop)
         elif decision.error is not None and not self._shortened(decision.error):
             self._stop(decision.error)
 
@@ -709,7 +709,7 @@ class Answer(interface.Answer):
 
     # ---- the end
 
-    def _finish(self, reason: FinishReason) -> None:
+    def _finish(self, reason: FinishReason, stop: str) -> None:
         self._end(reason)
         failover = self._failover
         if failover.cancelled:
@@ -723,6 +723,7 @@ class Answer(interface.Answer):
             total_s=now - asked,
             context_used=failover.context_used,
             n_ctx=failover.n_ctx,
+            stop=stop,
         )
 
     def _stop(self, error: P2PNodeError) -> None:

@@ -42,6 +42,7 @@ class Usage:
 
     ``cost`` is in token units; ``reason`` is why the last attempt ended. ``context_used`` of the last
     host's ``n_ctx`` tokens hold the conversation with this answer; both are 0 where no host was asked.
+    ``stop`` is the stop string that ended it, by its host's word; "" where none did, or the host is silent.
     """
 
     tokens_in: int
@@ -53,6 +54,7 @@ class Usage:
     total_s: float
     context_used: int = 0
     n_ctx: int = 0
+    stop: str = ""
 
     @property
     def context_left(self) -> int:
@@ -103,7 +105,14 @@ class Bill:
             self._items.append(item)
 
     def usage(
-        self, *, reason: str, ttft_s: float, total_s: float, context_used: int = 0, n_ctx: int = 0
+        self,
+        *,
+        reason: str,
+        ttft_s: float,
+        total_s: float,
+        context_used: int = 0,
+        n_ctx: int = 0,
+        stop: str = "",
     ) -> Usage:
         """The sums."""
         return Usage(
@@ -116,6 +125,7 @@ class Bill:
             total_s=total_s,
             context_used=context_used,
             n_ctx=n_ctx,
+            stop=stop,
         )
 
 

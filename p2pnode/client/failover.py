@@ -538,6 +538,8 @@ class Decision:
     ended: AttemptEnd | None = None
     finish: FinishReason = "length"
     """Of ``finish``: how the answer ended."""
+    stop: str = ""
+    """Of ``finish``: the stop string that ended it, if any."""
     error: P2PNodeError | None = None
     """Of ``stop``: what the user is told."""
     blames: bool = False
@@ -672,7 +674,14 @@ class Failover:
             raise UnreachableError("the connection to the host was lost, and the turn with it")
         ended = self._end(attempt, state, reason if move == "finish" else early or "lost")
         self._move = move
-        return Decision(move=move, ended=ended, finish=reason, blames=blames, took_for_nothing=blames)
+        return Decision(
+            move=move,
+            ended=ended,
+            finish=reason,
+            stop=over.done.stop,
+            blames=blames,
+            took_for_nothing=blames,
+        )
 
     def failed(self, error: P2PNodeError, state: SessionState | None) -> Decision:
         """The attempt failed, or the host could not be asked; then there is no ``state``."""

@@ -372,12 +372,14 @@ class Reply:
 
     def _ended(self) -> Ended:
         answer = self.answer
-        reason = answer.usage.reason if answer.usage is not None else "cancelled"
+        usage = answer.usage
+        reason, stop = (usage.reason, usage.stop) if usage is not None else ("cancelled", "")
         return Ended(
             text=answer.text,
             reasoning=answer.reasoning,
             calls=tuple(_whole(each) for each in answer.tool_calls),
             finish=_FINISH.get(reason, "stop"),
+            stop=stop,
             tally=self.tally,
             served=self.served,
             logprobs=self._logprobs(),

@@ -250,8 +250,7 @@ class MessagesWriter:
         return {
             **self._head,
             "content": content,
-            "stop_reason": _STOP[answer.finish],
-            "stop_sequence": None,
+            **_stop_of(answer),
             "usage": self._usage(answer),
         }
 
@@ -300,8 +299,9 @@ class MessagesWriter:
 
     def ended(self, choice: int, ended: Ended) -> bytes:  # noqa: ARG002 - there is one
         """The end of the last block, and why the answer ends."""
-        stop = {"stop_reason": _STOP[ended.finish], "stop_sequence": None}
-        return self._close() + _frame("message_delta", {"delta": stop, "usage": self._usage(ended)})
+        return self._close() + _frame(
+            "message_delta", {"delta": _stop_of(ended), "usage": self._usage(ended)}
+        )
 
     def finish(self, ended: Sequence[Ended]) -> bytes:  # noqa: ARG002 - all is told
         """The end of the message."""
@@ -314,6 +314,12 @@ class MessagesWriter:
     def failed(self, error: FaultError) -> bytes:
         """The error as an event."""
         return event_frame(dumped(error_object(error.fault)), "error")
+
+
+def _stop_of(ended: Ended) -> dict[str, str | None]:
+    if ended.stop:
+        return {"stop_reason": "stop_sequence", "stop_sequence": ended.stop}
+    return {"stop_reason": _STOP[ended.finish], "stop_sequence": None}
 
 
 def _block(said: Said, call_id: str) -> dict[str, Any]:

@@ -290,8 +290,8 @@ async def _generate(
                     if pieces.is_over:  # one call was asked for: what would follow is nobody's
                         await flow.finish("stop")
                         return
-                case Done(reason=reason):
-                    await flow.finish(reason)
+                case Done(reason=reason, stop=stop):
+                    await flow.finish(reason, stop)
 
 
 async def _embed(
@@ -371,12 +371,12 @@ class _AnswerFlow:
             await self._tell(self._pieces.feed(text), ids, logprobs)
         self._flushed_at = trio.current_time()
 
-    async def finish(self, reason: FinishReason) -> None:
-        """The engine is done."""
+    async def finish(self, reason: FinishReason, stop: str = "") -> None:
+        """The engine is done; ``stop`` is the stop string that it came to."""
         await self.flush()
         await self._tell(self._pieces.finish(whole=reason == "stop"))
         called = reason == "stop" and self._pieces.calls
-        await self._report(GenDone(self._run, "tool_calls" if called else reason))
+        await self._report(GenDone(self._run, "tool_calls") if called else GenDone(self._run, reason, stop))
 
     async def _tell(
         self, said: list[Said], ids: tuple[int, ...] = (), logprobs: tuple[TokenLogprob, ...] = ()

@@ -476,6 +476,9 @@ class ClientTurn:
             raise ProtocolError(msg)
         if self._vectors is not None and message.reason != "cancelled":
             self._check_whole(self._vectors, message)
+        if message.stop and not self._may_stop_at(message):
+            msg = "a stop string that was not asked for"
+            raise ProtocolError(msg)
         quote = self._quote if self.is_paid else None
         counts = (0, 0) if quote is None else (quote.tokens_in, quote.reused)
         if (message.tokens_in, message.reused, message.tokens_out) != (*counts, self.metered.tokens_out):
@@ -486,6 +489,10 @@ class ClientTurn:
             msg = f"a turn that ended as {message.reason}, and by its receipts as {self.metered.ended}"
             raise ProtocolError(msg)
         self.outcome = self._refused or TurnDone(message, self.key)
+
+    def _may_stop_at(self, message: Done) -> bool:
+        body = self.ask.body
+        return message.reason == "stop" and not body.embed and message.stop in body.sampling.stop
 
     @staticmethod
     def _check_whole(vectors: VectorCheck, message: Done) -> None:

@@ -60,10 +60,11 @@ class GenVector:
 
 @dataclass(frozen=True, slots=True)
 class GenDone:
-    """The engine ended the request by itself."""
+    """The engine ended the request by itself; ``stop`` is the stop string that it came to, if any."""
 
     run: int
     reason: FinishReason
+    stop: str = ""
 
 
 @dataclass(frozen=True, slots=True)

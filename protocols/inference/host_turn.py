@@ -136,6 +136,8 @@ class HostTurn:
         self._made: list[int] = []  # every id the engine made and we kept
         self._text_bytes = 0
         self._ended: FinishReason | None = None
+        self._stop = ""
+        """The stop string that ended it."""
         self._run = 0
         self._running = False
         self._start: StartCause = ""
@@ -321,9 +323,9 @@ class HostTurn:
                 self._made_more(piece)
             case GenVector(data=data):
                 self._made_vector(data)
-            case GenDone(reason=reason):
+            case GenDone(reason=reason, stop=stop):
                 self._running = False
-                self._engine_done(reason)
+                self._engine_done(reason, stop)
             case GenFailed(lost=True) if not self._has_restarted:
                 # Once in an answer: a host that died again and again could draw until it likes what comes.
                 self._running, self._has_restarted = False, True
@@ -366,10 +368,13 @@ class HostTurn:
             return
         self.queue.add(data)
 
-    def _engine_done(self, reason: FinishReason) -> None:
+    def _engine_done(self, reason: FinishReason, stop: str) -> None:
         vectors = self._vectors
         if vectors is None:
             self._ended = reason
+            # One that was not asked for would break the protocol.
+            if reason == "stop" and self._body is not None and stop in self._body.sampling.stop:
+                self._stop = stop
         elif vectors.is_whole:
             self._ended = "stop"
         else:
@@ -520,6 +525,7 @@ class HostTurn:
                 tokens_in=quote.tokens_in if quote is not None else 0,
                 reused=quote.reused if quote is not None else 0,
                 tokens_out=self._metered.tokens_out,
+                stop=self._stop if reason == "stop" else "",
             )
         )
         self._close(reason)

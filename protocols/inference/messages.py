@@ -371,13 +371,14 @@ class Cancel:
 @message("done")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
-    """The turn is over. Counts are this turn's."""
+    """The turn is over. Counts are this turn's. ``stop`` is the stop string that ended it, if any."""
 
     turn: U32
     reason: FinishReason
     tokens_in: U32
     reused: U32
     tokens_out: U32
+    stop: Annotated[str, Size(0, 256)] = ""
 
 
 @message("ping")

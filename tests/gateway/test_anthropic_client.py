@@ -46,6 +46,23 @@ async def test_a_message_streams_as_it_comes_whole_and_tells_what_was_cached() -
         await in_thread(work)
 
 
+async def test_a_message_names_the_stop_sequence_that_ended_it() -> None:
+    async with stage(1) as s:
+
+        def work() -> None:
+            client = client_of(s)
+            plain = client.messages.create(messages=HELLO, **ASKED).content[0].text
+            asked = {**ASKED, "stop_sequences": ["never there", plain[10:14]]}
+            whole = client.messages.create(messages=HELLO, **asked)
+            with client.messages.stream(messages=HELLO, **asked) as stream:
+                final = stream.get_final_message()
+            for told in (whole, final):
+                assert (told.stop_reason, told.stop_sequence) == ("stop_sequence", plain[10:14])
+                assert told.content[0].text == plain[: plain.index(plain[10:14])]
+
+        await in_thread(work)
+
+
 @pytest.mark.long
 async def test_a_tool_is_used_and_its_result_answered() -> None:
     async with stage(1, script=script) as s:

@@ -158,6 +158,21 @@ def test_a_call_that_was_cut_or_is_no_json_has_no_input(arguments: str) -> None:
     assert told["stop_reason"] == "max_tokens"
 
 
+@pytest.mark.parametrize(
+    ("ended", "reason", "stop"),
+    [
+        (Ended(text="a", stop="END"), "stop_sequence", "END"),
+        (Ended(text="a"), "end_turn", None),
+        (Ended(text="a", finish="length"), "max_tokens", None),
+    ],
+)
+def test_an_answer_says_which_stop_sequence_ended_it(ended: Ended, reason: str, stop: str | None) -> None:
+    writer = read_messages(Fields({"messages": [USER], "stop_sequences": ["END"]}), STAMP).writer
+    told = writer.whole([ended])
+    assert (told["stop_reason"], told["stop_sequence"]) == (reason, stop)
+    assert frames_of(writer.ended(0, ended))[-1]["delta"] == {"stop_reason": reason, "stop_sequence": stop}
+
+
 def test_an_error_has_anthropics_shape() -> None:
     told = error_object(Fault(status=402, code="payment_required", message="fund it"))
     assert told["type"] == "error"

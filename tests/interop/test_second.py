@@ -122,6 +122,9 @@ async def test_it_gets_a_checked_answer_from_a_host(other: Foreign, host: Progra
     assert (answer["ids"], answer["reason"]) == (TOKENS, "length")
     assert answer["text"]
     assert len(said["receipts"]) == -(-TOKENS // 32)
+    sampling = {"tokens_max": TOKENS, "stop": ["never there", " "]}
+    (stopped,) = (await other.call("turns", 30, turns=[user(QUESTION, sampling=sampling)]))["answers"]
+    assert (stopped["reason"], stopped["stop"]) == ("stop", " ")
     await other.call("close")
 
 

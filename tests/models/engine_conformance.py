@@ -212,12 +212,13 @@ class EngineConformance:
         stopping = replace(GREEDY, tokens_max=15, stop=(across,))
         rest = await ask(engine, prompt + plain.ids[:15], stopping, text_pending=15)
         assert rest.text == plain.text[:at]
-        assert rest.done == Done(reason="stop", tokens_out=len(rest.ids))
+        assert rest.done == Done(reason="stop", tokens_out=len(rest.ids), stop=across)
         # One that is complete in them leaves nothing to make.
-        inside = replace(stopping, stop=(plain.text[2:6],))
+        stop = plain.text[2:6]
+        inside = replace(stopping, stop=(stop,))
         rest = await ask(engine, prompt + plain.ids[:15], inside, text_pending=15)
-        assert (rest.ids, rest.text) == ((), plain.text[: plain.text.index(plain.text[2:6])])
-        assert rest.done == Done(reason="stop", tokens_out=0)
+        assert (rest.ids, rest.text) == ((), plain.text[: plain.text.index(stop)])
+        assert rest.done == Done(reason="stop", tokens_out=0, stop=stop)
 
     @pytest.mark.parametrize("text_pending", [-1, 1_000])
     async def test_more_ids_without_text_than_there_are_are_refused(
@@ -245,7 +246,7 @@ class EngineConformance:
         before = plain.text[: plain.text.index(stop)]
         stopped = await ask(engine, prompt, replace(GREEDY, stop=("never there", stop)))
         assert stopped.text == before
-        assert stopped.done == Done(reason="stop", tokens_out=len(stopped.ids))
+        assert stopped.done == Done(reason="stop", tokens_out=len(stopped.ids), stop=stop)
         assert stopped.ids == plain.ids[: len(stopped.ids)]
         assert len(stopped.ids) < len(plain.ids)
 

@@ -406,6 +406,8 @@ def inference_vectors() -> dict[str, Any]:
         )),
         ("", m.Cancel(turn=1)),
         ("", m.Done(turn=1, reason="stop", tokens_in=5, reused=0, tokens_out=3)),
+        ("done at a stop string",
+         m.Done(turn=1, reason="stop", tokens_in=5, reused=0, tokens_out=3, stop="\n\n")),
         ("", m.Ping(nonce=1)),
         ("", m.Pong(nonce=1)),
         ("", m.Leave(until=ISSUED_AT + 3600)),

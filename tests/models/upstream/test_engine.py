@@ -283,7 +283,7 @@ async def test_a_stop_string_is_found_across_frames_and_never_shows() -> None:
     script = [event(frame("the sea ST")), event(frame("OP and more words")), HANG]
     answer = await asked_of(behaviour, script, replace(GREEDY, tokens_max=50, stop=("STOP",)))
     assert answer.text == "the sea "
-    assert answer.done == Done(reason="stop", tokens_out=len("the sea "))
+    assert answer.done == Done(reason="stop", tokens_out=len("the sea "), stop="STOP")
 
 
 async def test_an_answer_goes_on_from_exactly_what_it_has() -> None:

@@ -67,11 +67,13 @@ HOLDER: Final = b"process of client"[:16]
 PROMPT_HASH: Final = b"rendered" * 4
 
 
-def ask(tokens_max: int = 512, content: str = "hello", input_max: int = 4096) -> Ask:
+def ask(
+    tokens_max: int = 512, content: str = "hello", input_max: int = 4096, stop: tuple[str, ...] = ()
+) -> Ask:
     """A turn."""
     body = PromptBody(
         messages=(ChatMessage.of("user", content),),
-        sampling=SamplingParams(tokens_max=tokens_max),
+        sampling=SamplingParams(tokens_max=tokens_max, stop=stop),
         seed=bytes(16),
     )
     return Ask(body, input_max)
@@ -264,12 +266,12 @@ class Pair:
             self._report(run, GenFailed(run.order.run, code, detail, 1.0, lost))
         return run is not None
 
-    def end_engine(self) -> bool:
-        """The present engine request ends in order, with what it has told so far."""
+    def end_engine(self, stop: str = "") -> bool:
+        """The present engine request ends in order, perhaps at a stop string."""
         run = self.run
         if run is not None:
             del self.live[run.order.run]
-            self._report(run, GenDone(run.order.run, "stop"))
+            self._report(run, GenDone(run.order.run, "stop", stop))
         return run is not None
 
     def settle(self, count: int = 16) -> None:

@@ -166,11 +166,11 @@ def test_more_tokens_than_were_asked_for_are_not_even_delivered() -> None:
     assert not [value for value in out if isinstance(value, Delivered)]
 
 
-def honest(until: str, answer: int = 40) -> tuple[Pair, Any]:
+def honest(until: str, answer: int = 40, asked: Ask | None = None) -> tuple[Pair, Any]:
     """A real host's next message of this name, not yet heard by the client."""
     pair = Pair(answer_tokens=answer)
     pair.open()
-    pair.ask(ask())
+    pair.ask(asked or ask())
     while True:
         while pair.deliver_to_host() or pair.engine(8):
             pass
@@ -219,6 +219,18 @@ def test_a_receipt_of_another_host_is_a_violation() -> None:
 def test_a_bill_that_differs_is_a_violation(change: dict[str, int]) -> None:
     pair, done = honest("done")
     assert violated(hear(pair.client, replace(done, **change)))
+
+
+@pytest.mark.parametrize(
+    ("tokens_max", "stop", "holds"),
+    [(50, "END", True), (50, "", True), (50, "end", False), (40, "END", False)],
+)
+def test_a_turn_ends_only_at_a_stop_string_that_was_asked_for(
+    tokens_max: int, stop: str, holds: bool
+) -> None:
+    pair, done = honest("done", answer=45, asked=ask(tokens_max, stop=("\n\n", "END")))
+    said = hear(pair.client, replace(done, stop=stop))
+    assert said == [TurnDone(replace(done, stop=stop), key=1)] if holds else violated(said)
 
 
 def test_an_honest_bill_ends_the_turn() -> None:

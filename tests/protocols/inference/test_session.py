@@ -51,6 +51,18 @@ def test_an_answer_arrives_whole_whatever_its_length(answer: int, tokens_max: in
     assert [(s.tokens_in, s.tokens_out) for s in pair.served] == [(15, count)]
 
 
+@pytest.mark.parametrize(("found", "told"), [("END", "END"), ("", ""), ("end", "")])
+def test_a_turn_tells_which_stop_string_that_was_asked_for_ended_it(found: str, told: str) -> None:
+    pair = opened(60)
+    pair.ask(ask(stop=("\n\n", "END")))
+    while not pair.end_engine(found):
+        pair.deliver_to_host()
+    pair.settle()
+    (outcome,) = pair.outcomes
+    assert isinstance(outcome, TurnDone)
+    assert (outcome.done.reason, outcome.done.stop) == ("stop", told)
+
+
 def test_many_turns_share_one_receipt_chain() -> None:
     pair = opened(40)
     for turn in range(1, 6):

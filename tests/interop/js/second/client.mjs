@@ -146,9 +146,9 @@ class Turn {
   }
 
   told (reason, code) {
-    const { number, text, reasoning, ids, calls, starts, stops, quote, vectors } = this
+    const { number, text, reasoning, ids, calls, starts, stops, stop = '', quote, vectors } = this
     const { format = '' } = quote ?? {}
-    return { turn: number, format, text, reasoning, ids, calls, vectors, starts, stops, reason, code, tokens_in: quote?.tokens_in ?? 0 }
+    return { turn: number, format, text, reasoning, ids, calls, vectors, starts, stops, stop, reason, code, tokens_in: quote?.tokens_in ?? 0 }
   }
 }
 
@@ -481,6 +481,10 @@ export class Session {
     if (turn.embeds && message.reason !== 'cancelled' && !whole) violation('not a vector for each text')
     if (turn.ended === undefined ? needed : turn.ended !== message.reason) violation('another end than receipted')
     if (message.tokens_out !== turn.ids) violation('a wrong end')
+    const { stop = '' } = message
+    const stops = !turn.embeds && message.reason === 'stop' && turn.prompt.sampling.stop.includes(stop)
+    if (stop !== '' && !stops) violation('a stop string that was not asked for')
+    turn.stop = stop
     if (message.tokens_in !== (paid ? turn.quote.tokens_in : 0)) violation('a wrong end')
     if (message.reused !== (paid ? turn.quote.reused ?? 0 : 0)) violation('a wrong end')
     this.end(turn, message.reason)
