@@ -33,7 +33,7 @@ from p2pnode.cli.ask import (
     seed_given,
     stream,
 )
-from p2pnode.cli.client import SHORT, make_client
+from p2pnode.cli.client import SHORT, make_client, open_client
 from p2pnode.cli.options import (
     BootstrapOption,
     ChainOption,
@@ -48,8 +48,8 @@ from p2pnode.cli.options import (
     YesOption,
     all_meant,
     build_config,
-    check_target,
     configure,
+    id_beginning,
     one_meant,
 )
 from p2pnode.cli.output import Output, shorten
@@ -58,10 +58,10 @@ from p2pnode.words import count_of, one_line
 
 if TYPE_CHECKING:
     from p2pnode.cli.chat import Chat
+    from p2pnode.client import interface
     from p2pnode.client.client import Client
-    from p2pnode.client.conversation import Conversation
+    from p2pnode.client.interface import Conversation
     from p2pnode.config import NodeConfig
-    from p2pnode.storage.conversations.archive import Recovery
     from p2pnode.storage.conversations.records import Loss, SavedConversation
     from p2pnode.storage.conversations.turns import Turn
 
@@ -109,7 +109,6 @@ def resume(
     async def run() -> None:
         from p2pnode.client.chat_options import ChatOptions
 
-        check_target(model, None, data_dir)
         sampling = make_sampling(max_tokens, temperature, top_p, stop)
         options = ChatOptions(
             model=model,
@@ -118,11 +117,10 @@ def resume(
             filters=make_filters(max_cost, only, never, verified=verified, min_reputation=min_reputation),
             context=checked_context(context),
         )
-        client: Client = make_client(
-            output, data_dir, bootstrap, mdns=mdns, discovery=True, chain=chain,
-            spend_session_max=max_spend, stores=store, s5_url=s5_url, closes=close, wait_s=wait,
-        )  # fmt: skip
-        async with client:
+        async with open_client(
+            output, data_dir, bootstrap, model=model, mdns=mdns, chain=chain, spend_session_max=max_spend,
+            stores=store, s5_url=s5_url, closes=close, wait_s=wait,
+        ) as client:  # fmt: skip
             saved = await find_anywhere(client, conversation, output)
             resumed = await client.resume(saved.sid, options)
             tell_losses(output, resumed.losses)
@@ -229,19 +227,16 @@ def _id_of(saved: SavedConversation) -> str:
     return saved.sid.hex()
 
 
-async def find_anywhere(client: Client, begins: str, output: Output) -> SavedConversation:
+async def find_anywhere(client: interface.Client, begins: str, output: Output) -> SavedConversation:
     """A conversation that is known here, or that a replica shows.
 
     Raises ``UsageError``, ``LocalError``, and ``NoHostError`` where nobody else could be asked.
     """
-    replicator = await client.conversations.replicator()
-    known = await replicator.archive.conversations()
-    if all_meant(known, begins, _id_of):
-        return find(known, begins)
-    recovery = await client.conversations.recover()
-    tell_recovery(output, recovery)
-    check_answered(recovery, before=f"no conversation here begins with {begins!r}, and ")
-    return find(recovery.conversations, begins)
+    found = await client.find_conversation(id_beginning(begins))
+    if found.recovered is not None:
+        tell_recovery(output, found.recovered)
+        check_answered(found.recovered, before=f"no conversation here begins with {begins!r}, and ")
+    return find(found.conversations, begins)
 
 
 @asynccontextmanager
@@ -283,14 +278,12 @@ async def reading(client: Client, config: NodeConfig, begins: str) -> AsyncItera
         yield saved, await client.conversations.open(saved.sid)
 
 
-def tell_recovery(output: Output, recovery: Recovery) -> None:
+def tell_recovery(output: Output, recovery: interface.Recovered) -> None:
     """Tell who answered, and what is missing."""
-    from p2pnode.storage.conversations.replicator import OWN
-
-    others = len(recovery.answered - {OWN})
+    others = recovery.answered
     fields = {
-        "conversations": len(recovery.conversations),
-        "sessions": len(recovery.sessions),
+        "conversations": recovery.conversations,
+        "sessions": recovery.sessions,
         "replicas": others,
         "failed": len(recovery.failures),
         "revision": recovery.revision,
@@ -298,19 +291,18 @@ def tell_recovery(output: Output, recovery: Recovery) -> None:
     failed = f", {len(recovery.failures)} did not" if recovery.failures else ""
     text = (
         f"[{count_of(others, 'other node')} answered{failed}: "
-        f"{count_of(len(recovery.conversations), 'conversation')}, "
-        f"{count_of(len(recovery.sessions), 'paid session')}. What none of them shows can't be known of]"
+        f"{count_of(recovery.conversations, 'conversation')}, "
+        f"{count_of(recovery.sessions, 'paid session')}. What none of them shows can't be known of]"
     )
     output.event("recovered", fields, text=text if others else "")
     tell_losses(output, recovery.losses)
 
 
-def check_answered(recovery: Recovery, *, before: str = "") -> None:
+def check_answered(recovery: interface.Recovered, *, before: str = "") -> None:
     """Raise ``NoHostError`` where no other node answered; ``before`` begins its message."""
     from p2pnode.errors import NoHostError
-    from p2pnode.storage.conversations.replicator import OWN
 
-    if recovery.answered - {OWN}:
+    if recovery.answered:
         return
     reasons = "".join(f"; {shorten(peer)}: {why}" for peer, why in recovery.failures.items())
     msg = (

@@ -23,7 +23,7 @@ from p2pnode.cli.ask import (
     WaitOption,
     make_filters,
 )
-from p2pnode.cli.client import make_client
+from p2pnode.cli.client import open_client
 from p2pnode.cli.options import (
     BootstrapOption,
     ChainOption,
@@ -33,7 +33,6 @@ from p2pnode.cli.options import (
     MdnsOption,
     ModelOption,
     blaming,
-    check_target,
     configure,
 )
 from p2pnode.cli.output import Output
@@ -70,21 +69,12 @@ def embed(
     output = Output(as_json=as_json, data_dir=data_dir)
 
     async def run() -> None:
-        check_target(model, peer, data_dir, no_discovery=no_discovery)
-        client = make_client(
-            output,
-            data_dir,
-            bootstrap,
-            mdns=mdns,
-            discovery=not no_discovery and peer is None,
-            chain=chain,
-            spend_session_max=max_spend,
-            closes=close,
-            wait_s=wait,
-        )
         given = await _given(output, texts)
         filters = make_filters(max_cost, only, never, verified=verified, min_reputation=min_reputation)
-        async with client:
+        async with open_client(
+            output, data_dir, bootstrap, model=model, peer=peer, no_discovery=no_discovery, mdns=mdns,
+            chain=chain, spend_session_max=max_spend, closes=close, wait_s=wait,
+        ) as client:  # fmt: skip
             with blaming(""):
                 embedding = client.embed(given, model=model, peer=peer, filters=filters)
             try:

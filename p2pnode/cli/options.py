@@ -124,14 +124,20 @@ def check_target(
 
 def all_meant(known: Iterable[Item], begins: str, id_of: Callable[[Item], str]) -> list[Item]:
     """Those whose id begins so. An empty beginning means nobody: it raises ``UsageError``."""
+    wanted = id_beginning(begins)
+    return [each for each in known if id_of(each).startswith(wanted)]
+
+
+def id_beginning(typed: str) -> str:
+    """How an id begins, in lower-case digits. Raises ``UsageError`` for nothing."""
     from p2pnode.errors import UsageError
     from p2pnode.ids import pasted
 
-    wanted = pasted(begins).lower().removeprefix("0x")
+    wanted = pasted(typed).lower().removeprefix("0x")
     if not wanted:
         msg = "the id is empty: give one, or how it begins (`p2pnode sessions list` shows them)"
         raise UsageError(msg)
-    return [each for each in known if id_of(each).startswith(wanted)]
+    return wanted
 
 
 def one_meant(known: Iterable[Item], begins: str, id_of: Callable[[Item], str], what: str) -> Item:

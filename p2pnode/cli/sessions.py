@@ -92,6 +92,7 @@ def list_sessions(
     output = Output(as_json=as_json, data_dir=data_dir)
 
     async def run() -> None:
+        from p2pnode.client.conversations import recovered_of
 
         recovery = None
         if recover:
@@ -100,7 +101,7 @@ def list_sessions(
                 stores=store, s5_url=s5_url,
             )  # fmt: skip
             async with client:
-                recovery = await client.conversations.recover()
+                recovery = recovered_of(await client.conversations.recover())
             tell_recovery(output, recovery)
         async with known_here(build_config(data_dir)) as archive:
             conversations = await archive.conversations() if archive is not None else ()

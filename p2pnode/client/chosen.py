@@ -196,6 +196,9 @@ class Client(interface.Client):
     async def resume(self, sid: bytes, options: ChatOptions | None = None) -> interface.Conversation:
         return await self._asks.resume(sid, options)
 
+    async def find_conversation(self, begins: str) -> interface.Found:
+        return await self._asks.find_conversation(begins)
+
     async def hosts(self, model: str | None = None, filters: Filters | None = None) -> Ranking:
         return await self._asks.hosts(model, filters)
 

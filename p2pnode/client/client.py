@@ -202,6 +202,9 @@ class Client(interface.Client):
     async def resume(self, sid: bytes, options: ChatOptions | None = None) -> Conversation:
         return await self.conversations.resume(sid, options or ChatOptions())
 
+    async def find_conversation(self, begins: str) -> interface.Found:
+        return await self.conversations.find(begins)
+
     # ---- hosts
 
     async def sheets(self, adverts: Iterable[Advert]) -> dict[PeerId, Sheet]:

@@ -6,7 +6,7 @@ kept where is the replicator's business, what is said the conversation's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ import trio
 from p2pnode.client.chat_options import ChatOptions
 from p2pnode.client.conversation import Conversation
 from p2pnode.client.hosts import Searches
+from p2pnode.client.interface import Found, Recovered
 from p2pnode.client.question import Questions, resolve_model
 from p2pnode.client.runtime import Runtime
 from p2pnode.config import DEFAULT_MODEL
@@ -26,6 +27,7 @@ from p2pnode.protocols.inference.messages import SamplingParams
 
 if TYPE_CHECKING:
     from p2pnode.storage.conversations.archive import Recovery
+    from p2pnode.storage.conversations.records import SavedConversation
     from p2pnode.storage.conversations.replicator import Replicator
     from p2pnode.storage.conversations.stored_conversation import StoredConversation
 
@@ -124,6 +126,16 @@ class Conversations:
             config, now = self._runtime.config, self._runtime.now()
             await restore_purchases(config, recovery.sessions, now, in_thread=self._in_thread)
         return recovery
+
+    async def find(self, begins: str) -> Found:
+        """Those whose ids begin with these digits: the ones known here, or else those that others keep."""
+        replicator = await self.replicator()
+        known = _beginning(await replicator.archive.conversations(), begins)
+        if known:
+            return Found(conversations=known)
+        recovery = await self.recover()
+        found = _beginning(recovery.conversations, begins)
+        return Found(conversations=found, recovered=recovered_of(recovery))
 
     async def forget(self, sid: bytes) -> None:
         """Delete a conversation here and on every replica, on those that can't be reached in a later run."""
@@ -250,3 +262,21 @@ class Conversations:
             await self.look_for_replicas()
         except P2PNodeError as error:
             log.debug("replicas.not_found", reason=str(error))
+
+
+def recovered_of(recovery: Recovery) -> Recovered:
+    """How much a recovery brought, without what is secret in it."""
+    from p2pnode.storage.conversations.replicator import OWN
+
+    return Recovered(
+        conversations=len(recovery.conversations),
+        sessions=len(recovery.sessions),
+        answered=len(recovery.answered - {OWN}),
+        failures=dict(recovery.failures),
+        revision=recovery.revision,
+        losses=recovery.losses,
+    )
+
+
+def _beginning(known: Iterable[SavedConversation], begins: str) -> tuple[SavedConversation, ...]:
+    return tuple(each for each in known if each.sid.hex().startswith(begins))

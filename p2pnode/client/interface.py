@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from p2pnode.client.hedging import HedgeMode
     from p2pnode.payments.journal.keys import Key
+    from p2pnode.storage.conversations.records import Loss, SavedConversation
 
 
 class Answer(ABC):
@@ -218,6 +220,30 @@ class Embedding(ABC):
         """Ask for no more."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovered:
+    """What other nodes had of this user's conversations and paid sessions: how many of each.
+
+    ``answered`` other nodes answered; ``failures`` has those that did not, and why.
+    """
+
+    conversations: int
+    sessions: int
+    answered: int
+    failures: Mapping[str, str]
+    revision: int | None
+    """The index's revision; None where no node that answered has an index."""
+    losses: tuple[Loss, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """Conversations whose ids begin as asked. ``recovered``: what others had, if they were asked."""
+
+    conversations: tuple[SavedConversation, ...]
+    recovered: Recovered | None = None
+
+
 class Conversation(ABC):
     """Made by ``Client.new_conversation`` and ``Client.resume``. It gives one answer at a time."""
 
@@ -230,6 +256,11 @@ class Conversation(ABC):
     @abstractmethod
     def is_kept(self) -> bool:
         """Whether it is written down."""
+
+    @property
+    @abstractmethod
+    def losses(self) -> Sequence[Loss]:
+        """Parts of it that should have been kept and could not be read."""
 
     @property
     @abstractmethod
@@ -380,6 +411,13 @@ class Client(ABC):
     @abstractmethod
     async def resume(self, sid: bytes, options: ChatOptions | None = None) -> Conversation:
         """A conversation that was kept, here or elsewhere. Raises ``LocalError``; see ``Archive.open``."""
+
+    @abstractmethod
+    async def find_conversation(self, begins: str) -> Found:
+        """Kept conversations whose ids begin with these digits, or those that other nodes keep if none does.
+
+        Raises ``LocalError``.
+        """
 
     @abstractmethod
     async def hosts(self, model: str | None = None, filters: Filters | None = None) -> Ranking:

@@ -199,6 +199,8 @@ class _Connection:
                     value = await client.sheets(adverts)
                 case "known_adverts", ():
                     value = await client.known_adverts()
+                case "find_conversation", (str(begins),):
+                    value = await client.find_conversation(begins)
                 case "estimate", (messages, options):
                     with _what_was_asked():
                         value = await client.estimate(messages, options)
@@ -419,4 +421,5 @@ def _state_of(conversation: Conversation) -> ConversationState:
         cut_short=conversation.cut_short,
         unanswered=conversation.unanswered,
         calls=tuple(conversation.calls),
+        losses=tuple(conversation.losses),
     )

@@ -93,6 +93,54 @@ def test_a_chat_goes_on_through_the_gateway_and_is_kept_once(gateway: Program, d
     assert shown.code == 0
 
 
+def test_resume_and_embed_ask_through_the_gateway_and_without_it_over_a_network_of_their_own(
+    gateway: Program, host: Program, data: Path
+) -> None:
+    (kept,) = asked(data, "--json").named("conversation.kept")
+    sid = kept["conversation"]
+    resume = ("sessions", "resume", sid[:10], "and more", "--max-tokens", 9, "--data-dir", data, "--json")
+    embed = ("embed", "one text", "another", "--model", "scripted", "--data-dir", data, "--json")
+    assert loaded(*resume) == loaded(*embed) == []
+    through = run(*resume)
+    assert (through.code, through.err) == (0, "")
+    assert through.named("conversation.kept")[0]["conversation"] == sid
+    vectors = run(*embed)
+    assert vectors.code == 0, vectors.err
+    nobody = run("sessions", "resume", "ffffffff", "and more", "--data-dir", data)
+    assert (nobody.code, "no conversation begins with 'ffffffff'" in nobody.err) == (2, True)
+    assert run("embed", " ", "--model", "scripted", "--data-dir", data).code == 2
+    gateway.interrupt()
+    assert gateway.wait() == 0
+    own = ("--no-mdns", "--bootstrap", host.multiaddr)
+    later = run(*resume, *own)
+    assert later.code == 0, later.err
+    assert later.named("done")[0]["tokens_in"] > through.named("done")[0]["tokens_in"]
+    alone = run(*embed, *own)
+    assert [each["embedding"] for each in alone.named("embedding")] == [
+        each["embedding"] for each in vectors.named("embedding")
+    ]
+
+
+def loaded(*command: object) -> list[str]:
+    """Which parts of a network a command loads that ends in order."""
+    program = f"""
+import json, runpy, sys
+sys.argv[1:] = {[str(each) for each in command]!r}
+try:
+    runpy.run_module("p2pnode", run_name="__main__")
+except SystemExit as over:
+    assert not over.code, over
+names = {{name.partition(".")[0] for name in sys.modules}}
+print(json.dumps(sorted(names & set({OTHER_NETWORKS!r}))), file=sys.stderr)
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    found: list[str] = json.loads(ran.stderr.splitlines()[-1])
+    return found
+
+
 def test_flags_that_the_gateway_does_not_have_are_told_and_honoured(
     gateway: Program, host: Program, data: Path
 ) -> None:

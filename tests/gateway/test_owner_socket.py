@@ -230,6 +230,37 @@ async def test_a_conversation_cut_by_the_death_of_the_gateway_is_known_and_can_b
             assert sum(item.tokens_out for item in rest.bill) <= 80 - 32, "what was held is not asked again"
 
 
+async def test_a_kept_conversation_is_found_and_resumed_through_the_gateway_that_runs(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with world(limits=ONE_BY_ONE) as w:
+        host = await w.add([scripted_host()])
+        async with machine(w, tmp_path, knows=[host]) as under, trio.open_nursery() as nursery:
+            owner = OwnerSocket(under)
+            await nursery.start(owner.run)
+            async with ProxyClient(str(owner.path)) as client:
+                conversation = await client.new_conversation(options(20))
+                await say(conversation, "hello")
+                await conversation.wait_written()
+                assert conversation.sid is not None
+                sid = conversation.sid
+            async with ProxyClient(str(owner.path)) as client:
+                found = await client.find_conversation(sid.hex()[:8])
+                assert ([each.sid for each in found.conversations], found.recovered) == ([sid], None)
+                resumed = await client.resume(sid)
+                assert (resumed.sid, resumed.cut_short, resumed.losses) == (sid, False, ())
+                answer = resumed.ask("and more")
+                await say_rest(answer)
+                assert answer.usage is not None
+                assert answer.usage.tokens_in > 2 * len("hello"), "what was said before is in the prompt"
+                nobody = await client.find_conversation("0" * 32)
+                assert nobody.conversations == ()
+                assert nobody.recovered is not None, "others were asked"
+                with pytest.raises(LocalError):
+                    await client.resume(bytes(16))
+            nursery.cancel_scope.cancel()
+
+
 async def say_rest(answer: Answer) -> None:
     async with answer:
         async for _ in answer:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
 import trio
@@ -33,6 +33,9 @@ from p2pnode.errors import LocalError, P2PNodeError
 from p2pnode.ids import PeerId, SessionId
 from p2pnode.protocols.adverts.messages import Offer
 from p2pnode.protocols.inference.messages import ToolCall
+
+if TYPE_CHECKING:
+    from p2pnode.storage.conversations.records import Loss
 
 VERSION: Final = 1
 """Of these messages; a gateway of another one is not asked."""
@@ -69,6 +72,7 @@ class ConversationState:
     cut_short: bool = False
     unanswered: bool = False
     calls: tuple[ToolCall, ...] = ()
+    losses: tuple[Loss, ...] = ()
 
 
 class OwnerChannel:

@@ -22,12 +22,14 @@ _MODULES: Final = frozenset(
         "p2pnode.client.chat_options",
         "p2pnode.client.failover",
         "p2pnode.client.host_rules",
+        "p2pnode.client.interface",
         "p2pnode.client.proxy.owner_channel",
         "p2pnode.client.ranking",
         "p2pnode.client.reputation",
         "p2pnode.models.answer",
         "p2pnode.protocols.adverts.messages",
         "p2pnode.protocols.inference.messages",
+        "p2pnode.storage.conversations.records",
     }
 )
 _INT_MAX: Final = 1 << 63

@@ -133,6 +133,10 @@ class ProxyClient(interface.Client):
         self._conversations.append(made)
         return made
 
+    async def find_conversation(self, begins: str) -> interface.Found:
+        found: interface.Found = await self._call("find_conversation", begins)
+        return found
+
     # ---- hosts
 
     async def hosts(self, model: str | None = None, filters: Filters | None = None) -> Ranking:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import trio
 
@@ -19,6 +19,9 @@ from p2pnode.client.proxy.owner_channel import ConversationState, OwnerChannel, 
 from p2pnode.client.proxy.proxy_answer import Event, ProxyAnswer
 from p2pnode.errors import ConfigError, LocalError
 from p2pnode.protocols.inference.messages import ToolCall
+
+if TYPE_CHECKING:
+    from p2pnode.storage.conversations.records import Loss
 
 LEAVE_S = 15.0
 """For the gateway to write down what was said, and send it to replicas, before the program ends."""
@@ -53,6 +56,10 @@ class ProxyConversation(interface.Conversation):
     @property
     def is_kept(self) -> bool:
         return self._state.is_kept
+
+    @property
+    def losses(self) -> Sequence[Loss]:
+        return self._state.losses
 
     @property
     def has_question(self) -> bool:
