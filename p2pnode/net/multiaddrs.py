@@ -74,10 +74,15 @@ def parse(maddr: str, *, example: str = EXAMPLE) -> Multiaddr:
     try:
         parsed = Multiaddr(maddr)
         # Some protocols (ip6zone) are only found to be malformed when they are read again.
-        str(parsed), list(parsed.protocols())
+        text, protocols = str(parsed), list(parsed.protocols())
+        # A path (unix) is written out without its escapes, so that the text may name another address.
+        is_stable = not any(each.path for each in protocols) or str(Multiaddr(text)) == text
     except Exception as error:
         # Each of some forty protocols has a codec of its own, which may raise anything.
         raise ConfigError(f"{maddr!r} is no multiaddr; a right one looks like {example}") from error
+    if not is_stable:
+        msg = f"{maddr!r} has a path that is another one when it is written out; one looks like {example}"
+        raise ConfigError(msg)
     return parsed
 
 

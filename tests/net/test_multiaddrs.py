@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from multiaddr.protocols import PROTOCOLS
 
@@ -109,8 +109,15 @@ def test_whatever_is_wrong_with_a_protocol_of_the_library_is_one_kind_of_error(n
 
 
 @given(_parts(st.sampled_from(NAMES)))
+@example("/unix/x/ip4/%2f/ip4/")
 def test_no_mix_of_protocols_makes_anything_but_that_error(text: str) -> None:
     _is_refused_in_one_way(text)
+
+
+def test_a_path_that_its_text_does_not_keep_is_refused_and_another_is_not() -> None:
+    with pytest.raises(ConfigError, match=r"'/unix/x/ip4/%2f/ip4/' has a path that is another one"):
+        parse("/unix/x/ip4/%2f/ip4/")
+    assert str(parse("/unix/x/y%20z")) == "/unix/x/y%20z"
 
 
 @pytest.mark.parametrize(
