@@ -28,7 +28,7 @@ from p2pnode.errors import (
 )
 from p2pnode.host.admission import Admission, origin_of_payer
 from p2pnode.host.count import serve_counts
-from p2pnode.host.health import PROBE_EVERY_S, Health
+from p2pnode.host.health import Health
 from p2pnode.host.model_pool import Hold, HoldModel, HostedModel, ModelPool, PoolLimits, Report
 from p2pnode.host.prompt_filter import PromptFilter
 from p2pnode.host.recent_turns import RecentTurns
@@ -94,7 +94,7 @@ log = structlog.get_logger()
 _LOAD_INTERVAL_S = 10.0
 _MEASUREMENTS_MAX = 3
 _PROBE_PAUSE_S = 5.0
-"""Between two rounds of probes, at least: what is inconclusive is asked again after it."""
+"""Between two looks at what is to be probed: what is inconclusive is asked again after it."""
 _RENEW_AGAIN_S = 3600.0
 _PAYERS_MAX = 1024
 T = TypeVar("T")
@@ -512,25 +512,28 @@ class Host:
         """Probe what is loaded and idle; a sick model is withdrawn, and offered again once it answers."""
         async with trio.open_nursery() as nursery:
             await nursery.start(probe.run)
+            under_way: set[ModelId] = set()
             while True:
-                waits = [PROBE_EVERY_S]
-                models = () if self._pauses else self._pool.models
-                waits += [await self._look_after(probe, each) for each in models]
-                await trio.sleep(max(_PROBE_PAUSE_S, min(waits)))
+                for each in () if self._pauses else self._pool.models:
+                    # All at once: one that hangs holds its probe for 10 s, and must not keep another waiting.
+                    if each.model not in under_way:
+                        nursery.start_soon(self._look_after, probe, each, under_way)
+                await trio.sleep(_PROBE_PAUSE_S)
 
-    async def _look_after(self, probe: SelfProbe, model: HostedModel) -> float:
-        """Probe a model if it is time to; seconds until it is again."""
+    async def _look_after(self, probe: SelfProbe, model: HostedModel, under_way: set[ModelId]) -> None:
+        """Probe a model if it is time to. Its id is ``under_way`` until that is over."""
         load = self._pool.statistics().engines.get(model.model)
         if load is None:
             # To load it only to see whether it can be would cost others their memory. And an engine that is
             # gone is not sick: without an offer nobody would have the next one loaded.
             self._note_health(model, changed=self._health.unloaded(model.model))
-            return PROBE_EVERY_S
-        if load.active or load.queued:  # how its turns end says more
-            return PROBE_EVERY_S
-        if not self._health.wait_s(model.model, trio.current_time()):
-            await self._probe_model(probe, model)
-        return self._health.wait_s(model.model, trio.current_time())
+        # While it is busy, how its turns end says more.
+        elif not (load.active or load.queued or self._health.wait_s(model.model, trio.current_time())):
+            under_way.add(model.model)
+            try:
+                await self._probe_model(probe, model)
+            finally:
+                under_way.discard(model.model)
 
     async def _probe_model(self, probe: SelfProbe, model: HostedModel) -> None:
         try:

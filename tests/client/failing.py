@@ -107,10 +107,10 @@ def seeds(members: list[Member]) -> list[str]:
     return [member.node.multiaddrs[0] for member in members]
 
 
-def engine_of(member: Member) -> ScriptedEngine:
-    """The engine of a host's first model."""
+def engine_of(member: Member, at: int = 0) -> ScriptedEngine:
+    """The engine of a host's model number ``at``, from 0."""
     assert member.host is not None
-    engine = member.host.models[0].new_engine()
+    engine = member.host.models[at].new_engine()
     assert isinstance(engine, ScriptedEngine)
     return engine
 
