@@ -15,6 +15,13 @@ _CONTROLS: Final = {
 _BREAKS: Final = frozenset("\t\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029")
 
 
+_ENDS: Final = {
+    "stop": "ended by itself",
+    "length": "reached the limit of tokens",
+    "tool_calls": "called tools",
+    "cancelled": "stopped by the client",
+}
+
 KEY_SECRET: Final = re.compile("p2p-[0-9a-f]{48}")
 """The secret of a key with a budget."""
 
@@ -27,6 +34,11 @@ def without_secrets(text: str) -> str:
 def count_of(count: int, one: str, many: str | None = None) -> str:
     """``1 node``, ``2 nodes``, ``0 nodes``; ``many`` is the plural where adding an s does not make it."""
     return f"{count} {one if count == 1 else many or f'{one}s'}"
+
+
+def ended_words(reason: str) -> str:
+    """How an answer or an attempt ended, for people; ``reason`` is as in bills, metrics and on the wire."""
+    return _ENDS.get(reason, reason.replace("_", " "))
 
 
 def span(seconds: float) -> str:

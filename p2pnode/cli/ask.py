@@ -31,7 +31,7 @@ from p2pnode.cli.options import (
 from p2pnode.cli.output import Output, shorten
 from p2pnode.cli.tool_results import call_line
 from p2pnode.cli.user_input import READ_MAX, read_all
-from p2pnode.words import one_line
+from p2pnode.words import ended_words, one_line
 
 if TYPE_CHECKING:
     from p2pnode.ids import ModelId
@@ -580,7 +580,13 @@ def finish(output: Output, answer: Any) -> None:
         {"host": answer.host, "checkpoints": answer.checkpoints, **asdict(usage), "bill": items},
         text=text if bill else "",  # one that was whole already asked nobody
     )
-    if bill and usage.reason == "length" and (usage.n_ctx == 0 or usage.context_left):
+    if bill and usage.context_full:
+        longer = output.command(f"hosts --min-context {usage.n_ctx + 1}")
+        output.note(
+            f"[it stops in the middle: the context of {usage.n_ctx} tokens is full, so it can't go on. A new "
+            f"conversation has room, and so has a host with a longer context: {longer}]"
+        )
+    elif bill and usage.reason == "length":
         output.note("[it stops in the middle: that is as long as --max-tokens lets an answer be]")
 
 
@@ -592,5 +598,5 @@ def _line_of(item: Any) -> str:
     cost = f", {usdc_text(item.cost)}" if item.cost else ""
     return (
         f"[{shorten(str(item.peer))}: {item.tokens_in} tokens in{reused}, {item.tokens_out} out{cost}, "
-        f"{item.reason}]"
+        f"{ended_words(item.reason)}]"
     )

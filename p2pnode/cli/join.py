@@ -32,7 +32,7 @@ from p2pnode.cli.output import Output, price_of, shorten
 from p2pnode.cli.progress import PullProgress
 from p2pnode.ids import pasted
 from p2pnode.money import usdc_number, usdc_text
-from p2pnode.words import count_of
+from p2pnode.words import count_of, ended_words
 
 if TYPE_CHECKING:
     from p2pnode.config import ModelSettings, NodeConfig
@@ -656,7 +656,7 @@ def _answered(fields: dict[str, Any]) -> str:
     """An answer that was served, as a line."""
     cost = f", {usdc_text(fields['cost'])}" if fields["cost"] else ""
     counts = f"{fields['tokens_in']} tokens in, {fields['tokens_out']} out{cost}"
-    ended = "" if fields["reason"] in {"stop", "length"} else f" ({fields['reason']})"
+    ended = "" if fields["reason"] in {"stop", "length"} else f" ({ended_words(str(fields['reason']))})"
     return f"{time.strftime('%H:%M:%S')}   answered {shorten(str(fields['peer']))}: {counts}{ended}"
 
 

@@ -57,6 +57,11 @@ class Usage:
     stop: str = ""
 
     @property
+    def context_full(self) -> bool:
+        """Whether the answer ended because its host's context has no room for another token."""
+        return self.reason == "length" and self.n_ctx > 0 and not self.context_left
+
+    @property
     def context_left(self) -> int:
         """Tokens that the next question, its answer and what the template adds may take."""
         return max(0, self.n_ctx - self.context_used)

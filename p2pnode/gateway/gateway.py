@@ -380,6 +380,7 @@ class Reply:
             calls=tuple(_whole(each) for each in answer.tool_calls),
             finish=_FINISH.get(reason, "stop"),
             stop=stop,
+            context_full=usage is not None and usage.context_full,
             tally=self.tally,
             served=self.served,
             logprobs=self._logprobs(),

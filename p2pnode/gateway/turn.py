@@ -131,6 +131,8 @@ class Ended:
     reasoning: str = ""
     calls: tuple[ToolCall, ...] = ()
     finish: FinishReason = "stop"
+    context_full: bool = False
+    """Whether it ended because its host's context was full."""
     stop: str = ""
     """The stop string that ended it; "" where none did, or its host does not say."""
     tally: Tally = Tally()

@@ -251,3 +251,8 @@ def test_the_tokens_that_are_left_are_told_when_a_quarter_is(tmp_path: Path) -> 
         said = [line for line in ran.err.splitlines() if "are left for this conversation" in line]
         assert len(said) == 1  # after the second answer, not after the first
         assert "of 256 tokens are left for this conversation: /new starts over" in said[0]
+        full = run("ask", "hello", *flags, "--max-tokens", 400)
+        assert full.code == 0, full
+        assert "the context of 256 tokens is full, so it can't go on" in full.err
+        assert "hosts --min-context 257" in full.err
+        assert "--max-tokens lets an answer be" not in full.err

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from p2pnode.client.bill import Bill, BillItem, CostShares
 from p2pnode.ids import PeerId, SessionId
 from p2pnode.protocols.typed_data import amount_due
@@ -31,6 +33,22 @@ class _Turn:
     def __init__(self, tokens_in: int, tokens_out: int) -> None:
         self.tokens_in, self.tokens_out = tokens_in, tokens_out
         self.cost: int | None = None
+
+
+@pytest.mark.parametrize(
+    ("reason", "used", "n_ctx", "full"),
+    [
+        ("length", 2048, 2048, True),
+        ("length", 2000, 2048, False),
+        ("stop", 2048, 2048, False),
+        ("length", 0, 0, False),
+    ],
+)
+def test_an_answer_ended_at_the_end_of_the_context_only_where_a_limit_cut_it_and_nothing_is_left(
+    reason: str, used: int, n_ctx: int, full: bool
+) -> None:
+    usage = Bill().usage(reason=reason, ttft_s=0.5, total_s=2.0, context_used=used, n_ctx=n_ctx)
+    assert usage.context_full == full
 
 
 def test_the_shares_of_parallel_turns_are_the_sessions_cost_to_the_unit() -> None:

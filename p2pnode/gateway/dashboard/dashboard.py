@@ -382,6 +382,7 @@ class Dashboard:
                 tally = ended.tally
                 told = {
                     "finish": ended.finish,
+                    "context_full": ended.context_full,
                     "tokens_in": tally.tokens_in,
                     "reused": tally.reused,
                     "tokens_out": tally.tokens_out,

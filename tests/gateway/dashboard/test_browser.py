@@ -173,6 +173,34 @@ async def test_a_conversation_goes_on_after_a_reload_and_can_be_deleted(
         await browse(work)
 
 
+async def test_what_helps_is_offered_where_the_context_is_full_and_going_on_is_not(tmp_path: Path) -> None:
+    need_browser()
+    async with dashboard_stage(tmp_path, 1, keeps=True, n_ctx=256) as s:
+
+        def work() -> None:
+            with visiting(WIDE, url=s.link()) as visit:
+                page = visit.page
+                page.get_by_text("Hosts seen").wait_for()
+                open_page(visit, "chat", "Chat")
+                until(page, "document.getElementById('model').value === 'scripted'")
+                answer_with(page, 20)
+                send(page, "What is the sky?")
+                page.locator(".usage", has_text="the most tokens that were asked for").wait_for()
+                assert page.locator(".full").count() == 0
+                answer_with(page, 2000)
+                send(page, "And the sea?")
+                page.locator(".usage", has_text="the context is full").wait_for(timeout=PATIENCE_MS)
+                page.get_by_text("so the answer can't go on").wait_for()
+                send(page, "x" * 400)
+                page.get_by_text("Ask something shorter").wait_for(timeout=PATIENCE_MS)
+                assert page.get_by_role("button", name="Go on").count() == 0
+                page.get_by_role("button", name="Begin a new conversation").click()
+                page.get_by_text("Nothing was said yet").wait_for()
+                assert [each for each in visit.wrong if "400" not in each] == []
+
+        await browse(work)
+
+
 def answer_with(page: Any, tokens: int) -> None:
     """Have the next answers be of so many tokens at most."""
     page.evaluate("document.querySelector('.options').open = true")

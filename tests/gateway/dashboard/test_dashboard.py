@@ -154,7 +154,7 @@ async def test_the_chat_streams_and_says_when_another_host_goes_on(tmp_path: Pat
                             raise AssertionError(name)
         assert len(hosts) == 2
         assert hosts[0] != hosts[1]
-        assert end["finish"] == "length"
+        assert (end["finish"], end["context_full"]) == ("length", False)
         assert end["tokens_out"] == 60
         requests = (await browser.get(f"{API}/requests")).json()
         assert requests["last"][0]["outcome"] == "ok"

@@ -46,6 +46,10 @@ export function chatPage(place, _parts, known) {
     conversations.unshift(current);
   }
 
+  function startOver() {
+    if (!running) { begin(); draw(); input.focus(); }
+  }
+
   // Adds what the node keeps to what this page knows.
   async function list() {
     try {
@@ -93,7 +97,7 @@ export function chatPage(place, _parts, known) {
   }
 
   function drawSide() {
-    replace(side, h("button", { id: "new", type: "button", onclick: () => { if (!running) { begin(); draw(); input.focus(); } } }, "New conversation"),
+    replace(side, h("button", { id: "new", type: "button", onclick: startOver }, "New conversation"),
       h("ul", null, conversations.map((each, index) => h("li", null, h("button", { id: `conversation-${index}`, type: "button", class: "link", "aria-current": each === current ? "true" : null, onclick: () => open(each) }, each.title)))),
       notKept && hint("Conversations end with this page. ", notKept),
       notKept === "" && current.kept === false && hint("This one is not kept: it has tools."),
@@ -127,7 +131,7 @@ export function chatPage(place, _parts, known) {
   // The answer to what was said last or, where one was cut short, the rest of it.
   async function answer(cut) {
     const turn = cut || { role: "assistant", text: "" };
-    Object.assign(turn, { reasoning: "", calls: [], notes: turn.notes || [], failed: "", cut: false });
+    Object.assign(turn, { reasoning: "", calls: [], notes: turn.notes || [], failed: "", cut: false, full: false });
     const talk = current;
     let body;
     try { body = bodyOf(talk, Boolean(cut)); } catch (error) { status.textContent = error.message; return; }
@@ -144,7 +148,7 @@ export function chatPage(place, _parts, known) {
           status.textContent = data.before ? "Another host goes on…" : "A host answers…";
         } else if (name === "said") said(turn, data);
         else if (name === "end") { turn.usage = data; turn.done = data.calls; }
-        else if (name === "failed") { turn.failed = data.message; turn.cut = true; }
+        else if (name === "failed") { turn.failed = data.message; turn.cut = true; turn.full = data.code === "context_length_exceeded"; }
         else if (name === "kept") { talk.id = data.id; talk.trouble = data.why_not; }
         paint();
       });
@@ -167,9 +171,18 @@ export function chatPage(place, _parts, known) {
       (turn.calls || []).map((call) => h("div", { class: "call" }, h("strong", null, `Calls ${call.name}`), h("pre", null, h("code", null, call.arguments || "…")))),
       turn.done && turn.done.length > 0 && !current.turns.some((each) => each.call === turn.done[0].id) && results(turn),
       turn.failed && h("p", { class: "notice bad", role: "alert" }, turn.failed),
-      turn.cut && !running && h("p", { class: "notice warn" }, "This answer is not whole. ",
+      !running && (turn.full || (turn.usage && turn.usage.context_full)) && fullNotice(turn),
+      turn.cut && !turn.full && !running && h("p", { class: "notice warn" }, "This answer is not whole. ",
         current.id && turn === current.turns[current.turns.length - 1] && h("button", { id: "go-on", type: "button", onclick: () => { if (!running) answer(turn); } }, "Go on")),
-      turn.usage && h("p", { class: "usage" }, `${number(turn.usage.tokens_in)} tokens in, ${number(turn.usage.reused)} from the cache, ${number(turn.usage.tokens_out)} out, ${turn.usage.cost ? usdc(turn.usage.cost) : "free"}`, turn.usage.finish === "length" ? "; cut at the most tokens" : ""));
+      turn.usage && h("p", { class: "usage" }, `${number(turn.usage.tokens_in)} tokens in, ${number(turn.usage.reused)} from the cache, ${number(turn.usage.tokens_out)} out, ${turn.usage.cost ? usdc(turn.usage.cost) : "free"}`, ending(turn.usage)));
+  }
+
+  // To ask for the rest would bring nothing: no host of the model has room for another token.
+  function fullNotice(turn) {
+    return h("p", { class: "notice warn full" }, turn.failed
+      ? "Ask something shorter, begin a new conversation, or choose a model with a longer context. "
+      : "The context is full, so the answer can't go on. Begin a new conversation, or choose a model with a longer context. ",
+    turn === current.turns[current.turns.length - 1] && h("button", { type: "button", class: "start-over", onclick: startOver }, "Begin a new conversation"));
   }
 
   // The text, with a line where a host took it up.
@@ -218,6 +231,12 @@ export function chatPage(place, _parts, known) {
       replace(choice, market.models.map((each, index) => h("option", { value: each.model, selected: each.model === settings.model }, names[index])));
     },
   };
+}
+
+// How an answer ended that a limit cut. Of one that was kept it is not known which limit it was.
+function ending({ finish, context_full: full }) {
+  if (finish !== "length") return "";
+  return full ? "; the context is full" : full === undefined ? "; it reached its limit of tokens" : "; it reached the most tokens that were asked for";
 }
 
 function said(turn, { channel, text, call, name, id }) {

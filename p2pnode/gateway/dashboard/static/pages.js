@@ -287,12 +287,17 @@ export function sessions(place) {
 
 const WHOLE = ["ok", "stop", "length", "tool_calls"]; // as the gateway and as a host names an answer that is whole
 const STOPPED = ["left", "cancelled"];
+const ENDS = { ok: "answered", stop: "ended by itself", length: "reached the limit of tokens", tool_calls: "called tools", left: "stopped by the client", cancelled: "stopped by the client" };
+
+function endedWords(outcome) {
+  return ENDS[outcome] || outcome.replaceAll("_", " ");
+}
 
 function outcomes(counts) {
   const names = Object.entries(counts);
   return names.length > 0 && h("p", { class: "tags" }, "Outcomes: ", names.map(([name, count]) => {
     const kind = WHOLE.includes(name) ? "good" : STOPPED.includes(name) ? "plain" : "warn";
-    return [badge(kind, `${STOPPED.includes(name) ? "stopped by the client" : name.replaceAll("_", " ")} ${count}`), " "];
+    return [badge(kind, `${endedWords(name)}: ${count}`), " "];
   }));
 }
 
@@ -302,7 +307,7 @@ function requestsTable(requests) {
     { key: "face", title: "By" },
     { key: "model", title: "Model", cell: (row) => row.model ? model(row.model) : "–" },
     { key: "host", title: "Host", cell: (row) => peer(row.host) },
-    { key: "outcome", title: "Outcome", cell: (row) => badge(row.outcome === "ok" ? "good" : row.outcome === "left" ? "plain" : "bad", row.outcome.replaceAll("_", " ")) },
+    { key: "outcome", title: "Outcome", cell: (row) => badge(row.outcome === "ok" ? "good" : row.outcome === "left" ? "plain" : "bad", endedWords(row.outcome)) },
     { key: "ttft_s", title: "First token", numeric: true, cell: (row) => seconds(row.ttft_s) },
     { key: "total_s", title: "In all", numeric: true, cell: (row) => seconds(row.total_s) },
     { key: "tokens_out", title: "Tokens in, cached, out", numeric: true, falls: true, cell: (row) => `${number(row.tokens_in)}, ${number(row.reused)}, ${number(row.tokens_out)}` },
