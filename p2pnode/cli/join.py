@@ -722,9 +722,9 @@ def _of_model(event: str, fields: dict[str, Any]) -> str:
 
 def _pause(name: str, fields: dict[str, Any]) -> str:
     """A pause of the host, or its end, as a line."""
-    if name == "not_paused":
-        return "nobody had paused this node"
     why = ", ".join(fields.get("why", ()))
+    if name == "not_paused":
+        return f"its owner had not paused this node{f'; it is paused all the same: {why}' if why else ''}"
     if name == "paused":
         return f"paused     {why}: offers are withdrawn, answers under way end"
     if name.startswith("machine."):

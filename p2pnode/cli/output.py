@@ -57,7 +57,7 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
                 with --suggest-price suggestion{asked, price_in, price_out, gas_cost, session_fee}
                 answered{peer, tokens_in, tokens_out, reason, cost} settled{session, amount}
     join also   model.sick{name, reason} model.well{name, reason} machine.used{why} machine.idle{why}
-    pause, resume  paused{why} resumed{why} not_paused{}
+    pause, resume  paused{why} resumed{why} not_paused{why}: also told by the node that runs
     service     service.installed{path} service.removed{path} service{path, running, said}
                 service.plan{path, text, commands}: with --dry-run
     block       blocked{peer, new, reason}; unblock: unblocked{peer}; blocked: peer{peer, since, reason}

@@ -280,7 +280,8 @@ def _print(output: Output, service: Service) -> None:
     if output.as_json:
         output.event("service.plan", {"path": str(service.path), "text": text, "commands": commands})
         return
-    output.lines("\n".join([f"# {service.path}", text, "# then", *commands]))
+    # As it is, also on a narrow terminal: a line of the file that is broken is none of it.
+    output.result("\n".join([f"# {service.path}", text, "# then", *commands]))
 
 
 def _call(command: Sequence[str]) -> None:
@@ -289,7 +290,12 @@ def _call(command: Sequence[str]) -> None:
 
     code, said = _said(command)
     if code:
-        raise LocalError(f"`{' '.join(command)}` failed: {said or f'exit code {code}'}")
+        # As with su and sudo, in a container, and on a system without systemd.
+        no_session = "connect to bus" in said
+        hint = (
+            ": log in as this user, or start the node with `p2pnode join --background`" if no_session else ""
+        )
+        raise LocalError(f"`{' '.join(command)}` failed: {said or f'exit code {code}'}{hint}")
 
 
 def _said(command: Sequence[str]) -> tuple[int, str]:

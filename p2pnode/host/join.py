@@ -752,12 +752,17 @@ class Join:
 
     async def _pause(self, _command: Mapping[str, Any], report: Report) -> None:
         self._serving().pause(BY_OWNER)
-        report("paused", {"why": list(self._serving().pauses)})
+        for tell in (report, self._report):  # also who looks at the node's own terminal
+            tell("paused", {"why": list(self._serving().pauses)})
 
     async def _resume(self, _command: Mapping[str, Any], report: Report) -> None:
-        if not self._serving().resume(BY_OWNER):
-            report("not_paused", {})
-        report("resumed", {"why": list(self._serving().pauses)})
+        is_news = self._serving().resume(BY_OWNER)
+        why = list(self._serving().pauses)
+        if not is_news:
+            report("not_paused", {"why": why})
+            return
+        for tell in (report, self._report):
+            tell("resumed", {"why": why})
 
     async def _blocked(self, _command: Mapping[str, Any], report: Report) -> None:
         if self._node is not None:

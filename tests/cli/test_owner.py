@@ -24,7 +24,13 @@ def test_a_paused_node_serves_nobody_until_it_is_resumed(tmp_path: Path) -> None
         assert ask(client, "hello", "--peer", node.multiaddr).code != 0
         assert run("resume", "--json", own).named("resumed")[0]["why"] == []
         assert ask(client, "hello", "--peer", node.multiaddr).code == 0
-        assert run("resume", "--json", own).named("not_paused")
+        again = run("resume", "--json", own)
+        assert (len(again.named("not_paused")), again.named("resumed")) == (1, [])
+        # The node's own terminal says so, too.
+        assert (node.wait_event("paused")["why"], node.wait_event("resumed")["why"]) == (
+            ["its owner paused it"],
+            [],
+        )
         (told,) = run("status", "--why-idle", "--json", own).named("status")
         assert told["paused"] == []
         assert told["idle"]["offers"][0]["model"] == "scripted"

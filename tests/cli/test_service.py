@@ -84,7 +84,9 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     programs.mkdir()
     told = tmp_path / "told"
     program = programs / "systemctl"
-    program.write_text(f'#!/bin/sh\necho "$@" >> {told}\n[ ! -e {tmp_path}/broken ]\n')
+    program.write_text(
+        f'#!/bin/sh\necho "$@" >> {told}\ncat {tmp_path}/broken 2>/dev/null || exit 0\nexit 1\n'
+    )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -157,7 +159,10 @@ def test_a_file_of_somebody_else_stays(system: Path) -> None:
 @pytest.mark.long
 def test_a_manager_that_fails_or_is_missing_is_told(system: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (system / "broken").write_text("")
-    assert "failed" in _install(system).err
+    assert "failed: exit code 1" in _install(system).err
+    (system / "broken").write_text("Failed to connect to bus: No medium found")
+    said = _install(system).err
+    assert "No medium found: log in as this user, or start the node with `p2pnode join --background" in said
     monkeypatch.setenv("PATH", str(system))
     assert "there is no `systemctl`" in _install(system).err
     monkeypatch.setattr("sys.platform", "win32")
