@@ -9,6 +9,7 @@ type. This module fetches nothing and hashes no models.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import re
 import tomllib
@@ -133,6 +134,16 @@ class Catalogue:
 
     def _in_lists(self, model: ModelId) -> list[CatalogueEntry]:
         return self.lists.with_id(model) if self.lists is not None else []
+
+
+def is_shipped_template(source: str) -> bool:
+    """Whether a model of the catalogue that ships has this chat template. We have read it, and it ends."""
+    return hashlib.sha256(source.encode()).hexdigest() in _shipped_templates()
+
+
+@cache
+def _shipped_templates() -> frozenset[str]:
+    return frozenset(each.manifest.chat_template for each in _shipped().values() if each.manifest is not None)
 
 
 @cache  # a gateway looks names up with each request, and reading the file takes milliseconds

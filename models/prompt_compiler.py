@@ -3,20 +3,25 @@
 Templates are programs of whoever made a model, and schemas come from strangers: either may take for ever or
 fill the memory. One child process has compiled the template. For each prompt it forks a process that has
 ``CPU_S`` of processor time and ``MEMORY_BYTES`` beyond what it inherits, and is killed by the kernel beyond
-that. So a prompt that explodes costs its sender an error, and nobody else anything.
+that. So a prompt that explodes costs its sender an error, and nobody else anything. A fork takes longer than
+most prompts: when nobody has asked for a while, the next process is forked before it is needed.
 
 :func:`compile_prompt` is what runs there, pure; engines whose template is our own call it directly.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import secrets
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
+from select import select
 from subprocess import DEVNULL, PIPE
-from typing import Any, Final, NoReturn
+from typing import Any, BinaryIO, Final, NoReturn
 
 import trio
 
@@ -26,11 +31,11 @@ from p2pnode.models.answer_grammar import answer_grammar
 from p2pnode.models.compiled_prompt import PromptParts
 from p2pnode.models.grammar import AnyGrammar, Grammar, GrammarError, Matcher, PackedGrammar
 from p2pnode.models.prompt import Segment
-from p2pnode.models.renderer import ChatTemplate, Renderer
+from p2pnode.models.renderer import CHATML, ChatTemplate, Renderer
 from p2pnode.models.text import Released, TextAssembler
 from p2pnode.models.vocabulary import Vocabulary
 from p2pnode.platforms import ended_well, fork, limit_this_process, own_group, require_fork
-from p2pnode.protocols.inference.messages import PromptBody
+from p2pnode.protocols.inference.messages import ChatMessage, PromptBody
 from p2pnode.protocols.inference.prompt_rules import check_prompt
 from p2pnode.protocols.wire import decode_record, encode
 
@@ -45,6 +50,9 @@ _ANSWER_MAX: Final = 64 << 20
 _LENGTH: Final = 4
 _IDS_AT_ONCE: Final = 1024
 """Ids of a prefix that are read before others get their turn."""
+_AHEAD_S: Final = 1.0
+"""After a prompt. By then most engines have read it: they need all cores for that, and a fork takes one."""
+_HELLO: Final = PromptBody(messages=(ChatMessage.of("user", "hello"),), seed=bytes(16))
 
 
 def compile_prompt(
@@ -203,36 +211,71 @@ def main() -> NoReturn:
     """Serve one parent until it closes the pipe."""
     try:
         require_fork()
-        renderer = Renderer(ChatTemplate(**json.loads(_read())))
+        renderer = Renderer(ChatTemplate(**json.loads(_read(sys.stdin.buffer))))
     except LocalError as error:
         _write(1, _error(str(error), error.code if isinstance(error, EngineError) else "internal"))
         sys.exit(1)
     _write(1, b"{}")
-    while job := _read():
-        body = _read()
-        _write(1, _limited(renderer, json.loads(job), body))
-    sys.exit(0)
+    # What is there by now stays. A search for garbage in a fork would touch it all, and so copy it.
+    gc.disable()
+    gc.freeze()
+    harmless = Renderer(ChatTemplate(CHATML))
+    worker: _Worker | None = None
+    while True:
+        # No byte of a job is in Python's buffer: the parent sends one when it has the answer to the last.
+        if worker is None and not select((0,), (), (), _AHEAD_S)[0]:
+            worker = _Worker(renderer, first=partial(_compile_hello, harmless))
+        if not (job := _read(sys.stdin.buffer)):
+            sys.exit(0)
+        worker = worker or _Worker(renderer)
+        _write(1, worker.answer(job, _read(sys.stdin.buffer)))
+        worker.end()
+        worker = None
 
 
-def _limited(renderer: Renderer, job: dict[str, Any], body: bytes) -> bytes:
-    """Do ``job`` in a process of its own, with limits."""
-    reads, writes = os.pipe()
-    child = fork()
-    if not child:
+class _Worker:
+    """A process for one job, with limits. ``first`` is what it does before it waits for the job."""
+
+    def __init__(self, renderer: Renderer, *, first: Callable[[], object] = int) -> None:
+        reads, self._jobs = os.pipe()
+        self._answers, writes = os.pipe()
+        self._pid: int | None = fork()
+        if not self._pid:
+            os.close(self._jobs)
+            os.close(self._answers)
+            first()
+            _work(reads, writes, renderer)
         os.close(reads)
-        _work(writes, renderer, job, body)
-    os.close(writes)
-    with os.fdopen(reads, "rb") as pipe:
-        answer = pipe.read(_ANSWER_MAX)
-    well = ended_well(child)
-    if well and answer:
-        return answer
-    killed = f"takes more than {job['cpu_s'] * 1000:.0f} ms"
-    what = killed if well is None else "takes more memory than it may"
-    return _error(f"to compile this prompt {what}: send a smaller schema or conversation", "bad_request")
+        os.close(writes)
+
+    def answer(self, job: bytes, body: bytes) -> bytes:
+        """Its answer, or what became of it. Raises ``OSError`` where it ended before it had the job."""
+        _write(self._jobs, job)
+        _write(self._jobs, body)
+        with os.fdopen(self._answers, "rb", closefd=False) as pipe:
+            answer = _read(pipe)
+        if answer:
+            return answer
+        killed = f"takes more than {json.loads(job)['cpu_s'] * 1000:.0f} ms"
+        what = killed if self.end() is None else "takes more memory than it may"
+        return _error(f"to compile this prompt {what}: send a smaller schema or conversation", "bad_request")
+
+    def end(self) -> bool | None:
+        """Wait for its end, which follows on its answer, once. See ``ended_well``."""
+        if self._pid is None:
+            return True
+        well, self._pid = ended_well(self._pid), None
+        os.close(self._jobs)
+        os.close(self._answers)
+        return well
 
 
-def _work(writes: int, renderer: Renderer, job: dict[str, Any], body: bytes) -> NoReturn:
+def _work(reads: int, writes: int, renderer: Renderer) -> NoReturn:
+    with os.fdopen(reads, "rb") as jobs:
+        raw, body = _read(jobs), _read(jobs)
+    if not raw:
+        os._exit(0)  # the parent has ended
+    job = json.loads(raw)
     limit_this_process(memory_bytes=MEMORY_BYTES, cpu_s=job["cpu_s"])
     try:
         made = _followed(job) if "follow" in job else _compiled(renderer, job, body)
@@ -241,9 +284,15 @@ def _work(writes: int, renderer: Renderer, job: dict[str, Any], body: bytes) -> 
         answer = _error(str(error), error.code)
     except BaseException:  # noqa: BLE001 - out of memory, above all
         os._exit(1)
-    with os.fdopen(writes, "wb") as pipe:
-        pipe.write(answer)
+    _write(writes, answer)
     os._exit(0)
+
+
+def _compile_hello(harmless: Renderer) -> None:
+    """Write to the memory that a prompt writes to. It is copied then, which takes longer than the prompt."""
+    compile_prompt(
+        harmless, decode_record(PromptBody, encode(_HELLO)), text="", nonce="n0nce", letters_max=100
+    )
 
 
 def _compiled(renderer: Renderer, job: dict[str, Any], body: bytes) -> dict[str, Any]:
@@ -276,9 +325,11 @@ def _error(message: str, code: str) -> bytes:
     return json.dumps({"error": message, "code": code}).encode()
 
 
-def _read() -> bytes:
-    head = sys.stdin.buffer.read(_LENGTH)
-    return sys.stdin.buffer.read(int.from_bytes(head, "big")) if head else b""
+def _read(pipe: BinaryIO) -> bytes:
+    """A frame; b"" where the pipe ends before it or in it."""
+    size = int.from_bytes(pipe.read(_LENGTH), "big")
+    frame = pipe.read(size)
+    return frame if len(frame) == size else b""
 
 
 def _write(descriptor: int, frame: bytes) -> None:

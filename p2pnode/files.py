@@ -292,9 +292,8 @@ def _write(path: Path, data: bytes, mode: int, *, replace: bool) -> None:
 
 def _sync(folder: Path) -> None:
     """Make the entries of a folder durable."""
-    with suppress(
-        PermissionError
-    ):  # it may be written and not read: the system syncs its entry when it likes
+    # It may be written and not read: the system syncs its entry when it likes.
+    with suppress(PermissionError):
         sync_folder(folder)
 
 

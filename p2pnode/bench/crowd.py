@@ -133,7 +133,8 @@ async def _client(
             await stream.send_all(f"{head}content-length: {len(content)}\r\n\r\n".encode() + content)
             first = bytes(await stream.receive_some(_RECEIVE_BUFFER))
         if not first.startswith(b"HTTP/1.1 200"):
-            msg = f"the gateway took no client more: {first[:400].decode(errors='replace')}"
+            head, _, said = first.decode(errors="replace").partition("\r\n\r\n")
+            msg = f"the gateway took no client more: {head.splitlines()[0]} {said}"
             raise LocalError(msg)
         task_status.started()
         if not reads:

@@ -11,11 +11,12 @@ import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 import structlog
 import trio
 
+from p2pnode.bounded import BoundedMap
 from p2pnode.client.failover import nobody
 from p2pnode.client.hedging import Hedging
 from p2pnode.client.host_memory import HostMemory
@@ -54,13 +55,15 @@ from p2pnode.words import one_line
 
 log = structlog.get_logger()
 _SAVED_PEERS_TRIED: Final = 8
+_LOOKUPS_MAX: Final = 64
 _TOO_SLOW: Final = "it did not answer in time"
 
 
 class HostSearch:
     """The hosts that a lookup finds for one question; :meth:`next` gives the best one not tried yet.
 
-    ``start_lookup`` begins a lookup, which calls :meth:`found` and, at its end, :meth:`lookup_ended`.
+    ``start_lookup`` begins a lookup, or takes one that is under way or was over within so many seconds. It
+    calls :meth:`found` and, at its end, :meth:`lookup_ended`.
     """
 
     def __init__(
@@ -71,7 +74,7 @@ class HostSearch:
         measured: Mapping[PeerId, Measured],
         limits: Limits,
         wall: Callable[[], float],
-        start_lookup: Callable[[HostSearch], None],
+        start_lookup: StartLookup,
         payable: Payable = why_not_free,
         has_session: Callable[[PeerId], bool] = lambda _peer: False,
         has_left: Callable[[PeerId], bool] = lambda _peer: False,
@@ -95,7 +98,7 @@ class HostSearch:
         self._changed = trio.Event()
         """Set at each change, and then made anew."""
         self._first_found_at: float | None = None
-        self._start_lookup: Callable[[HostSearch], None] | None = start_lookup
+        self._start_lookup: StartLookup | None = start_lookup
         self._started = self._ended = False
         self._awaited: set[PeerId] = set()
         """Hosts that are waited for, a moment: no fee is due there."""
@@ -106,17 +109,17 @@ class HostSearch:
 
     # ---- the lookup
 
-    def start(self) -> None:
-        """Begin the lookup, once."""
+    def start(self, recent_s: float = 0.0) -> None:
+        """Begin the lookup, once. What another search found less than ``recent_s`` ago is good enough."""
         if self._start_lookup is not None and not self._started:
             self._started = True
-            self._start_lookup(self)
+            self._start_lookup(self, recent_s)
 
-    def look_again(self) -> None:
+    def look_again(self, recent_s: float = 0.0) -> None:
         """Begin another lookup if the last one is over: it may find hosts that were not there then."""
         if self._start_lookup is not None and self._ended:
             self._ended = False
-            self._start_lookup(self)
+            self._start_lookup(self, recent_s)
 
     def found(self, host: FoundHost) -> None:
         """A lookup found a host, or a newer advert of one."""
@@ -270,6 +273,58 @@ class HostSearch:
             await self._changed.wait()
 
 
+StartLookup: TypeAlias = Callable[[HostSearch, float], None]
+
+
+class _Lookup:
+    """One lookup for all searches that want the same hosts at the same time: each hears what it finds.
+
+    Peers answer few questions a second of one client, and many programs may ask it at once.
+    """
+
+    def __init__(self) -> None:
+        self._searches: list[HostSearch] = []
+        self._found: list[FoundHost] = []
+        self._lacking: list[Advert] = []
+        self._failures: Mapping[PeerId, str] = {}
+        self._alone = False
+        self._over_at: float | None = None
+
+    def serves(self, recent_s: float) -> bool:
+        """Whether it is under way, or was over less than ``recent_s`` ago."""
+        return self._over_at is None or trio.current_time() - self._over_at < recent_s
+
+    def join(self, search: HostSearch) -> None:
+        """Tell a search what was found, and, while this goes on, what will be."""
+        for host in self._found:
+            search.found(host)
+        for advert in self._lacking:
+            search.lacks(advert)
+        if self._over_at is None:
+            self._searches.append(search)
+        else:
+            search.lookup_ended(self._failures, alone=self._alone)
+
+    def found(self, host: FoundHost) -> None:
+        """As ``HostSearch.found``."""
+        self._found.append(host)
+        for search in self._searches:
+            search.found(host)
+
+    def lacks(self, advert: Advert) -> None:
+        """As ``HostSearch.lacks``."""
+        self._lacking.append(advert)
+        for search in self._searches:
+            search.lacks(advert)
+
+    def ended(self, failures: Mapping[PeerId, str], *, alone: bool) -> None:
+        """As ``HostSearch.lookup_ended``."""
+        self._over_at, self._failures, self._alone = trio.current_time(), failures, alone
+        for search in self._searches:
+            search.lookup_ended(failures, alone=alone)
+        self._searches.clear()
+
+
 class IdleSessions(Protocol):
     """What a search asks of the sessions that are kept open between turns."""
 
@@ -301,6 +356,8 @@ class Searches:
         self._runtime, self._sessions, self._in_thread = runtime, sessions, in_thread
         self.memory = memory
         self._prefixes = PrefixMemory()
+        self._lookups: BoundedMap[tuple[tuple[ModelId, ...], int], _Lookup] = BoundedMap(_LOOKUPS_MAX)
+        """The last one for each set of models, by them and the capabilities."""
         self.hedging = Hedging()
         """When a second host is asked for an answer."""
         self._unreached: set[PeerId] = set()
@@ -325,7 +382,7 @@ class Searches:
         Hosts without all of ``caps`` are not dialled where that is known before.
         """
 
-        def start_lookup(search: HostSearch) -> None:
+        def start_lookup(search: HostSearch, recent_s: float) -> None:
             if not self._runtime.discovers:
                 search.lookup_ended({})
                 return
@@ -335,7 +392,12 @@ class Searches:
             for peer, addresses in left.items():
                 self._runtime.tasks.start_soon(guard.run, self._look_at, search, peer, addresses)
             models = (model, *filters.equivalents)
-            self._runtime.tasks.start_soon(guard.run, self._look_up, search, models, caps)
+            lookup = self._lookups.get((models, caps))
+            if lookup is None or not lookup.serves(recent_s):
+                lookup = _Lookup()
+                self._lookups.put((models, caps), lookup)
+                self._runtime.tasks.start_soon(guard.run, self._look_up, lookup, models, caps)
+            lookup.join(search)
 
         return HostSearch(
             model,
@@ -416,10 +478,10 @@ class Searches:
         finally:
             search.heard_of(peer)
 
-    async def _look_up(self, search: HostSearch, models: Sequence[ModelId], caps: int) -> None:
+    async def _look_up(self, lookup: _Lookup, models: Sequence[ModelId], caps: int) -> None:
         def on_found(host: FoundHost) -> None:
             self.memory.note(host.advert.peer, partial(Measured.connected, seconds=host.connect_s))
-            search.found(host)
+            lookup.found(host)
 
         failures: dict[PeerId, str] = {}
         alone = False
@@ -427,12 +489,12 @@ class Searches:
             seeds = await self.first_peers()
             for model in models:
                 failures |= await self._runtime.node.finder.find(
-                    model, seeds=seeds, on_found=on_found, on_lacking=search.lacks, caps=caps
+                    model, seeds=seeds, on_found=on_found, on_lacking=lookup.lacks, caps=caps
                 )
             alone = not (seeds or failures or self._runtime.node.network.connected_peers())
         finally:
             self._unreached.update(failures)
-            search.lookup_ended(failures, alone=alone)
+            lookup.ended(failures, alone=alone)
 
     # ---- what was measured
 

@@ -7,6 +7,7 @@ while an answer streams. Answers and conversations are unknown here.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -320,7 +321,7 @@ class SessionPool:
         scope = trio.CancelScope()
         standby = Standby(
             search,
-            contact=self._runtime.node.finder.contact,
+            contact=partial(self._runtime.node.finder.contact, recent_s=self._runtime.limits.standby_check_s),
             is_connected=self._runtime.node.network.is_connected,
             limits=self._runtime.limits,
         )
@@ -377,7 +378,7 @@ class Standby:
     async def run(self) -> None:
         """Keep a host ready until cancelled."""
         await trio.sleep(self._limits.standby_after_s)
-        self._search.start()  # an idle session was used without a lookup
+        self._search.start(self._limits.standby_check_s)  # an idle session was used without a lookup
         while True:
             candidate = self._search.best()
             if candidate is None:
@@ -392,7 +393,7 @@ class Standby:
         with trio.move_on_after(self._limits.standby_look_s):
             await self._search.wait_changed()
             return
-        self._search.look_again()
+        self._search.look_again(self._limits.standby_check_s)
 
     async def _refresh(self, candidate: Candidate) -> bool:
         """Fetch a host's advert; whether the host is there, and may still be chosen."""

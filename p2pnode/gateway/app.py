@@ -128,26 +128,39 @@ def make_app(
 ) -> ASGIApp:
     """The whole API."""
     options = options or AppOptions()
-    desk = _Desk(gateway, ring, limits, options.observe)
+    service = _Service(gateway, ring, limits, options.observe)
     openai, anthropic = chat.error_object, messages.error_object
     routes: list[BaseRoute] = [
-        _post("/v1/chat/completions", _Door(desk, "chat", openai, _answering(desk, chat.read_chat))),
-        _post("/v1/completions", _Door(desk, "completions", openai, _answering(desk, chat.read_completion))),
-        _post("/v1/embeddings", _Door(desk, "embeddings", openai, partial(_embed, desk))),
-        _post("/v1/responses", _Door(desk, "responses", openai, _answering(desk, responses.read_response))),
-        _post("/v1/messages", _Door(desk, "messages", anthropic, _answering(desk, messages.read_messages))),
-        _post("/v1/messages/count_tokens", _Door(desk, "count", anthropic, partial(_count, desk))),
-        Route("/v1/models", _Door(desk, "models", openai, partial(_models, desk)), methods=["GET"]),
-        Route(
-            "/v1/models/{name:path}", _Door(desk, "models", openai, partial(_model, desk)), methods=["GET"]
+        _post(
+            "/v1/chat/completions", _Endpoint(service, "chat", openai, _answering(service, chat.read_chat))
         ),
-        Route("/health", partial(_health, desk), methods=["GET"]),
+        _post(
+            "/v1/completions",
+            _Endpoint(service, "completions", openai, _answering(service, chat.read_completion)),
+        ),
+        _post("/v1/embeddings", _Endpoint(service, "embeddings", openai, partial(_embed, service))),
+        _post(
+            "/v1/responses",
+            _Endpoint(service, "responses", openai, _answering(service, responses.read_response)),
+        ),
+        _post(
+            "/v1/messages",
+            _Endpoint(service, "messages", anthropic, _answering(service, messages.read_messages)),
+        ),
+        _post("/v1/messages/count_tokens", _Endpoint(service, "count", anthropic, partial(_count, service))),
+        Route("/v1/models", _Endpoint(service, "models", openai, partial(_models, service)), methods=["GET"]),
+        Route(
+            "/v1/models/{name:path}",
+            _Endpoint(service, "models", openai, partial(_model, service)),
+            methods=["GET"],
+        ),
+        Route("/health", partial(_health, service), methods=["GET"]),
         Route("/openapi.json", _openapi, methods=["GET"]),
         Route("/", _root, methods=["GET"]),
     ]
     if options.metrics is not None:
         serve = partial(_mounted, options.metrics)
-        routes.append(Route("/metrics", _Door(desk, "metrics", openai, serve), methods=["GET"]))
+        routes.append(Route("/metrics", _Endpoint(service, "metrics", openai, serve), methods=["GET"]))
     app = Starlette(routes=routes, exception_handlers={HTTPException: _no_route})
     app.router.redirect_slashes = False
     return Front(
@@ -160,8 +173,8 @@ def make_app(
     )
 
 
-class _Desk:
-    """What all doors share."""
+class _Service:
+    """What all endpoints share."""
 
     def __init__(self, gateway: Gateway, ring: KeyRing, limits: Limits, observe: Observer | None) -> None:
         self.gateway, self.ring, self.limits, self.observe = gateway, ring, limits, observe
@@ -238,11 +251,11 @@ class _Exchange:
 Handle: TypeAlias = Callable[[_Exchange], Awaitable[None]]
 
 
-class _Door:
+class _Endpoint:
     """One route: lets a request in, has it handled, turns what fails into the API's own words, logs it."""
 
-    def __init__(self, desk: _Desk, face: str, error_object: ErrorObject, handle: Handle) -> None:
-        self._desk, self._face, self._error_object, self._handle = desk, face, error_object, handle
+    def __init__(self, service: _Service, face: str, error_object: ErrorObject, handle: Handle) -> None:
+        self._service, self._face, self._error_object, self._handle = service, face, error_object, handle
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = trio.current_time()
@@ -259,9 +272,9 @@ class _Door:
         stamp = Stamp(id=request_id.removeprefix("req_"), created=int(time.time()))
         exchange = _Exchange(request, Caller(), record, stamp, noting, began)
         fault: Fault | None = None
-        self._desk.gateway.under_way += 1
+        self._service.gateway.under_way += 1
         try:
-            exchange.caller = await self._desk.ring.authorise(token_of(request.headers))
+            exchange.caller = await self._service.ring.authorise(token_of(request.headers))
             record.key_id = exchange.caller.key_id
             await self._handle(exchange)
         except FaultError as error:
@@ -274,7 +287,7 @@ class _Door:
             fault = Fault(status=_DEFECT, code="internal", message="the gateway failed; its log says why")
             log.exception("gateway.request_failed", face=self._face, id=record.id, exc_info=error)
         finally:
-            self._desk.gateway.under_way -= 1
+            self._service.gateway.under_way -= 1
             if fault is not None:
                 record.status, record.outcome = fault.status, fault.code
             record.total_s = trio.current_time() - began
@@ -287,10 +300,10 @@ class _Door:
     def _note(self, record: RequestRecord) -> None:
         record.outcome = record.outcome or "ok"
         record.status = record.status or _LEFT
-        self._desk.gateway.note(record.face, record.status)
+        self._service.gateway.note(record.face, record.status)
         log.info("gateway.request", **asdict(record))
-        if self._desk.observe is not None:
-            self._desk.observe(record)
+        if self._service.observe is not None:
+            self._service.observe(record)
 
 
 def _logged_fault(record: RequestRecord, error: P2PNodeError) -> Fault:
@@ -313,35 +326,35 @@ def _fault_response(error_object: ErrorObject, fault: Fault) -> Response:
 # ---- answers
 
 
-def _answering(desk: _Desk, read: Read) -> Handle:
+def _answering(service: _Service, read: Read) -> Handle:
     """Handles requests that a model answers."""
 
     async def handle(exchange: _Exchange) -> None:
-        fields = await desk.fields(exchange.request)
+        fields = await service.fields(exchange.request)
         asked = read(fields, exchange.stamp)
         exchange.record.model, exchange.record.stream = asked.turns[0].model, asked.writer.stream
         routing = routing_of(exchange.request.headers, fields)
-        replies = await desk.gateway.answers(asked, routing, exchange.caller)
-        told = _Telling(exchange, asked.writer, replies, idle_s=desk.limits.gateway_idle_s)
+        replies = await service.gateway.answers(asked, routing, exchange.caller)
+        sender = _AnswerSender(exchange, asked.writer, replies, idle_s=service.limits.gateway_idle_s)
 
         async def tell() -> None:
-            async with desk.gateway.events(replies) as events:
-                await (told.stream(events) if asked.writer.stream else told.collect(events))
+            async with service.gateway.events(replies) as events:
+                await (sender.stream(events) if asked.writer.stream else sender.collect(events))
 
         try:
-            await _while_connected(exchange.request, tell, is_over=lambda: told.over)
+            await _while_connected(exchange.request, tell, is_over=lambda: sender.over)
         finally:
-            told.count()
-        if told.fault is not None:
-            raise told.fault
-        if told.whole is not None:
-            await exchange.respond(told.whole)
+            sender.count()
+        if sender.fault is not None:
+            raise sender.fault
+        if sender.whole is not None:
+            await exchange.respond(sender.whole)
 
     return handle
 
 
-class _Telling:
-    """Tells a program the answers to its request, whole or as they come.
+class _AnswerSender:
+    """Sends a program the answers to its request, whole or as they come.
 
     After the end ``fault`` says what failed, which a stream that had begun has told already; ``whole`` is the
     answer of one that is no stream.
@@ -467,8 +480,8 @@ def _served_headers(served: Served, cost: int | None) -> dict[str, str]:
 # ---- embeddings
 
 
-async def _embed(desk: _Desk, exchange: _Exchange) -> None:
-    fields = await desk.fields(exchange.request)
+async def _embed(service: _Service, exchange: _Exchange) -> None:
+    fields = await service.fields(exchange.request)
     texts = fields.texts("input")
     if not texts:
         raise fields.fault("input", "give a text, or a list of texts")
@@ -478,7 +491,7 @@ async def _embed(desk: _Desk, exchange: _Exchange) -> None:
     fields.refuse("dimensions", "vectors have as many numbers as the model gives: leave it out")
     name = fields.model()
     exchange.record.model = name
-    embedding = desk.gateway.embedding(
+    embedding = service.gateway.embedding(
         name, texts, routing_of(exchange.request.headers, fields), exchange.caller
     )
     vectors: list[array[float]] = []
@@ -547,20 +560,20 @@ async def _while_connected(
 # ---- what can be asked, and how it is here
 
 
-async def _count(desk: _Desk, exchange: _Exchange) -> None:
+async def _count(service: _Service, exchange: _Exchange) -> None:
     """How many tokens a prompt has; about how many, where the model's tokenizer can't be had."""
-    fields = await desk.fields(exchange.request)
+    fields = await service.fields(exchange.request)
     turn = messages.read_turn(fields)
     exchange.record.model = turn.model
     routing = routing_of(exchange.request.headers, fields)
-    count, is_exact = await desk.gateway.count(turn, routing, exchange.caller)
+    count, is_exact = await service.gateway.count(turn, routing, exchange.caller)
     exchange.record.tokens_in = count
     headers = {f"{HEADER}exact": "true" if is_exact else "false"}
     await exchange.respond(JSONResponse({"input_tokens": count}, headers=headers))
 
 
-async def _models(desk: _Desk, exchange: _Exchange) -> None:
-    found = await desk.gateway.models(exchange.caller)
+async def _models(service: _Service, exchange: _Exchange) -> None:
+    found = await service.gateway.models(exchange.caller)
     data = [_model_object(each, exchange.stamp.created) for each in found]
     names = [each.name for each in found]
     told = {
@@ -574,8 +587,8 @@ async def _models(desk: _Desk, exchange: _Exchange) -> None:
     await exchange.respond(JSONResponse(told))
 
 
-async def _model(desk: _Desk, exchange: _Exchange) -> None:
-    found = await desk.gateway.model(exchange.request.path_params["name"], exchange.caller)
+async def _model(service: _Service, exchange: _Exchange) -> None:
+    found = await service.gateway.model(exchange.request.path_params["name"], exchange.caller)
     await exchange.respond(JSONResponse(_model_object(found, exchange.stamp.created)))
 
 
@@ -625,13 +638,13 @@ def _codex_object(model: ServedModel) -> dict[str, Any]:
     }
 
 
-async def _health(desk: _Desk, _request: Request) -> Response:
-    network = desk.gateway.client.node.network
+async def _health(service: _Service, _request: Request) -> Response:
+    network = service.gateway.client.node.network
     told = {
         "status": "ok",
         "peers": len(network.connected_peers()),
-        "under_way": desk.gateway.under_way,
-        "keys_required": desk.ring.required,
+        "under_way": service.gateway.under_way,
+        "keys_required": service.ring.required,
     }
     return JSONResponse(told)
 
@@ -649,8 +662,8 @@ async def _mounted(app: ASGIApp, exchange: _Exchange) -> None:
     await app(exchange.request.scope, exchange.request.receive, exchange.send)
 
 
-def _post(path: str, door: _Door) -> Route:
-    return Route(path, door, methods=["POST"])
+def _post(path: str, endpoint: _Endpoint) -> Route:
+    return Route(path, endpoint, methods=["POST"])
 
 
 async def _no_route(request: Request, error: Exception) -> Response:

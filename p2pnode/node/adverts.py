@@ -41,6 +41,7 @@ from p2pnode.protocols.events import Command, Emit
 from p2pnode.protocols.gossipsub.commands import Verdict
 from p2pnode.protocols.wire import encode
 from p2pnode.shares import Origin
+from p2pnode.single_flight import SingleFlight
 
 if TYPE_CHECKING:
     from p2pnode.node.staked_hosts import StakedHosts
@@ -49,6 +50,7 @@ log = structlog.get_logger()
 Answer = TypeVar("Answer", Adverts, SheetAnswer)
 SHEETS_MAX: Final = 128
 """Sheets of other hosts that are kept: 16 KiB each at most."""
+_FETCHED_MAX: Final = 1024
 
 
 class AdvertService:
@@ -93,6 +95,9 @@ class AdvertService:
         self.served = self._exchange.served
         self._sheets: BoundedMap[bytes, Sheet] = BoundedMap(SHEETS_MAX)
         """By their hashes."""
+        self._fetches: SingleFlight[tuple[PeerId, PeerId], Advert | None] = SingleFlight()
+        self._fetched_at: BoundedMap[PeerId, float] = BoundedMap(_FETCHED_MAX)
+        """When peers last told their own adverts."""
         self._unpublished: Publish | None = None
         """The newest advert of this host that gossip was not given yet: an older one would tell nobody
         anything."""
@@ -132,17 +137,33 @@ class AdvertService:
             with trio.move_on_after(self._limits.close_deadline_s, shield=True):
                 await subscription.aclose()
 
-    async def fetch(self, peer: PeerId, subject: PeerId | None = None) -> Advert | None:
+    async def fetch(
+        self, peer: PeerId, subject: PeerId | None = None, *, recent_s: float = 0.0
+    ) -> Advert | None:
         """A peer's current advert, asked of itself (or of ``peer`` about ``subject``) and verified.
+
+        Many at once ask one question: a peer takes no more than ``QUESTIONS_PER_S``. One that told its advert
+        less than ``recent_s`` ago is not asked again.
 
         Raises ``UnreachableError``, ``ProtocolError``, or ``ClockError`` where the peer's own advert shows
         that its clock and ours differ too much; the caller sets the deadline.
         """
         wanted = subject or peer
-        answer = await self._ask(peer, GetAdvert(peer=wanted), Adverts)
-        found = self._exchange.fetched(answer.adverts, peer, wanted)
-        self._check_copied()
-        return found
+        told_at = self._fetched_at.get(peer) if wanted == peer else None
+        if told_at is not None and trio.current_time() - told_at < recent_s:
+            held = self.book.get(peer, self.wall())
+            if held is not None:
+                return held.advert
+
+        async def ask() -> Advert | None:
+            answer = await self._ask(peer, GetAdvert(peer=wanted), Adverts)
+            found = self._exchange.fetched(answer.adverts, peer, wanted)
+            self._check_copied()
+            if found is not None and wanted == peer:
+                self._fetched_at.put(peer, trio.current_time())
+            return found
+
+        return await self._fetches.do((peer, wanted), ask)
 
     async def sample(self, peer: PeerId, model: ModelId | None = None, *, caps: int = 0) -> list[Advert]:
         """Live adverts that another peer knows, each verified: this is the peer exchange.
@@ -242,6 +263,8 @@ class AdvertService:
         self, peer: PeerId, question: GetAdvert | SampleAdverts | GetSheet, kind: type[Answer]
     ) -> Answer:
         answer = await ask_once(self._network, peer, PROTOCOL, CODEC, [question])
+        if answer is None:
+            raise ProtocolError("the peer takes no more advert questions for now: it was asked many")
         if not isinstance(answer, kind):
             msg = "the peer answered an advert question with something else"
             raise ProtocolError(msg)

@@ -32,7 +32,7 @@ def _search(
             await trio.sleep(over_s)
         search.lookup_ended({peer(9): "connection refused"})
 
-    def begin(search: HostSearch) -> None:
+    def begin(search: HostSearch, _recent_s: float) -> None:
         if looks is not None:
             looks.append(1)
         nursery.start_soon(look, search)
@@ -121,7 +121,7 @@ async def test_a_host_that_keeps_a_session_is_waited_for_a_moment(
             measured={},
             limits=DEFAULT_LIMITS,
             wall=partial(float, NOW),
-            start_lookup=lambda search: nursery.start_soon(look, search),
+            start_lookup=lambda search, _: nursery.start_soon(look, search),
             has_left=lambda peer: peer == advert(2).peer,
         )
         search.wait_for([advert(2).peer])

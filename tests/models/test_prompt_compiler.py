@@ -16,6 +16,7 @@ from p2pnode.models.grammar import Matcher, PackedGrammar
 from p2pnode.models.prompt_compiler import PromptCompiler, compile_prompt
 from p2pnode.models.renderer import CHATML, ChatTemplate, Renderer
 from p2pnode.protocols.inference.messages import ChatMessage, PromptBody, ResponseFormat, Tool
+from tests.net.support import eventually
 
 HELLO = PromptBody(messages=(ChatMessage.of("user", "Hello"),), seed=bytes(16))
 
@@ -30,8 +31,8 @@ LOOPS = ChatTemplate(
     "{% endfor %}{% endif %}{{ messages[-1].content }}"
 )
 GROWS = ChatTemplate(
-    "{% set n = namespace(s='xxxxxxxxxxxxxxxx') %}{% if messages[0].content == '' %}"
-    "{% for i in range(30) %}{% set n.s = n.s ~ n.s %}{% endfor %}{% endif %}{{ messages[-1].content }}"
+    "{% if messages[0].content == '' %}{% set s = 'x' * (messages|length * 100000000) %}{% endif %}"
+    "{{ messages[-1].content }}"
 )
 BAD = replace(HELLO, messages=(ChatMessage.of("user", ""), *HELLO.messages))
 
@@ -142,3 +143,22 @@ async def test_a_compiler_that_is_closed_leaves_no_process() -> None:
     await compiler.compile(HELLO, text="", letters_max=100)
     await compiler.aclose()
     assert {child.pid for child in psutil.Process().children(recursive=True)} == before
+
+
+async def test_a_process_that_was_forked_ahead_has_the_limits_of_its_own_prompt(compilers: Any) -> None:
+    compiler, before = compilers(ChatTemplate(CHATML)), set(psutil.Process().children(recursive=True))
+    first = await compiler.compile(HELLO, text="", letters_max=1000)
+
+    def processes() -> int:
+        return len(set(psutil.Process().children(recursive=True)) - before)
+
+    await eventually(lambda: processes() == 2)  # one that waits for jobs, and the next one's
+    assert await compiler.compile(HELLO, text="", letters_max=1000) == first
+    bad = compilers(LOOPS)
+    await bad.compile(HELLO, text="", letters_max=1000)
+    await eventually(lambda: processes() == 4)
+    with pytest.raises(EngineError, match="more than 100 ms"):
+        await bad.compile(BAD, text="", letters_max=1000)
+    await compiler.aclose()
+    await bad.aclose()
+    await eventually(lambda: processes() == 0)

@@ -107,7 +107,8 @@ async def test_a_question_that_is_typed_before_the_page_knows_what_is_kept_is_ke
         def work() -> list[str]:
             with visiting(WIDE, url=s.link()) as visit:
                 page, held = visit.page, list[Any]()
-                page.route("**/conversations", lambda route: held.append(route))  # noqa: PLW0108 - it looks into a function
+                # Playwright takes no method of a list.
+                page.route("**/conversations", lambda route: held.append(route))  # noqa: PLW0108
                 page.get_by_text("Hosts seen").wait_for()
                 open_page(visit, "chat", "Chat")
                 until(page, "document.getElementById('model').value === 'scripted'")
