@@ -8,8 +8,8 @@ fetches nothing and hashes no files.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -73,6 +73,18 @@ class CatalogueEntry:
     def model_id(self) -> ModelId | None:
         """The model's id; None while its manifest is unknown."""
         return None if self.manifest is None else model_id(self.manifest)
+
+
+def with_quality(entry: CatalogueEntry, measured: Sequence[Quality]) -> CatalogueEntry:
+    """The entry with what was measured of its model; a measurement replaces an earlier one of the same."""
+
+    def what(each: Quality) -> tuple[str, ...]:
+        return each.task_set, each.engine, each.build, each.kv_types
+
+    new = [each for each in measured if each.model == entry.model_id]
+    known = {what(each) for each in new}
+    said = [each for each in entry.quality if what(each) not in known]
+    return replace(entry, quality=(*new, *said)[:QUALITIES_MAX])
 
 
 def is_model_name(name: object) -> bool:

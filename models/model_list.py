@@ -24,7 +24,7 @@ import binascii
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, NoReturn
 
 from p2pnode.errors import ConfigError
@@ -140,6 +140,35 @@ def same_content(blob: bytes, other: bytes) -> bool:
     mine, theirs = parse_list(blob), parse_list(other)
     heads = [(each.head.name, each.head.key, each.head.description) for each in (mine, theirs)]
     return heads[0] == heads[1] and mine.entries == theirs.entries
+
+
+def revised(
+    head: ListHead,
+    given: Sequence[CatalogueEntry],
+    before: bytes | None,
+    *,
+    add: bool,
+    described: bool,
+) -> bytes:
+    """The document of the revision that ``head`` names; ``before``, the last one, where nothing has changed.
+
+    ``add`` keeps the entries of the last one but for those of the same names, as none ``given`` at all does.
+    Its description stays unless the new one is ``described``. One that can't be read is replaced. Raises
+    ``ConfigError`` for what no reader would take, and for ``add`` where ``before`` can't be read.
+    """
+    old = None
+    if before is not None:
+        try:
+            old = parse_list(before)
+        except ConfigError:
+            if add:
+                raise
+    kept = old.entries if old is not None and (add or not given) else ()
+    entries = {entry.name: entry for entry in (*kept, *given)}
+    if old is not None and not described:
+        head = replace(head, description=old.head.description)
+    blob = list_blob(head, list(entries.values()))
+    return before if before is not None and old is not None and same_content(blob, before) else blob
 
 
 def _table_of(entry: CatalogueEntry) -> dict[str, Any]:

@@ -32,8 +32,9 @@ from p2pnode.models.subscriptions import (
 )
 from p2pnode.node.datadir import DataDir
 from p2pnode.node.node import Node
-from p2pnode.protocols.s5.entries import Entry, EntryKey
+from p2pnode.protocols.s5.entries import Entry, EntryKey, pointer_to
 from p2pnode.protocols.s5.ids import BlobHash, hash_of
+from p2pnode.storage.keys import ListKey, StorageKeys
 from p2pnode.storage.node_store import open_store
 from p2pnode.storage.peer_store import OwnerSigner
 from p2pnode.storage.replication.replicas import ReplicaFinder
@@ -233,6 +234,54 @@ def _is_whole(subscriptions: Subscriptions, key: EntryKey) -> bool:
 
 
 # ---- publishing
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The newest revision of a list of this user that any place has.
+
+    ``blob``: its document; None where it is withdrawn, or can't be had.
+    """
+
+    pointer: Entry | None
+    blob: bytes | None
+
+    @property
+    def revision(self) -> int:
+        """0 where nothing was published."""
+        return self.pointer.revision if self.pointer is not None else 0
+
+
+async def published(config: NodeConfig, node: Node, key: EntryKey) -> Published:
+    """What was published so far under a key of this user."""
+    async with list_places(config, node, key, own_store=True) as places:
+        shown = await pointers_at(places, key, node.limits)
+        ours = [entry for entry in shown.pointers.values() if entry.key == key and entry.holds()]
+        newest = max(ours, key=lambda entry: entry.revision, default=None)
+        if newest is None or newest.points_at is None or newest.points_at == WITHDRAWN:
+            return Published(newest, None)
+        try:
+            return Published(newest, await fetch_list(places, newest.points_at, node.limits))
+        except NoBlobError:
+            return Published(newest, None)
+
+
+async def publish_revision(
+    config: NodeConfig, node: Node, keys: StorageKeys, key: ListKey, *, revision: int, blob: bytes | None
+) -> tuple[Entry, dict[str, str]]:
+    """Sign a revision and put it at each place of its key; ``blob`` None withdraws the list.
+
+    Returns its pointer, and what :func:`publish_list` says of each place.
+    """
+
+    def sign(_owner: bytes, digest: bytes) -> bytes:
+        return keys.owner_signing.sign(digest)
+
+    pointer = key.entry(revision, pointer_to(WITHDRAWN if blob is None else hash_of(blob)))
+    async with list_places(
+        config, node, key.entry_key, own_store=True, owner=keys.owner, sign=sign
+    ) as places:
+        return pointer, await publish_list(places, pointer, blob, owner=keys.owner, limits=node.limits)
 
 
 async def publish_list(

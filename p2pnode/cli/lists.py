@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -38,15 +37,12 @@ if TYPE_CHECKING:
     from p2pnode.models.catalogue_entry import CatalogueEntry
     from p2pnode.models.subscriptions import Subscription, Subscriptions
     from p2pnode.protocols.s5.entries import Entry, EntryKey
-    from p2pnode.storage.keys import ListKey
-    from p2pnode.storage.store import Replica
 
 lists_app = Commands(help="Signed lists of models: those you subscribed to, and those you publish.")
 S5Option = Annotated[
     str | None, typer.Option("--s5-url", help="An S5 node that lists are read from and published to.")
 ]
 _LEFT_OUT_SHOWN: Final = 3
-_QUALITIES_MAX: Final = 16
 
 
 @lists_app.callback(invoke_without_command=True)
@@ -385,13 +381,10 @@ async def _publish(
     description: str | None,
 ) -> None:
     """Publish ``given`` as the next revision of the list; None withdraws it."""
-    from p2pnode.errors import ConfigError, StorageError
-    from p2pnode.models.model_list import is_list_name, list_key_text
-    from p2pnode.models.subscriptions import WITHDRAWN
-    from p2pnode.protocols.s5.entries import pointer_to
-    from p2pnode.protocols.s5.ids import hash_of
+    from p2pnode.errors import ConfigError, StorageError, UsageError
+    from p2pnode.models.model_list import ListHead, is_list_name, list_key_text, revised
     from p2pnode.storage.key_file import load_storage_keys
-    from p2pnode.storage.model_lists import OWN, list_places, publish_list
+    from p2pnode.storage.model_lists import OWN, publish_revision, published
 
     with blaming("NAME"):
         if not is_list_name(name):
@@ -403,99 +396,40 @@ async def _publish(
             "`p2pnode wallet new` makes them, `wallet restore` takes yours"
         )
     key = keys.model_list(name)
-
-    def sign(_owner: bytes, digest: bytes) -> bytes:
-        return keys.owner_signing.sign(digest)
-
     async with network as client:
         config, node = client.runtime.config, client.node
-        async with list_places(config, node, key.entry_key, own_store=True) as places:
-            before, blob_before = await _published(places, key, node.limits)
-        blob, revision = _next(name, key, given, before, blob_before, add=add, description=description)
-        pointer = key.entry(revision, pointer_to(WITHDRAWN if blob is None else hash_of(blob)))
-        async with list_places(
-            config, node, key.entry_key, own_store=True, owner=keys.owner, sign=sign
-        ) as places:
-            outcomes = await publish_list(places, pointer, blob, owner=keys.owner, limits=node.limits)
+        before = await published(config, node, key.entry_key)
+        blob, revision = None, before.revision + 1
+        if given is None:
+            if before.pointer is None:
+                raise UsageError(f"NAME: no list of yours called {name} was published")
+        elif add and before.pointer is not None and before.blob is None:
+            msg = f"--add: revision {before.revision} of {name} can't be had now: publish it as a whole"
+            raise UsageError(msg)
+        else:
+            head = ListHead(
+                name=name,
+                key=key.entry_key,
+                revision=revision,
+                created=int(time.time()),
+                description=description or "",
+            )
+            blob = revised(head, given, before.blob, add=add, described=description is not None)
+            if blob == before.blob:
+                revision = before.revision
+        pointer, outcomes = await publish_revision(config, node, keys, key, revision=revision, blob=blob)
     if outcomes[OWN]:
         raise StorageError(f"not published: {outcomes[OWN]}")
     _tell_published(output, name, list_key_text(key.entry_key), pointer, blob, outcomes)
 
 
-async def _published(
-    places: Sequence[Replica], key: ListKey, limits: Any
-) -> tuple[Entry | None, bytes | None]:
-    """The newest revision of a list of ours that any place has, and its document, where that can be had."""
-    from p2pnode.models.subscriptions import WITHDRAWN
-    from p2pnode.storage.model_lists import fetch_list, pointers_at
-    from p2pnode.storage.store import NoBlobError
-
-    shown = await pointers_at(places, key.entry_key, limits)
-    ours = [entry for entry in shown.pointers.values() if entry.key == key.entry_key and entry.holds()]
-    newest = max(ours, key=lambda entry: entry.revision, default=None)
-    if newest is None or newest.points_at is None or newest.points_at == WITHDRAWN:
-        return newest, None
-    try:
-        return newest, await fetch_list(places, newest.points_at, limits)
-    except NoBlobError:
-        return newest, None
-
-
-def _next(
-    name: str,
-    key: ListKey,
-    given: Sequence[CatalogueEntry] | None,
-    before: Entry | None,
-    blob_before: bytes | None,
-    *,
-    add: bool,
-    description: str | None,
-) -> tuple[bytes | None, int]:
-    """The document of the next revision and its number; those of the last one where nothing has changed."""
-    from p2pnode.errors import ConfigError, UsageError
-    from p2pnode.models.model_list import ListHead, list_blob, parse_list, same_content
-
-    revision = before.revision + 1 if before is not None else 1
-    if given is None:
-        if before is None:
-            raise UsageError(f"NAME: no list of yours called {name} was published")
-        return None, revision
-    old = None
-    if before is not None and blob_before is None and add:
-        raise UsageError(
-            f"--add: revision {before.revision} of {name} can't be had now: publish it as a whole"
-        )
-    if blob_before is not None:
-        try:
-            old = parse_list(blob_before)
-        except ConfigError:
-            if add:
-                raise
-    entries = {entry.name: entry for entry in (old.entries if old is not None and (add or not given) else ())}
-    entries |= {entry.name: entry for entry in given}
-    said = description if description is not None else old.head.description if old is not None else ""
-    head = ListHead(
-        name=name, key=key.entry_key, revision=revision, created=int(time.time()), description=said
-    )
-    blob = list_blob(head, list(entries.values()))
-    if before is not None and blob_before is not None and same_content(blob, blob_before):
-        return blob_before, before.revision
-    return blob, revision
-
-
-# ---- models for a list
-
-
 async def _given(data_dir: Path | None, file: Path | None, models: Sequence[str]) -> list[CatalogueEntry]:
     """The models of a file and those that were named, with the quality that was measured here."""
     from p2pnode.cli.quality import own_qualities
-    from p2pnode.errors import ConfigError, UsageError
+    from p2pnode.errors import ConfigError
     from p2pnode.files import read_text_or_none, user_path
-    from p2pnode.models.catalogue import Catalogue, parse_catalogue
-    from p2pnode.models.catalogue_entry import CatalogueEntry
-    from p2pnode.models.local_models import installed
-    from p2pnode.models.manifest import model_id_text
-    from p2pnode.models.pull.pull import pull
+    from p2pnode.models.catalogue import parse_catalogue
+    from p2pnode.models.list_draft import drafted
 
     data = data_of(data_dir)
     entries: list[CatalogueEntry] = []
@@ -506,45 +440,10 @@ async def _given(data_dir: Path | None, file: Path | None, models: Sequence[str]
             if text is None:
                 raise ConfigError(f"{path}: there is no such file")
             entries += parse_catalogue(text, str(path), sources_needed=False).values()
-    catalogue = Catalogue.of(data.models)
-    for model in models:
-        local = next(
-            (m for m in installed(data.models) if model in (m.name, model_id_text(m.model_id))), None
+    with blaming("--from"):
+        return await drafted(
+            entries, models, data.models, measured=own_qualities(data), before_pull=data.prepare
         )
-        with blaming("--from"):
-            try:
-                entry = catalogue.find(model)
-            except ConfigError:
-                if local is None:
-                    raise
-                entry = CatalogueEntry(name=local.name, manifest=local.manifest)
-        if entry.path is not None:
-            data.prepare()
-            local = await pull(entry, data.models)
-            entry = CatalogueEntry(name=entry.name, manifest=local.manifest)
-        bare = entry.name.rpartition("/")[2]
-        entries.append(replace(entry, name=bare, list_name="", path=None))
-    seen: set[str] = set()
-    for entry in entries:
-        if entry.name in seen:
-            msg = f"two models are called {entry.name}: `models lists draft` writes a FILE, rename one in it"
-            raise UsageError(msg)
-        seen.add(entry.name)
-    measured = own_qualities(data)
-    return [
-        _with_quality(entry, [each for each in measured if each.model == entry.model_id]) for entry in entries
-    ]
-
-
-def _with_quality(entry: CatalogueEntry, measured: Sequence[Any]) -> CatalogueEntry:
-    """The entry with what was measured here; it replaces what was said before of the same measurement."""
-
-    def what(each: Any) -> tuple[str, ...]:
-        return each.task_set, each.engine, each.build, each.kv_types
-
-    new = {what(each) for each in measured}
-    said = [each for each in entry.quality if what(each) not in new]
-    return replace(entry, quality=(*measured, *said)[:_QUALITIES_MAX])
 
 
 # ---- what is shown

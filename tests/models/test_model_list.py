@@ -26,6 +26,7 @@ from p2pnode.models.model_list import (
     list_key_text,
     parse_list,
     parse_list_key,
+    revised,
     same_content,
 )
 from p2pnode.models.quality import Quality, TaskResult
@@ -76,6 +77,33 @@ def test_the_same_models_are_the_same_list_whenever_it_is_made() -> None:
     assert same_content(first, list_blob(head(9, created=1), [entry("b"), entry("a")]))
     assert not same_content(first, blob_of("a", "c"))
     assert not same_content(first, list_blob(head(1, description="other"), [entry("a"), entry("b")]))
+
+
+@pytest.mark.parametrize(
+    ("given", "add", "names"),
+    [("bc", False, "bc"), ("bc", True, "abc"), ("", False, "ab"), ("b", True, "ab")],
+)
+def test_a_revision_has_what_is_given_and_what_it_is_added_to(given: str, add: bool, names: str) -> None:
+    before = list_blob(head(1, description="old"), [entry("a"), entry("b")])
+    new = [entry(each, description="new") for each in given]
+    made = parse_list(revised(head(2, created=7), new, before, add=add, described=False))
+    assert [each.name for each in made.entries] == list(names)
+    assert [each for each in made.entries if each.name in given] == new
+    assert made.head.description == "old"
+
+
+def test_a_revision_in_which_nothing_changes_is_the_one_before() -> None:
+    before = list_blob(head(1, description="old"), [entry("a")])
+    assert revised(head(2), [entry("a")], before, add=False, described=False) == before
+    changed = revised(head(2, description="new"), [], before, add=False, described=True)
+    assert parse_list(changed).head == head(2, description="new")
+    assert parse_list(revised(head(1), [entry("a")], None, add=True, described=False)).head.revision == 1
+
+
+def test_a_document_that_cannot_be_read_is_replaced_and_never_added_to() -> None:
+    assert parse_list(revised(head(2), [entry("a")], b"x", add=False, described=False)).head == head(2)
+    with pytest.raises(ConfigError):
+        revised(head(2), [entry("a")], b"x", add=True, described=False)
 
 
 def test_a_file_of_models_and_a_list_say_the_same() -> None:
