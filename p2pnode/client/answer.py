@@ -211,6 +211,8 @@ class Answer(interface.Answer):
         self.trusted = trusted
         self.left_out = 0
         self._asked_at: float | None = None
+        self._begun_at = math.inf
+        """When the host was chosen that is asked now."""
         self._first_at: float | None = None
         self._done = False
         self.host: PeerId | None = None
@@ -390,7 +392,7 @@ class Answer(interface.Answer):
         usual = [known.tokens_per_s for known in measured.values() if known.tokens_per_s is not None]
         if pace >= least_pace(usual, floor=limits.pace_floor, ceiling=limits.pace_ceiling):
             return False
-        other = search.best()
+        other = search.best(resting=False)
         known = measured.get(other.advert.peer) if other is not None else None
         leaves = self._failover.leaves_for(pace, other, known.tokens_per_s if known is not None else None)
         if leaves or not self._slow_reported:
@@ -443,6 +445,7 @@ class Answer(interface.Answer):
         if is_priced(candidate.offer):
             ask = await self._renderers.with_own_count(candidate.offer.model, ask, peer)
         failover.begin()
+        self._begun_at = trio.current_time()
         self._session = session = await self._pool.open(candidate, ask)
         failover.opened(
             Attempt(
@@ -667,8 +670,8 @@ class Answer(interface.Answer):
         retrying = decision.move == "again" or (decision.move == "next" and search.may_give_more)
         if decision.blames:
             fault, took = isinstance(error, HostFault), decision.took_for_nothing
-            turn = decision.ended is not None
-            self._searches.note_failure(peer, turn=turn, fault=fault, took_for_nothing=took)
+            turn, asked_s = decision.ended is not None, trio.current_time() - self._begun_at
+            self._searches.note_failure(peer, asked_s=asked_s, turn=turn, fault=fault, took_for_nothing=took)
         if isinstance(error, RefusedError) and error.code == "context_overflow":
             search.need_context(candidate.offer.n_ctx + 1)
         self._runtime.tell("host.failed", {"peer": peer, "reason": str(error), "retrying": retrying})

@@ -7,6 +7,7 @@ Nothing here opens a session.
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -98,6 +99,8 @@ class HostSearch:
         self._changed = trio.Event()
         """Set at each change, and then made anew."""
         self._first_found_at: float | None = None
+        self._looked_at = self._failed_at = -math.inf
+        """When the last lookup began, and a host failed last."""
         self._start_lookup: StartLookup | None = start_lookup
         self._started = self._ended = False
         self._awaited: set[PeerId] = set()
@@ -113,12 +116,14 @@ class HostSearch:
         """Begin the lookup, once. What another search found less than ``recent_s`` ago is good enough."""
         if self._start_lookup is not None and not self._started:
             self._started = True
+            self._looked_at = trio.current_time() - recent_s
             self._start_lookup(self, recent_s)
 
     def look_again(self, recent_s: float = 0.0) -> None:
         """Begin another lookup if the last one is over: it may find hosts that were not there then."""
         if self._start_lookup is not None and self._ended:
             self._ended = False
+            self._looked_at = trio.current_time() - recent_s
             self._start_lookup(self, recent_s)
 
     def found(self, host: FoundHost) -> None:
@@ -175,6 +180,7 @@ class HostSearch:
     def failed(self, peer: PeerId, reason: str) -> None:
         """A host was tried and failed."""
         self.failures[peer] = reason
+        self._failed_at = trio.current_time()
 
     def pass_over(self, peer: PeerId, reason: str) -> None:
         """A host is not there after all: don't give it."""
@@ -208,9 +214,9 @@ class HostSearch:
 
     # ---- the choice
 
-    def best(self, *, standby_first: bool = True) -> Candidate | None:
+    def best(self, *, standby_first: bool = True, resting: bool = True) -> Candidate | None:
         """The host that :meth:`next` would give as far as is known now; see ``HostChoice.best``."""
-        return self._choice.best(self._wall(), standby_first=standby_first)
+        return self._choice.best(self._wall(), standby_first=standby_first, resting=resting)
 
     def may_use(self, peer: PeerId) -> bool:
         """Whether this host was not tried yet, and is allowed."""
@@ -241,7 +247,9 @@ class HostSearch:
     async def next(self) -> Candidate | None:
         """The best host not tried yet; None when there is none and none will come.
 
-        After the first find it waits ``found_grace_s`` for others, so that the nearest does not always win.
+        After the first find it waits ``found_grace_s`` for others, so that the nearest does not always win,
+        and ``reconnect_patience_s`` before it gives a host that rests. A lookup that was begun before a host
+        failed says nothing of who is there now: where nobody is left there is one more.
         """
         first = self._choice.take_first(self._wall())
         if first is not None:
@@ -255,13 +263,19 @@ class HostSearch:
             if self._first_found_at is not None and not self._ended:
                 with trio.move_on_at(self._first_found_at + self._limits.found_grace_s):
                     await self.wait_over()
-            best = self._choice.best(self._wall())
+            found_at = math.inf if self._first_found_at is None else self._first_found_at
+            rests_until = found_at + self._limits.reconnect_patience_s
+            resting = self._ended or trio.current_time() >= rests_until
+            best = self._choice.best(self._wall(), resting=resting)
             # Strangers come when it is sure that no host is there that the user trusts.
             if best is not None and (best.trusted or self._ended or not self.trusts_some):
-                return self._choice.take_best(self._wall())
+                return self._choice.take_best(self._wall(), resting=resting)
+            if self._ended and self._looked_at < self._failed_at:
+                self.look_again()
             if self._ended:
                 return None
-            await self._changed.wait()
+            with trio.move_on_at(math.inf if resting else rests_until):
+                await self._changed.wait()
 
     async def second(self, allows: Callable[[Candidate], bool]) -> Candidate | None:
         """The best host not tried yet that ``allows`` takes; None when there is none and none will come."""
@@ -529,11 +543,25 @@ class Searches:
         self.memory.note(peer, partial(Measured.proved, tokens=tokens))
 
     def note_failure(
-        self, peer: PeerId, *, turn: bool, fault: bool = False, took_for_nothing: bool = False
+        self,
+        peer: PeerId,
+        *,
+        asked_s: float = -math.inf,
+        turn: bool,
+        fault: bool = False,
+        took_for_nothing: bool = False,
     ) -> None:
-        """A host, or a ``turn`` that it had begun, failed; the rest is as in ``Measured.failed``."""
+        """A host, or a ``turn`` that it had begun, failed, which was asked so many seconds ago; the rest is
+        as in ``Measured.failed``."""
         now = self._runtime.node.wall()
-        change = partial(Measured.failed, now=now, turn=turn, fault=fault, took_for_nothing=took_for_nothing)
+        change = partial(
+            Measured.failed,
+            now=now,
+            began=now - asked_s,
+            turn=turn,
+            fault=fault,
+            took_for_nothing=took_for_nothing,
+        )
         self.memory.note(peer, change)
 
     # ---- peers

@@ -17,7 +17,8 @@ nothing; of one that is due a host that keeps sessions is charged a share, for i
 
 A host with which a session is open, or was left, goes before its equals; a free one where what its prompt
 cache may save is worth more than what another host is faster, one that is paid while it has a slot. Hosts
-outside of what the user allows and can pay are left out, also where no other host is found.
+outside of what the user allows and can pay are left out, also where no other host is found. A free one that
+failed a few times in a row rests, and is asked only then: it may be back.
 """
 
 from __future__ import annotations
@@ -154,6 +155,8 @@ class Candidate:
     """Why it may not be chosen; "" where it may."""
     unpaid: bool = False
     """Whether it may not be chosen for want of money alone."""
+    rests: bool = False
+    """Whether it is left out for its failures alone, and costs nothing: it is asked where nobody else is."""
     under_way: int = 0
     """How many turns of this client it has now."""
 
@@ -202,8 +205,10 @@ def rank(
             continue
         known, paid = measured.get(advert.peer, Measured()), fee_paid(advert.peer)
         turns = under_way(advert.peer)
-        barred = exclusion(advert, offer, known, filters, now)
+        barred = _bar(advert, offer, filters, known)
+        rest = "" if barred else _rest(offer, known, now)
         unpayable = (payable or why_not_free)(advert, offer)
+        dear = _too_dear(offer, filters, turn, fee_paid=paid)
         candidates.append(
             Candidate(
                 advert=advert,
@@ -215,8 +220,9 @@ def rank(
                 equivalent=offer.model != model,
                 stake=stake_of(advert),
                 known=known,
-                excluded=barred or unpayable or _too_dear(offer, filters, turn, fee_paid=paid),
-                unpaid=bool(unpayable) and not barred,
+                excluded=barred or rest or unpayable or dear,
+                unpaid=bool(unpayable) and not (barred or rest),
+                rests=bool(rest) and _may_rest(offer, known) and not (unpayable or dear),
                 under_way=turns,
             )
         )
@@ -298,8 +304,28 @@ def _too_dear(offer: Offer, filters: Filters, turn: TurnBound | None, *, fee_pai
     )
 
 
-def exclusion(advert: Advert, offer: Offer, known: Measured, filters: Filters, now: float) -> str:
-    """Why a host may not be chosen; "" where it may."""
+def _may_rest(offer: Offer, known: Measured) -> bool:
+    """Whether a host that the circuit breaker leaves out may be asked where nobody else is: that must cost
+    nothing, for nobody bounds how often it is."""
+    return not (known.is_costly or is_priced(offer))
+
+
+def _rest(offer: Offer, known: Measured, now: float) -> str:
+    """Why the circuit breaker leaves a host out; "" where it doesn't."""
+    rest_s = known.broken_until() - now
+    if rest_s <= 0:
+        return ""
+    what = f"failed {known.failures_in_a_row} times in a row"
+    if known.failures_in_a_row < BREAKER_FAILURES:
+        what = f"took pay for {math.ceil(known.unanswered)} questions and gave next to nothing"
+    if known.faults:
+        what = "broke the protocol"
+    where = ", unless no other host is there" if _may_rest(offer, known) else ""
+    return f"{what}: left out for {rest_s:.0f} s more{where}"
+
+
+def _bar(advert: Advert, offer: Offer, filters: Filters, known: Measured) -> str:
+    """Why a host may not be chosen whatever others there are; "" where it may."""
     if why := filters.rules.exclusion(advert):
         return why
     if advert.release_min > RELEASE:
@@ -308,13 +334,6 @@ def exclusion(advert: Advert, offer: Offer, known: Measured, filters: Filters, n
         )
     if advert.draining:
         return "draining: it is about to leave"
-    if known.broken_until() > now:
-        what = f"failed {known.failures_in_a_row} times in a row"
-        if known.failures_in_a_row < BREAKER_FAILURES:
-            what = f"took pay for {math.ceil(known.unanswered)} questions and gave next to nothing"
-        if known.faults:
-            what = "broke the protocol"
-        return f"{what}: left out for {known.broken_until() - now:.0f} s more"
     if filters.reputation_min and (low := reputation(known).low) < filters.reputation_min:
         turns = f"{known.kept} of {known.kept + known.broken} turns ended as promised"
         return f"its reputation here is {low:.2f} ({turns}), and {filters.reputation_min:g} is asked for"
@@ -385,10 +404,20 @@ class HostChoice:
         """The host that is kept ready."""
 
     def found(self, advert: Advert) -> None:
-        """A host was found, or a newer advert of one. An older one changes nothing."""
+        """A host was found, or a newer advert of one. An older one changes nothing.
+
+        A free host that was started anew since may be given once more: what it was given for before died
+        with it.
+        """
         held = self._found.get(advert.peer)
-        if held is None or (advert.binding.seq, advert.seq) >= (held.binding.seq, held.seq):
-            self._found[advert.peer] = advert
+        if held is not None:
+            if (advert.binding.seq, advert.seq) < (held.binding.seq, held.seq):
+                return
+            offer = _offer(advert, self._model, self._filters)
+            known = self._measured.get(advert.peer, Measured())
+            if advert.instance != held.instance and offer is not None and _may_rest(offer, known):
+                self._tried.discard(advert.peer)
+        self._found[advert.peer] = advert
 
     def try_first(self, advert: Advert) -> None:
         """Give this host first: a session with it is open. Of several the last one named is given."""
@@ -406,10 +435,12 @@ class HostChoice:
     def may_ask_again(self, peer: PeerId, now: float) -> bool:
         """Whether :attr:`turn` may be asked once more of this host, which was given out: another session with
         it could cost more than is allowed, and the circuit breaker may leave it out by now."""
-        if self._measured.get(peer, Measured()).broken_until() > now:
-            return False
-        advert = self._found.get(peer)
+        known, advert = self._measured.get(peer, Measured()), self._found.get(peer)
         offer = _offer(advert, self._model, self._filters) if advert is not None else None
+        if known.broken_until() > now:
+            alone = offer is not None and _may_rest(offer, known) and not self.has_untried(now)
+            if not alone:
+                return False
         paid = self._fee_paid(peer)
         return offer is None or not _too_dear(offer, self._filters, self.turn, fee_paid=paid)
 
@@ -440,27 +471,28 @@ class HostChoice:
         closes = self._measured.get(peer, Measured()).left_closed > 0
         return self._has_session(peer) or (self._has_left(peer) and not closes)
 
-    def best(self, now: float, *, standby_first: bool = True) -> Candidate | None:
-        """The host to give next, as far as is known now.
+    def best(self, now: float, *, standby_first: bool = True, resting: bool = True) -> Candidate | None:
+        """The host to give next, as far as is known now. One that rests: only if ``resting``, and where there
+        is no other.
 
         Hosts that are trusted go first, then those of the very model, then free ones. Among their equals
         those with a session that is worth it go first. Then the standby, if ``standby_first``: it answers at
         once. Then by rank.
         """
 
-        return next(iter(self._in_order(now, standby_first=standby_first)), None)
+        return next(iter(self._in_order(now, standby_first=standby_first, resting=resting)), None)
 
-    def _in_order(self, now: float, *, standby_first: bool = True) -> list[Candidate]:
+    def _in_order(self, now: float, *, standby_first: bool = True, resting: bool = False) -> list[Candidate]:
         def order(candidate: Candidate) -> tuple[bool, bool, bool, bool, bool]:
             ready = standby_first and candidate.advert.peer == self.standby
             priced, first = is_priced(candidate.offer), candidate.goes_first
             return not candidate.trusted, candidate.equivalent, priced, not first, not ready
 
-        return sorted(self._untried(now), key=order)
+        return sorted(self._untried(now, resting=resting), key=order)
 
-    def take_best(self, now: float) -> Candidate | None:
+    def take_best(self, now: float, *, resting: bool = True) -> Candidate | None:
         """:meth:`best`, given out."""
-        best = self.best(now)
+        best = self.best(now, resting=resting)
         if best is not None:
             self._tried.add(best.advert.peer)
         return best
@@ -485,14 +517,21 @@ class HostChoice:
         """Whether this host was not given out yet, and is allowed."""
         # By itself: what else was found changes its place and nothing of whether it may be given.
         advert = self._found.get(peer)
-        return advert is not None and peer not in self._tried and bool(self._rank([advert], now).chosen)
+        if advert is None or peer in self._tried:
+            return False
+        ranking = self._rank([advert], now)
+        return bool(ranking.chosen) or any(each.rests for each in ranking.excluded)
 
     def has_untried(self, now: float) -> bool:
         """Whether a host is left that may be given out."""
         return any(self.may_use(peer, now) for peer in self._found)
 
-    def _untried(self, now: float) -> list[Candidate]:
-        return [each for each in self.ranking(now).chosen if each.advert.peer not in self._tried]
+    def _untried(self, now: float, *, resting: bool) -> list[Candidate]:
+        ranking = self.ranking(now)
+        untried = [each for each in ranking.chosen if each.advert.peer not in self._tried]
+        if untried or not resting:
+            return untried
+        return [each for each in ranking.excluded if each.rests and each.advert.peer not in self._tried]
 
 
 def _score(advert: Advert, offer: Offer, known: Measured, under_way: int) -> float:

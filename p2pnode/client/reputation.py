@@ -28,6 +28,8 @@ BREAKER_MAX_S: Final = 3600.0
 FORGIVEN: Final = 1 / 8
 """Of one question that was paid for and not answered, an answer makes good so much: a host that gives nothing
 for more than one question in nine is left out in the end."""
+_AT_ONCE_S: Final = 0.001
+"""What is asked so soon before a failure, by a rounded clock, may be what is asked because of it."""
 TURNS_MAX: Final = 1000
 """Beyond so many turns both counts are halved: what a host did long ago counts less and less."""
 HOSTS_MAX: Final = 512
@@ -96,15 +98,26 @@ class Measured:
         return replace(self, ttft_s=max(self.ttft_s or 0.0, _mean(self.ttft_s, waited_s)))
 
     def failed(
-        self, now: float, *, turn: bool = False, fault: bool = False, took_for_nothing: bool = False
+        self,
+        now: float,
+        *,
+        began: float = math.inf,
+        turn: bool = False,
+        fault: bool = False,
+        took_for_nothing: bool = False,
     ) -> Measured:
         """With a dial or, if ``turn``, a turn that failed; ``fault`` where the host broke the protocol,
-        ``took_for_nothing`` where it was to be paid for the question and gave too little to be worth it."""
+        ``took_for_nothing`` where it was to be paid for the question and gave too little to be worth it.
+
+        ``began``: when it was asked. A host that dies fails all that it was asked before, and has died once.
+        """
+        # The time of the first failure stays: otherwise turns that overlap would hide all later ones.
+        same = self.failures_in_a_row > 0 and began < self.last_failure - _AT_ONCE_S
         return replace(
             self._with_turn(broken=turn),
             failure_rate=self.failure_rate * (1 - WEIGHT) + WEIGHT,
-            failures_in_a_row=self.failures_in_a_row + 1,
-            last_failure=now,
+            failures_in_a_row=self.failures_in_a_row + (not same),
+            last_failure=self.last_failure if same else now,
             faults=self.faults + fault,
             unanswered=self.unanswered + took_for_nothing,
         )
@@ -113,6 +126,11 @@ class Measured:
         shrinks = self.kept + self.broken >= TURNS_MAX
         before = (self.kept // 2, self.broken // 2) if shrinks else (self.kept, self.broken)
         return replace(self, kept=before[0] + kept, broken=before[1] + broken)
+
+    @property
+    def is_costly(self) -> bool:
+        """Whether it broke the protocol, or took pay for too many questions that it did not answer."""
+        return self.faults > 0 or math.ceil(self.unanswered) >= BREAKER_FAILURES
 
     def broken_until(self) -> float:
         """Until when the circuit breaker leaves this host out.

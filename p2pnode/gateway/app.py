@@ -21,6 +21,7 @@ from typing import Any, Final, TypeAlias
 import structlog
 import trio
 from starlette.applications import Starlette
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -123,6 +124,22 @@ class AppOptions:
     observe: Observer | None = None
 
 
+class _AnyName(Convertor[str]):
+    """The rest of an address. Starlette's own ``path`` ends at a line break: then nobody is told what is
+    wrong with the name, and the request has no record."""
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("any", _AnyName())
+
+
 def make_app(
     gateway: Gateway, ring: KeyRing, options: AppOptions | None = None, *, limits: Limits = DEFAULT_LIMITS
 ) -> ASGIApp:
@@ -150,7 +167,7 @@ def make_app(
         _post("/v1/messages/count_tokens", _Endpoint(service, "count", anthropic, partial(_count, service))),
         Route("/v1/models", _Endpoint(service, "models", openai, partial(_models, service)), methods=["GET"]),
         Route(
-            "/v1/models/{name:path}",
+            "/v1/models/{name:any}",
             _Endpoint(service, "models", openai, partial(_model, service)),
             methods=["GET"],
         ),

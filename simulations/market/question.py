@@ -177,6 +177,8 @@ class Question:
         self._session: Session | None = None
         self._turn: SessionTurn | None = None
         self._failed_at: float | None = None
+        self._begun_at = math.inf
+        """When the host was chosen that is asked now."""
         self._lookup: Lookup | None = None
         self._standby: Standby | None = None
         self._first_found_at: float | None = None
@@ -300,7 +302,7 @@ class Question:
         grace_s = client.market.limits.found_grace_s
         if found_at is not None and not lookup.is_over and client.now < found_at + grace_s - 1e-9:
             return
-        best = self.choice.take_best(client.wall())
+        best = self.choice.take_best(client.wall(), resting=lookup.is_over)
         if best is not None:
             self._waits = False
             self._take(best)
@@ -312,6 +314,7 @@ class Question:
     def _take(self, candidate: Candidate) -> None:
         self._candidate = candidate
         self.failover.begin()
+        self._begun_at = self.client.now
         self.client.open_session(candidate, self._ask(), self._session_ready)
 
     def _session_ready(self, outcome: Session | P2PNodeError) -> None:
@@ -394,7 +397,7 @@ class Question:
         usual = [known.tokens_per_s for known in measured.values() if known.tokens_per_s is not None]
         if pace >= least_pace(usual, floor=limits.pace_floor, ceiling=limits.pace_ceiling):
             return
-        other = self.choice.best(client.wall())
+        other = self.choice.best(client.wall(), resting=False)
         known = measured.get(other.advert.peer) if other is not None else None
         if self.failover.leaves_for(pace, other, known.tokens_per_s if known is not None else None):
             self._leaves_slow = True
@@ -446,8 +449,14 @@ class Question:
             if decision.blames:
                 took = decision.took_for_nothing
                 begun = decision.ended is not None
+                now = client.wall()
                 failed = partial(
-                    Measured.failed, now=client.wall(), turn=begun, fault=fault, took_for_nothing=took
+                    Measured.failed,
+                    now=now,
+                    began=now - (client.now - self._begun_at),
+                    turn=begun,
+                    fault=fault,
+                    took_for_nothing=took,
                 )
                 client.measure(peer, failed)
             if isinstance(error, RefusedError) and error.code == "context_overflow":

@@ -270,15 +270,84 @@ def test_a_host_whose_session_is_gone_may_be_too_dear_to_ask_once_more() -> None
 
 
 def test_a_host_that_the_breaker_leaves_out_is_not_asked_once_more_for_the_same_answer() -> None:
-    measured = {peer(1): Measured()}
+    measured = {peer(1): Measured(ttft_s=0.1)}
     choice = HostChoice(MODEL, Filters(), measured=measured)
     choice.found(advert(1))
-    assert choice.take_best(NOW) is not None
+    choice.found(advert(2))
+    first = choice.take_best(NOW)
+    assert first is not None
+    assert first.advert.peer == peer(1)
     for _ in range(BREAKER_FAILURES):
         assert choice.may_ask_again(peer(1), NOW)
         measured[peer(1)] = measured[peer(1)].failed(NOW)
     assert not choice.may_ask_again(peer(1), NOW)
     assert choice.may_ask_again(peer(1), NOW + BREAKER_S)
+    choice.pass_over(peer(2))
+    assert choice.may_ask_again(peer(1), NOW), "nobody else is left"
+
+
+BROKEN = {peer(1): Measured(failures_in_a_row=BREAKER_FAILURES, last_failure=NOW)}
+
+
+def test_a_free_host_that_the_breaker_leaves_out_is_given_where_no_other_is() -> None:
+    choice = HostChoice(MODEL, Filters(), measured=BROKEN)
+    choice.found(advert(1))
+    choice.found(advert(2))
+    assert [each.advert.peer for each in choice.ranking(NOW).chosen] == [peer(2)]
+    assert choice.take_second(NOW, lambda each: each.advert.peer == peer(1)) is None
+    assert handed_out(choice) == [peer(2), peer(1)]
+    alone = HostChoice(MODEL, Filters(), measured=BROKEN)
+    alone.found(advert(1))
+    assert alone.may_use(peer(1), NOW)
+    assert alone.take_best(NOW, resting=False) is None, "others may still be found"
+    rested = alone.take_best(NOW)
+    assert rested is not None
+    assert rested.rests
+
+
+@pytest.mark.parametrize(
+    ("known", "offer", "filters"),
+    [
+        (BROKEN[peer(1)], {"price_in": 1, "price_out": 1}, Filters()),
+        (replace(BROKEN[peer(1)], faults=1), {}, Filters()),
+        (replace(BROKEN[peer(1)], unanswered=BREAKER_FAILURES), {}, Filters()),
+        (BROKEN[peer(1)], {}, Filters(n_ctx_min=4096)),
+    ],
+    ids=["it asks for money", "it broke the protocol", "it took pay for nothing", "it may not be asked"],
+)
+def test_a_host_that_is_left_out_is_given_to_nobody(
+    known: Measured, offer: dict[str, Any], filters: Filters
+) -> None:
+    choice = HostChoice(MODEL, filters, measured={peer(1): known}, payable=lambda _advert, _offer: "")
+    choice.found(advert(1, **offer))
+    assert not choice.may_use(peer(1), NOW)
+    assert choice.take_best(NOW) is None
+    assert not [each for each in choice.ranking(NOW).excluded if each.rests]
+
+
+def test_a_free_host_that_was_started_anew_is_given_once_more_and_no_other_is() -> None:
+    choice = HostChoice(MODEL, Filters(), measured={}, payable=lambda _advert, _offer: "")
+    priced = advert(2, price_in=1, price_out=1)
+    for each in (advert(1), priced):
+        choice.found(each)
+    assert handed_out(choice) == [peer(1), peer(2)]
+    choice.found(replace(advert(1), seq=2))
+    assert handed_out(choice) == [], "a newer advert of the same start"
+    choice.found(replace(advert(1), instance=b"another!", seq=3))
+    choice.found(replace(priced, instance=b"another!", seq=3))
+    assert handed_out(choice) == [peer(1)], "another session with the other one costs another fee"
+
+
+def test_a_host_that_dies_under_several_turns_has_failed_once() -> None:
+    known = Measured().failed(NOW, began=NOW - 2, turn=True)
+    for each in range(8):
+        known = known.failed(NOW + 0.1 * each, began=NOW - 0.1 * each - 0.1, turn=True)
+    assert (known.failures_in_a_row, known.broken, known.last_failure) == (1, 9, NOW)
+    known = known.failed(NOW + 1, began=NOW + 0.5).failed(NOW + 2, began=NOW + 0.9)
+    assert known.failures_in_a_row == 2
+    known = known.failed(NOW + 3, began=NOW + 1.1)
+    assert known.failures_in_a_row == 3, "turns that overlap hide no later failure"
+    assert known.failed(NOW + 3.5).failures_in_a_row == 4, "of which it isn't known when it was asked"
 
 
 def test_a_free_host_costs_nothing_whatever_the_fee_that_it_names() -> None:
@@ -366,7 +435,10 @@ def test_the_breaker_opens_at_the_third_failure_in_a_row_and_closes_with_time() 
     known = known.failed(NOW)
     assert known.broken_until() == NOW + BREAKER_S
     (excluded,) = rank([advert(1)], MODEL, {peer(1): known}, Filters(), NOW + 1).excluded
-    assert excluded.excluded == "failed 3 times in a row: left out for 59 s more"
+    left_out = "failed 3 times in a row: left out for 59 s more"
+    assert excluded.excluded == f"{left_out}, unless no other host is there"
+    paid = rank([advert(1, price_in=1)], MODEL, {peer(1): known}, Filters(), NOW + 1).excluded
+    assert paid[0].excluded == left_out
     assert rank([advert(1)], MODEL, {peer(1): known}, Filters(), NOW + BREAKER_S).chosen
 
 
@@ -551,13 +623,13 @@ def test_a_free_host_with_a_session_goes_first_unless_another_is_faster_by_more_
     assert handed_out(made) == ([peer(2), peer(1)] if is_first else [peer(1), peer(2)])
 
 
-def test_a_session_with_a_stranger_goes_before_no_host_that_is_trusted_and_a_broken_one_before_none() -> None:
+def test_a_session_with_a_stranger_goes_before_no_host_that_is_trusted_and_a_broken_one_goes_last() -> None:
     rules = HostRules.of(trust=[peer(1)])
     measured = {peer(3): Measured(failures_in_a_row=BREAKER_FAILURES, last_failure=NOW)}
     made = HostChoice(MODEL, Filters(rules=rules), measured=measured, has_left=lambda host: host != peer(1))
     for index in (1, 2, 3):
         made.found(advert(index))
-    assert handed_out(made) == [peer(1), peer(2)]
+    assert handed_out(made) == [peer(1), peer(2), peer(3)]
 
 
 def test_a_paid_host_with_a_session_does_not_go_before_a_free_one() -> None:

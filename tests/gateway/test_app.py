@@ -63,6 +63,7 @@ async def test_each_wrong_request_has_its_status() -> None:
             (400, "POST", PATH, key | json_type, b"{"),
             (404, "POST", PATH, key | json_type, json.dumps({**ASK, "model": "/etc/passwd"}).encode()),
             (404, "GET", "/v1/models/none", key, b""),
+            (404, "GET", "/v1/models/a%0A/b", key, b""),
             (404, "GET", "/nothing", {}, b""),
             (405, "GET", PATH, {}, b""),
             (403, "GET", "/health", {"host": "rebound.example"}, b""),
@@ -77,6 +78,7 @@ async def test_each_wrong_request_has_its_status() -> None:
                 assert answer.json()["error"]["message"]
             assert answer.headers["x-content-type-options"] == "nosniff"
         assert (await http.post(PATH, headers=json_type, content=b"{}")).headers["www-authenticate"]
+        assert [each.status for each in s.records if each.face == "models"] == [401, 404, 404]
 
 
 @pytest.mark.long
