@@ -99,8 +99,8 @@ class HostSearch:
         self._changed = trio.Event()
         """Set at each change, and then made anew."""
         self._first_found_at: float | None = None
-        self._looked_at = self._failed_at = -math.inf
-        """When the last lookup began, and a host failed last."""
+        self._looked_at = self._wanted_at = -math.inf
+        """When the last lookup began, and since when it must have to say who is there."""
         self._start_lookup: StartLookup | None = start_lookup
         self._started = self._ended = False
         self._awaited: set[PeerId] = set()
@@ -116,15 +116,19 @@ class HostSearch:
         """Begin the lookup, once. What another search found less than ``recent_s`` ago is good enough."""
         if self._start_lookup is not None and not self._started:
             self._started = True
-            self._looked_at = trio.current_time() - recent_s
+            self._looked_at = self._wanted_at = trio.current_time()
             self._start_lookup(self, recent_s)
 
     def look_again(self, recent_s: float = 0.0) -> None:
         """Begin another lookup if the last one is over: it may find hosts that were not there then."""
         if self._start_lookup is not None and self._ended:
             self._ended = False
-            self._looked_at = trio.current_time() - recent_s
+            self._looked_at = trio.current_time()
             self._start_lookup(self, recent_s)
+
+    def joins(self, began_at: float) -> None:
+        """The lookup is another search's, too, and began then."""
+        self._looked_at = began_at
 
     def found(self, host: FoundHost) -> None:
         """A lookup found a host, or a newer advert of one."""
@@ -180,7 +184,7 @@ class HostSearch:
     def failed(self, peer: PeerId, reason: str) -> None:
         """A host was tried and failed."""
         self.failures[peer] = reason
-        self._failed_at = trio.current_time()
+        self._wanted_at = trio.current_time()
 
     def pass_over(self, peer: PeerId, reason: str) -> None:
         """A host is not there after all: don't give it."""
@@ -248,8 +252,9 @@ class HostSearch:
         """The best host not tried yet; None when there is none and none will come.
 
         After the first find it waits ``found_grace_s`` for others, so that the nearest does not always win,
-        and ``reconnect_patience_s`` before it gives a host that rests. A lookup that was begun before a host
-        failed says nothing of who is there now: where nobody is left there is one more.
+        and ``reconnect_patience_s`` before it gives a host that rests. A lookup that was begun before this
+        search, or before a host failed, says little of who is there now: where nobody is left there is one
+        more.
         """
         first = self._choice.take_first(self._wall())
         if first is not None:
@@ -270,7 +275,7 @@ class HostSearch:
             # Strangers come when it is sure that no host is there that the user trusts.
             if best is not None and (best.trusted or self._ended or not self.trusts_some):
                 return self._choice.take_best(self._wall(), resting=resting)
-            if self._ended and self._looked_at < self._failed_at:
+            if self._ended and self._looked_at < self._wanted_at:
                 self.look_again()
             if self._ended:
                 return None
@@ -302,6 +307,7 @@ class _Lookup:
         self._lacking: list[Advert] = []
         self._failures: Mapping[PeerId, str] = {}
         self._alone = False
+        self._began_at = trio.current_time()
         self._over_at: float | None = None
 
     def serves(self, recent_s: float) -> bool:
@@ -310,6 +316,7 @@ class _Lookup:
 
     def join(self, search: HostSearch) -> None:
         """Tell a search what was found, and, while this goes on, what will be."""
+        search.joins(self._began_at)
         for host in self._found:
             search.found(host)
         for advert in self._lacking:

@@ -13,13 +13,21 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import structlog
 import trio
 
-from p2pnode.bounded import BoundedMap
-from p2pnode.errors import ConfigError, ProtocolError, RemoteError
+from p2pnode.bounded import BoundedMap, TokenBucket
+from p2pnode.errors import ConfigError, ProtocolError, RemoteError, UnreachableError
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.limits import Limits
 from p2pnode.net.network import Network
 from p2pnode.net.stream import Stream
-from p2pnode.node.advert_exchange import AdvertExchange, Answered, ExchangeEmission, Expired
+from p2pnode.node.advert_exchange import (
+    ASKERS_MAX,
+    QUESTIONS_BURST,
+    QUESTIONS_PER_S,
+    AdvertExchange,
+    Answered,
+    ExchangeEmission,
+    Expired,
+)
 from p2pnode.node.driver import Driver, MessageChannel, ask_once
 from p2pnode.node.keys import PeerKey
 from p2pnode.protocols.adverts.book import Book
@@ -48,6 +56,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 Answer = TypeVar("Answer", Adverts, SheetAnswer)
+ANSWERS_MAX: Final = 64
+"""Answers of peers that are kept for a moment: 32 KiB each at most."""
+_ANSWER_GOOD_S: Final = 2.0
 SHEETS_MAX: Final = 128
 """Sheets of other hosts that are kept: 16 KiB each at most."""
 _FETCHED_MAX: Final = 1024
@@ -98,6 +109,10 @@ class AdvertService:
         self._fetches: SingleFlight[tuple[PeerId, PeerId], Advert | None] = SingleFlight()
         self._fetched_at: BoundedMap[PeerId, float] = BoundedMap(_FETCHED_MAX)
         """When peers last told their own adverts."""
+        self._asked: BoundedMap[PeerId, TokenBucket] = BoundedMap(ASKERS_MAX)
+        """How often each peer may be asked: half as often as it has to answer one peer."""
+        self._last_answers: BoundedMap[tuple[PeerId, object], tuple[float, object]] = BoundedMap(ANSWERS_MAX)
+        """What came, and when, by whom and what was asked."""
         self._unpublished: Publish | None = None
         """The newest advert of this host that gossip was not given yet: an older one would tell nobody
         anything."""
@@ -262,13 +277,30 @@ class AdvertService:
     async def _ask(
         self, peer: PeerId, question: GetAdvert | SampleAdverts | GetSheet, kind: type[Answer]
     ) -> Answer:
-        answer = await ask_once(self._network, peer, PROTOCOL, CODEC, [question])
-        if answer is None:
-            raise ProtocolError("the peer takes no more advert questions for now: it was asked many")
-        if not isinstance(answer, kind):
+        said = await self._said(peer, question)
+        if said is None:
+            msg = f"{peer} gave no answer: it is asked too much, or about to end"
+            raise UnreachableError(msg)
+        if not isinstance(said, kind):
             msg = "the peer answered an advert question with something else"
             raise ProtocolError(msg)
-        return answer
+        return said
+
+    async def _said(self, peer: PeerId, question: GetAdvert | SampleAdverts | GetSheet) -> Any | None:
+        """Ask a peer, or take what it said a moment ago where it was asked often: it answers so often only.
+
+        Many lookups at once ask the same, as while one of a model's hosts is dead.
+        """
+        bucket = self._asked.use(peer, lambda: TokenBucket(QUESTIONS_PER_S / 2, QUESTIONS_BURST / 2))
+        while not bucket.take(now := trio.current_time()):
+            last = self._last_answers.get((peer, question))
+            if last is not None and now < last[0] + _ANSWER_GOOD_S:
+                return last[1]
+            await trio.sleep(bucket.wait_s(now))
+        said = await ask_once(self._network, peer, PROTOCOL, CODEC, [question])
+        if said is not None:
+            self._last_answers.put((peer, question), (trio.current_time(), said))
+        return said
 
 
 def failure_of(error: RemoteError) -> str:

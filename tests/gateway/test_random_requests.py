@@ -82,7 +82,8 @@ def shorten(case: Any, drawn: int) -> None:
     if isinstance(body, dict) and drawn:
         body["model"] = "scripted"
         for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
-            if name not in body or (type(body[name]) is int and body[name] > 8):
+            asked = body.get(name)  # null is as good as nothing, and 500.0 as good as 500
+            if asked is None or (isinstance(asked, int | float) and asked > 8):
                 body[name] = 8
 
 
