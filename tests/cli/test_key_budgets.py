@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import signal
 import threading
@@ -22,7 +23,18 @@ FEE = 5_000
 """0.005 USDC; a token costs one unit as input and three as output."""
 BUDGET = 6 * FEE + 20_000
 ASKERS = 16
-PRICES = ("--price-in", "1", "--price-out", "3", "--session-fee", "0.005", "--scripted-tokens-per-s", 200)
+PRICES = (
+    "--price-in",
+    "1",
+    "--price-out",
+    "3",
+    "--session-fee",
+    "0.005",
+    "--scripted-tokens-per-s",
+    200,
+    "--slots",
+    8,
+)
 
 
 @pytest.fixture
@@ -46,11 +58,11 @@ def gateway(data_dir: Path, profile: Path, hosts: Sequence[Program], name: str) 
 
 
 class Asker:
-    """Asks again and again, each time two hosts at once, and keeps the answer of the quicker one."""
+    """Asks again and again; a second host is asked, too, by the gateway, where the first one is late."""
 
-    def __init__(self, url: str, secret: str, hosts: Sequence[str], seed: int) -> None:
-        self._url, self._headers, self._hosts = url, {"Authorization": f"Bearer {secret}"}, hosts
-        self._draw, self._stop = random.Random(seed), threading.Event()
+    def __init__(self, url: str, secret: str, seed: int) -> None:
+        self._url, self._draw, self._stop = url, random.Random(seed), threading.Event()
+        self._headers = {"Authorization": f"Bearer {secret}", "x-p2pnode-hedge": "always"}
         self.statuses: list[int] = []
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -61,25 +73,18 @@ class Asker:
 
     def _run(self) -> None:
         while not (self._stop.is_set() or self.is_refused):
-            pair = [threading.Thread(target=self._ask, args=(host,)) for host in self._two()]
-            for each in pair:
-                each.start()
-            for each in pair:
-                each.join()
+            self._ask()
 
-    def _two(self) -> list[str]:
-        return self._draw.sample(list(self._hosts), 2)
-
-    def _ask(self, host: str) -> None:
+    def _ask(self) -> None:
         body = {
-            "model": "scripted", "max_tokens": self._draw.choice([40, 120, 400]), "stream": True,
+            "model": "scripted", "max_tokens": self._draw.choice([4, 40, 120, 400]), "stream": True,
             "messages": [{"role": "user", "content": "hello"}],
         }  # fmt: skip
-        headers = {**self._headers, "x-p2pnode-host": host}
         try:
             with httpx.stream(
-                "POST", f"{self._url}/v1/chat/completions", json=body, headers=headers, timeout=DEADLINE_S
-            ) as answer:
+                "POST", f"{self._url}/v1/chat/completions", json=body, headers=self._headers,
+                timeout=DEADLINE_S,
+            ) as answer:  # fmt: skip
                 self.statuses.append(answer.status_code)
                 for _ in answer.iter_raw():
                     if self._stop.is_set():
@@ -96,6 +101,28 @@ class Asker:
         self.join()
 
 
+@contextmanager
+def stopped_in_turn(hosts: Sequence[Program]) -> Iterator[None]:
+    """One host after the other stands still for two seconds: its first tokens are late."""
+    over = threading.Event()
+
+    def stop_each() -> None:
+        for each in itertools.cycle(hosts):
+            if over.wait(1.0):
+                return
+            each.process.send_signal(signal.SIGSTOP)
+            over.wait(2.0)
+            each.process.send_signal(signal.SIGCONT)
+
+    thread = threading.Thread(target=stop_each)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 def spent(data_dir: Path) -> tuple[int, int]:
     """What the key has spent, and what hosts can claim by what was signed."""
     journal = Journal.open(DataDir(data_dir).journal)
@@ -110,35 +137,59 @@ def spent(data_dir: Path) -> tuple[int, int]:
         journal.close()
 
 
+def check_books_of(hosts: Sequence[Path], data_dir: Path) -> None:
+    """No host holds more than the client's books say that it may claim."""
+    ours = Journal.open(DataDir(data_dir).journal)
+    try:
+        claims = {each.session: each.voucher for each in ours.purchases()}
+    finally:
+        ours.close()
+    held = 0
+    for host in hosts:
+        theirs = Journal.open(DataDir(host).journal)
+        try:
+            for each in theirs.hosted():
+                most = claims[each.session]
+                held += 1
+                assert (each.voucher.amount if each.voucher else 0) <= (most.amount if most else 0)
+        finally:
+            theirs.close()
+    assert held >= len(hosts)
+
+
 @pytest.mark.long
+@pytest.mark.parametrize("seed", range(3))
 def test_a_budget_holds_over_three_hosts_16_hedged_askers_and_kills_of_the_gateway(
-    data_dir: Path, profile: Path, hosts: list[Program]
+    data_dir: Path, tmp_path: Path, profile: Path, hosts: list[Program], seed: int
 ) -> None:
     give(profile, wallet(data_dir), usdc="1")
     made = run("keys", "new", "codex", "--budget", str(BUDGET / 1e6), "--data-dir", data_dir)
-    secret, peers = made.out.strip(), [str(each.ready["peer_id"]) for each in hosts]
+    secret, draw = made.out.strip(), random.Random(seed)
     assert KEY_SECRET.fullmatch(secret)
-    refused, total = False, 0
+    refused, total, hedged = False, 0, 0
     for begun in range(8):
         with gateway(data_dir, profile, hosts, f"gateway{begun}") as program:
-            url = str(program.ready["url"])
-            askers = [Asker(url, secret, peers, 100 * begun + number) for number in range(ASKERS)]
-            if begun < 2:
-                until = time.monotonic() + DEADLINE_S
-                most = spent(data_dir)[0] + (3 * FEE if begun == 0 else 0) + 2_000
-                while spent(data_dir)[0] < most and not all(each.is_refused for each in askers):
-                    assert time.monotonic() < until, [each.statuses for each in askers]
-                    time.sleep(0.02)
-                program.process.send_signal(signal.SIGKILL)
-                program.wait()
-            for each in askers:
-                each.stop() if begun < 2 else each.join()
+            with stopped_in_turn(hosts):
+                url = str(program.ready["url"])
+                askers = [Asker(url, secret, 100 * begun + number) for number in range(ASKERS)]
+                if begun < 2:
+                    until = time.monotonic() + DEADLINE_S
+                    most = spent(data_dir)[0] + draw.randrange(3_000, 2 * FEE + 6_000)
+                    while spent(data_dir)[0] < most and not all(each.is_refused for each in askers):
+                        assert time.monotonic() < until, [each.statuses for each in askers]
+                        time.sleep(0.02)
+                    program.process.send_signal(signal.SIGKILL)
+                    program.wait()
+                for each in askers:
+                    each.stop() if begun < 2 else each.join()
             refused = begun >= 2 and all(each.is_refused for each in askers)
+            hedged += program.names.count("hedge")
         total, claims = spent(data_dir)
         assert total == claims <= BUDGET
         if refused:
             break
     assert refused, "in the end the budget was used up"
+    assert hedged, "second hosts were asked"
     assert total > BUDGET - 2 * FEE, "and made use of"
     with gateway(data_dir, profile, hosts, "again") as program:
         body = {"model": "scripted", "max_tokens": 400, "messages": [{"role": "user", "content": "hello"}]}
@@ -148,3 +199,6 @@ def test_a_budget_holds_over_three_hosts_16_hedged_askers_and_kills_of_the_gatew
         assert (answer.status_code, answer.json()["error"]["code"]) == (402, "key_total")
     (shown,) = run("keys", "list", "--json", "--data-dir", data_dir).events
     assert shown["spent"] == total
+    for host in hosts:
+        host.kill()
+    check_books_of([tmp_path / f"h{number}" for number in range(len(hosts))], data_dir)
