@@ -14,19 +14,24 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from p2pnode.compiled import LIBRARY, PACKAGE, ROOT, hash_of, source_of, used
 
 MODULES: Final = (
     "p2pnode.bounded",
+    "p2pnode.client.failover",
     "p2pnode.client.ranking",
     "p2pnode.node.advert_exchange",
     "p2pnode.protocols.adverts.book",
     "p2pnode.protocols.adverts.exchange",
+    "p2pnode.protocols.adverts.signatures",
+    "p2pnode.protocols.crypto",
     "p2pnode.protocols.effects",
     "p2pnode.protocols.events",
+    "p2pnode.protocols.framing.codec",
     "p2pnode.protocols.gossipsub.cache",
     "p2pnode.protocols.gossipsub.commands",
     "p2pnode.protocols.gossipsub.messages",
@@ -42,10 +47,19 @@ MODULES: Final = (
     "p2pnode.protocols.inference.receipts",
     "p2pnode.protocols.inference.replay",
     "p2pnode.protocols.lookup.search",
+    "p2pnode.protocols.typed_data",
+    "p2pnode.protocols.wire",
     "p2pnode.simulations.event_loop",
     "p2pnode.simulations.gossip_service",
     "p2pnode.simulations.market.adverts",
+    "p2pnode.simulations.market.client",
+    "p2pnode.simulations.market.company",
     "p2pnode.simulations.market.engines",
+    "p2pnode.simulations.market.host",
+    "p2pnode.simulations.market.market",
+    "p2pnode.simulations.market.question",
+    "p2pnode.simulations.market.session",
+    "p2pnode.simulations.market.standby",
     "p2pnode.simulations.market.watch",
     "p2pnode.simulations.recorder",
     "p2pnode.simulations.world",
@@ -96,6 +110,21 @@ def build(folder: str) -> None:
     """Compile into this folder; the working directory is the one that holds the package."""
     from mypyc.build import mypycify
     from setuptools import Distribution  # type: ignore[import-untyped]
+    from setuptools.command.build_ext import build_ext  # type: ignore[import-untyped]
+
+    class BuildAtOnce(build_ext):  # type: ignore[misc]
+        """With as many compilers at a time as there are processors: setuptools runs one."""
+
+        def build_extensions(self) -> None:
+            compile_some = self.compiler.compile
+
+            def compile_all(sources: list[str], *arguments: Any, **options: Any) -> list[str]:
+                with ThreadPoolExecutor(os.cpu_count()) as pool:
+                    made = pool.map(lambda one: compile_some([one], *arguments, **options), sources)
+                    return [each for objects in made for each in objects]
+
+            self.compiler.compile = compile_all
+            super().build_extensions()
 
     needed = sorted(_needed(MODULES))
     sources = {module: hash_of(module) for module in needed}  # before mypyc reads them
@@ -107,12 +136,20 @@ def build(folder: str) -> None:
         group_name=LIBRARY.removesuffix("__mypyc"),
         opt_level="2",  # some 4% faster than 1, which takes three quarters of the time
         debug_level="0",
+        multi_file=True,  # several are compiled at once, and all together take a third less than one would
     )
     if os.name == "posix":
         for each in extensions:
             each.extra_compile_args.extend(_DIRECT)
     arguments = ["build_ext", f"--build-lib={folder}/lib", f"--build-temp={folder}/o"]
-    distribution = Distribution({"name": PACKAGE, "ext_modules": extensions, "script_args": arguments})
+    distribution = Distribution(
+        {
+            "name": PACKAGE,
+            "ext_modules": extensions,
+            "script_args": arguments,
+            "cmdclass": {"build_ext": BuildAtOnce},
+        }
+    )
     distribution.parse_command_line()
     distribution.run_commands()
     made, lib = Path(folder) / PACKAGE, Path(folder) / "lib"

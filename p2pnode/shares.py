@@ -286,8 +286,13 @@ def one_of_each(groups: Iterable[Sequence[T]], count: int, draw: Draw) -> list[T
     The work of choosing follows ``count``: a stranger may ask for a few of thousands again and again.
     """
     # Where not each group comes to its turn, one round is enough: the others are not looked at.
-    left = [list(group) for group in _drawn(list(groups), count, draw)]
-    chosen = [_taken(group, draw) for group in left]
+    chosen, left = [], []
+    for group in _drawn(list(groups), count, draw):
+        if len(group) == 1:  # as most are: nothing is drawn, and nothing is left of it
+            chosen.append(group[0])
+        else:
+            left.append(more := list(group))
+            chosen.append(_taken(more, draw))
     while len(chosen) < count and (left := [group for group in left if group]):
         chosen += [_taken(group, draw) for group in _drawn(left, count - len(chosen), draw)]
     return chosen

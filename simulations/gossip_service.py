@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any, Final, TypeVar
 
 from p2pnode.ids import PeerId
@@ -30,7 +29,6 @@ from p2pnode.protocols.gossipsub.commands import (
 from p2pnode.protocols.gossipsub.messages import Control, Message, Rpc, decode_rpc
 from p2pnode.protocols.gossipsub.parameters import Parameters
 from p2pnode.protocols.gossipsub.router import Check, GossipRouter
-from p2pnode.shares import origin_of
 from p2pnode.simulations.cpu import Cpu, CpuQueue
 from p2pnode.simulations.signatures import check, sign_with
 from p2pnode.simulations.world import Link, Node, World
@@ -39,8 +37,6 @@ PROTOCOL: Final = "gossip"
 _KNOWN_MAX: Final = 8192
 """RPCs, and signatures."""
 T = TypeVar("T")
-_seen_from = lru_cache(_KNOWN_MAX)(origin_of)
-"""The origin of a peer at an address: the same for all nodes that see it."""
 
 
 def accept(_author: PeerId, _data: bytes) -> Verdict:
@@ -273,7 +269,7 @@ class GossipService:
             return
         group = None
         if self._with_groups:
-            origin = _seen_from(other.ip, other.peer)
+            origin = other.origin
             group = origin.near if origin.is_prefix else None
         self.tell(link.sender, PeerUp(other.peer, dialled=link.dialled, group=group))
 

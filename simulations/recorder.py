@@ -69,6 +69,7 @@ TABLES: Final[Mapping[str, Mapping[str, Kind]]] = {
 CHECKPOINT_EVENTS: Final = 256
 """Events between two checkpoints: two runs that differ are compared by these."""
 _FLUSH_BYTES: Final = 1 << 16
+_TEXTS_MAX: Final = 1 << 14
 
 
 class Column:
@@ -191,6 +192,7 @@ class Recorder:
         self.checkpoints: list[Checkpoint] = []
         self._hash = blake2b(digest_size=32)
         self._waiting = bytearray()
+        self._texts: dict[str, bytes] = {}
         self._events = 0
         self._sample = self.tables["samples"].appender()
 
@@ -223,9 +225,12 @@ class Recorder:
         """
         waiting = self._waiting
         waiting.extend(_HEAD.pack(round(at_s * 1_000_000), node, len(values)))
-        _pack(waiting, kind)
+        waiting.extend(self._text(kind))
         for value in values:
-            _pack(waiting, value)
+            if type(value) is str:
+                waiting.extend(self._text(value))
+            else:
+                _pack(waiting, value)
         self.counts[kind] = self.counts.get(kind, 0) + 1
         if self._heard is not None:
             self._heard(at_s, node, kind, values)
@@ -249,6 +254,17 @@ class Recorder:
         for table in self.tables.values():
             found.update(table.digest())
         return found.hexdigest()
+
+    def _text(self, text: str) -> bytes:
+        """A text as ``_pack`` has it. Kinds and peers are told of again and again."""
+        packed = self._texts.get(text)
+        if packed is None:
+            into = bytearray()
+            _pack(into, text)
+            packed = bytes(into)
+            if len(self._texts) < _TEXTS_MAX:
+                self._texts[text] = packed
+        return packed
 
     def _flush(self) -> None:
         self._hash.update(self._waiting)

@@ -30,6 +30,7 @@ from p2pnode.protocols.events import (
     StreamRef,
     TimerFired,
 )
+from p2pnode.shares import Origin, origin_of
 from p2pnode.simulations.cpu import Cpu, CpuQueue
 from p2pnode.simulations.draws import Draws
 from p2pnode.simulations.event_loop import Due, EventLoop
@@ -134,8 +135,8 @@ class Node:
     """One peer, up or down. ``shells`` are those of machines that all peers share, by protocol."""
 
     __slots__ = (
-        "answers", "bytes_sent", "cpu", "ip", "is_silent", "is_up", "links", "nat", "number", "peer", "place",
-        "public_key", "shells", "think_s",
+        "_origin", "answers", "bytes_sent", "cpu", "ip", "is_silent", "is_up", "links", "nat", "number",
+        "peer", "place", "public_key", "shells", "think_s",
     )  # fmt: skip
 
     def __init__(
@@ -160,6 +161,15 @@ class Node:
         """Protocols of one question and one answer, on a stream of their own."""
         self.think_s = 0.0
         """Before it answers such a question, where it is slow. ``is_silent``: nothing it sends arrives."""
+        self._origin: Origin | None = None
+
+    @property
+    def origin(self) -> Origin:
+        """Where others see that it comes from: the same for all of them, and found out once."""
+        found = self._origin
+        if found is None:
+            found = self._origin = origin_of(self.ip, self.peer)
+        return found
 
 
 class Shell(Due):

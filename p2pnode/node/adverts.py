@@ -87,7 +87,7 @@ class AdvertService:
             size_max=limits.book_max,
             privileged=privileged,
             staked=(lambda _peer: False) if stakes is None else stakes.is_staked,
-            believed=(lambda _advert: None) if stakes is None else stakes.heard,
+            believed=lambda advert, _before: stakes.heard(advert) if stakes is not None else None,
             origin_of=self._seen_at,
             draw=lambda count: int(draw() * count),
         )

@@ -98,6 +98,15 @@ class Entry:
         """Those that it offers."""
         self._live_until = -math.inf if advert.withdrawn else advert.expires_at + late_s
 
+    def says(self, signed: SignedAdvert, late_s: float, origin: Origin, kept_until: float) -> bool:
+        """Whether one of these would be the same: most of what a sample brings is held already."""
+        return (
+            self.late_s == late_s
+            and self.kept_until == kept_until
+            and _is_same(self.origin, origin)
+            and _is_same(self.signed, signed)
+        )
+
     def is_live(self, now: float) -> bool:
         """Whether it says that the host is there now, by the host's own clock."""
         return now < self._live_until
@@ -115,13 +124,14 @@ class Book:
         size_max: int = 4096,
         privileged: Callable[[PeerId], bool] = lambda _peer: False,
         staked: Callable[[PeerId], bool] = lambda _peer: False,
-        believed: Callable[[Advert], None] = lambda _advert: None,
+        believed: Callable[[Advert, Advert | None], None] = lambda _advert, _before: None,
         origin_of: Callable[[PeerId], Origin | None] = lambda _peer: None,
         draw: Draw = lambda _count: 0,
         checks: AdvertChecks | None = None,
     ) -> None:
         """``origin_of`` says where a peer is or was connected from, as we saw it; None for one we never
-        met. A staked peer is privileged, too. ``believed`` is told of each advert that was accepted."""
+        met. A staked peer is privileged, too. ``believed`` is told of each advert that was accepted, and of
+        the live one that was held of the same peer before."""
         self.counts: Counter[str] = Counter()
         self._entries: dict[PeerId, Entry] = {}
         self._first_ends_at = math.inf
@@ -164,16 +174,18 @@ class Book:
             late_s = min(float(CLOCK_SKEW_S), max(0.0, now - advert.issued_at))
             if held is not None and not advert.withdrawn:
                 late_s = min(late_s, held.late_s)
-            entry = Entry(
-                signed,
-                advert,
-                gossiped_at=unasked if asked else now,
-                late_s=late_s,
-                origin=origin,
-                kept_until=until,
-            )
-            self._put(advert.peer, entry)
-            self._believed(advert)
+            before = held.advert if held is not None and held.is_live(now) else None
+            if held is None or not (asked and held.says(signed, late_s, origin, until)):
+                held = Entry(
+                    signed,
+                    advert,
+                    gossiped_at=unasked if asked else now,
+                    late_s=late_s,
+                    origin=origin,
+                    kept_until=until,
+                )
+            self._put(advert.peer, held)
+            self._believed(advert, before)
         return verdict, advert
 
     def _judge(
@@ -189,6 +201,12 @@ class Book:
         if advert.issued_at > now + CLOCK_SKEW_S or advert.expires_at > now + TTL_MAX_S:
             return "future", None, None
         held = self._entries.get(advert.peer)
+        if asked and held is not None and _is_same(held.signed, signed) and held.is_live(now):
+            # As most of what a sample brings. It was verified when it came.
+            seen = self._origin_of(advert.peer)
+            if seen is None and held.origin.wide == UNSEEN:
+                seen = held.origin  # which says what its address does
+            return "accepted", advert, self._origin(advert, seen)
         if (untimely := _untimely(signed, advert, held, now, asked=asked)) is not None:
             return untimely, None if untimely == "expired" else advert, None
         seen = self._origin_of(advert.peer)

@@ -169,7 +169,7 @@ class Advert:
 
     def names(self, model: ModelId) -> bool:
         """Whether it says anything of a model, be it that it is served no more."""
-        return any(offer.model == model for offer in self.offers)
+        return model in [offer.model for offer in self.offers]
 
     def serves(self, model: ModelId, caps: int = 0) -> bool:
         """Whether it offers a model with all of these capabilities."""

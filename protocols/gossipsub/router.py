@@ -195,7 +195,7 @@ class GossipRouter:
         self._left: BoundedMap[PeerId, Record] = BoundedMap(limits.scores_kept_max)
         self._seen: SeenIds[bytes] = SeenIds(limits.seen_s, limits.seen_max)
         self._said: SeenIds[tuple[bytes, bytes]] = SeenIds(limits.duplicate_s, limits.duplicates_max)
-        self._brought: BoundedMap[tuple[bytes, bytes], Counter[PeerId]] = BoundedMap(limits.duplicates_max)
+        self._brought: BoundedMap[tuple[bytes, bytes], dict[PeerId, int]] = BoundedMap(limits.duplicates_max)
         self._cache = MessageCache(limits)
         self._promises = Promises(limits)
         self._whole: dict[Any, Kept] = {}
@@ -642,12 +642,12 @@ class GossipRouter:
             return True
         key = (topic, said)
         news = self._said.add(key, now)
-        brought: Counter[PeerId] = Counter() if news else self._brought.get(key) or Counter()
+        brought: dict[PeerId, int] = {} if news else self._brought.get(key) or {}
         if len(brought) < BROUGHT_MAX or peer.id in brought:
-            brought[peer.id] += 1
+            brought[peer.id] = brought.get(peer.id, 0) + 1
         if not news:
             self._counts["replays"] += 1
-            if brought[peer.id] >= REPLAYS_FROM:
+            if brought.get(peer.id, 0) >= REPLAYS_FROM:
                 self._fault(peer, "replay", now)
         self._brought.put(key, brought)
         return news

@@ -63,6 +63,8 @@ class Search:
         self._per_source: Counter[Source] = Counter()
         self._dialling: dict[PeerId, float] = {}
         """By peer, when its dial began."""
+        self._slow_at: float | None = None
+        """When the timer ``slow`` fires, where it is set."""
         self._dialled = 0
         self._failures: dict[PeerId, str] = {}
         self._over = False
@@ -79,6 +81,7 @@ class Search:
             case Command(value=value):
                 return self._command(value, now)
             case TimerFired(key=key) if key == "slow":
+                self._slow_at = None
                 return self._advance(now)
             case TimerFired():
                 for peer in sorted(self._dialling):
@@ -169,7 +172,7 @@ class Search:
 
     def _advance(self, now: float) -> Sequence[Effect]:
         effects: list[Effect] = []
-        while self._quick(now) < self._dials_at_once and self._dialled < self._dials_max:
+        while self._dialled < self._dials_max and self._quick(now) < self._dials_at_once:
             hint = self._next()
             if hint is None:
                 break
@@ -182,14 +185,16 @@ class Search:
         spent = self._dialled >= self._dials_max or not (self._queue or self._waiting_for)
         if spent and not self._dialling:
             return [*effects, *self._finish()]
-        slow_at = (began + SLOW_S for began in self._dialling.values() if began + SLOW_S > now)
-        if (at := min(slow_at, default=None)) is not None and self._queue:
-            effects.append(SetTimer("slow", at))
+        if self._queue:
+            slow_at = [began + SLOW_S for began in self._dialling.values() if began + SLOW_S > now]
+            if slow_at and (at := min(slow_at)) != self._slow_at:  # most hints don't change it
+                self._slow_at = at
+                effects.append(SetTimer("slow", at))
         return effects
 
     def _quick(self, now: float) -> int:
         """How many dials are open and not yet slow."""
-        return sum(began + SLOW_S > now for began in self._dialling.values())
+        return len([began for began in self._dialling.values() if began + SLOW_S > now])
 
     def _next(self) -> Hint | None:
         """The hint to dial now: local ones first, then those that most origins name, then in their order.

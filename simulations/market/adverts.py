@@ -12,8 +12,8 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Final, Protocol
 
+from p2pnode.bounded import BoundedMap
 from p2pnode.chain.ledger import Domains
-from p2pnode.errors import ProtocolError
 from p2pnode.ids import ModelId, PeerId
 from p2pnode.limits import DEFAULT_LIMITS
 from p2pnode.node.advert_exchange import AdvertExchange
@@ -40,7 +40,7 @@ from p2pnode.protocols.crypto import public_key_of
 from p2pnode.protocols.events import Received, Send
 from p2pnode.protocols.gossipsub.commands import Validator
 from p2pnode.protocols.wire import decode_record, encode
-from p2pnode.shares import Origin, origin_of
+from p2pnode.shares import Origin
 from p2pnode.simulations.keys import Keys
 from p2pnode.simulations.market.ledger import EPOCH_S
 from p2pnode.simulations.signatures import check, sign_with
@@ -49,10 +49,6 @@ from p2pnode.simulations.world import Node, Shell, World
 PROTOCOL: Final = "adverts"
 _BINDING_S: Final = 20 * 86_400
 _REMEMBERED: Final = 1 << 14
-
-
-seen_from = lru_cache(_REMEMBERED)(origin_of)
-"""The origin of a peer at an address: the same for all nodes that see it."""
 
 
 def _itself(binding: Binding) -> Binding:
@@ -64,11 +60,25 @@ def shared_checks(keys: Keys) -> AdvertChecks:
 
     shared_binding = lru_cache(_REMEMBERED)(_itself)
 
+    decoded: BoundedMap[bytes, SignedAdvert] = BoundedMap(_REMEMBERED)
+    parsed: BoundedMap[bytes, Advert] = BoundedMap(_REMEMBERED)
+
+    def decode(data: bytes) -> SignedAdvert:
+        signed = decoded.get(data)
+        if signed is None:
+            signed = decode_gossip(data)
+            decoded.put(data, signed)
+        return signed
+
     # By bytes, whose hashes are known, and not by records, whose are found anew each time.
-    def read(body: bytes) -> Advert:
-        advert = decode_record(Advert, body)
-        # One object for all adverts with an equal binding: books compare the binding of each with the last.
-        return replace(advert, binding=shared_binding(advert.binding))
+    def parse(signed: SignedAdvert) -> Advert:
+        advert = parsed.get(signed.body)
+        if advert is None:
+            read = decode_record(Advert, signed.body)
+            # One object for all adverts with an equal binding: books compare each one's with the last.
+            advert = replace(read, binding=shared_binding(read.binding))
+            parsed.put(signed.body, advert)
+        return advert
 
     def verify(body: bytes, signature: bytes, peer: PeerId) -> bool:
         return check(public_key_of(peer), ADVERT_TAG + body, signature)
@@ -83,10 +93,10 @@ def shared_checks(keys: Keys) -> AdvertChecks:
         )
         return keys.recover(binding_digest(peer, terms), binding.signature) == binding.wallet
 
-    read_once, verify_once = lru_cache(_REMEMBERED)(read), lru_cache(_REMEMBERED)(verify)
+    verify_once = lru_cache(_REMEMBERED)(verify)
     return AdvertChecks(
-        decode=lru_cache(_REMEMBERED)(decode_gossip),
-        parse=lambda signed: read_once(signed.body),
+        decode=decode,
+        parse=parse,
         verify=lambda signed, advert: verify_once(signed.body, signed.signature, advert.peer),
         is_bound=lru_cache(_REMEMBERED)(is_bound),
     )
@@ -128,6 +138,7 @@ class NodeAdverts:
             origin_of=self._seen_at,
             draw=lambda count: int(random.random() * count),
             checks=checks,
+            believed=self._believed,
         )
         self.book_max = book_max
         instance = b"%08d" % (start % 10**8)
@@ -158,7 +169,7 @@ class NodeAdverts:
 
     def _seen_at(self, peer: PeerId) -> Origin | None:
         link = self._node.links.get(peer)
-        return seen_from(link.receiver.ip, peer) if link is not None else None
+        return link.receiver.origin if link is not None else None
 
     def _is_privileged(self, peer: PeerId) -> bool:
         link = self._node.links.get(peer)
@@ -169,7 +180,7 @@ class NodeAdverts:
         self.exchange.topics.add(model)
         if self._gossip is not None:
             self._gossip.join(
-                self._node, topic_of(model), lambda author, data: self._judge(data, author, model)
+                self._node, topic_of(model), lambda author, data: self.exchange.judge(data, author, model)
             )
 
     def update(self, announcement: Announcement) -> None:
@@ -180,32 +191,13 @@ class NodeAdverts:
         """Say that this host is gone."""
         self._shell.command(Withdraw())
 
-    def _judge(self, data: bytes, author: PeerId, model: ModelId) -> Any:
-        peer = self._peer_of(data)
-        before = self._held(peer)
-        verdict = self.exchange.judge(data, author, model)
-        if verdict.kind == "accept":
-            self._note(peer, before)
-        return verdict
-
-    def _peer_of(self, told: SignedAdvert | bytes) -> PeerId | None:
-        """Whose advert this is said to be; None where it can't be read."""
-        checks = self.book.checks
-        try:
-            return checks.parse(checks.decode(told) if isinstance(told, bytes) else told).peer
-        except ProtocolError:
-            return None
-
-    def _held(self, peer: PeerId | None) -> Advert | None:
-        """What the book holds of a peer."""
-        entry = self.book.get(peer, self.wall()) if peer is not None else None
-        return entry.advert if entry is not None else None
-
-    def _note(self, peer: PeerId | None, before: Advert | None) -> None:
-        """The book may hold another advert of this peer now."""
-        held = self._held(peer)
-        if held is not None and held is not before:
-            self._on_believed(self._node, before, held)
+    def _believed(self, advert: Advert, before: Advert | None) -> None:
+        """The book took an advert, which may be the one that it held ``before``. Of a host's own nothing
+        stays there."""
+        if advert is before or advert.peer == self._node.peer:
+            return
+        if self.book.get(advert.peer, self.wall()) is not None:
+            self._on_believed(self._node, before, advert)
 
     def _emitted(self, value: object) -> None:
         if isinstance(value, Publish) and self._gossip is not None:
@@ -237,14 +229,7 @@ class NodeAdverts:
 
         def answered(answer: Any | None) -> None:
             if isinstance(answer, Adverts):
-                found: list[Advert] = []
-                # One by one: a place that one of them takes may be that of another one's peer.
-                for signed in answer.adverts:
-                    peer = self._peer_of(signed)
-                    before = self._held(peer)
-                    found += self.exchange.sampled([signed], other.peer)
-                    self._note(peer, before)
-                then(found)
+                then(self.exchange.sampled(answer.adverts, other.peer))
             else:
                 then(None)
 
@@ -259,11 +244,7 @@ class NodeAdverts:
         def answered(answer: Any | None) -> None:
             found = None
             if isinstance(answer, Adverts):
-                named = dict.fromkeys(self._peer_of(signed) for signed in answer.adverts)
-                before = [(each, self._held(each)) for each in named]
                 found = self.exchange.fetched(answer.adverts, other.peer if other is not None else peer, peer)
-                for each, held in before:
-                    self._note(each, held)
             then(found)
 
         self._world.ask(self._node, other, PROTOCOL, GetAdvert(peer=peer), answered, deadline_s=deadline_s)

@@ -51,7 +51,6 @@ from p2pnode.protocols.inference.commands import (
     Replaced,
     TurnServed,
 )
-from p2pnode.protocols.inference.host import HostSession
 from p2pnode.protocols.inference.messages import (
     CHECKPOINT_EVERY,
     WINDOW,
@@ -70,7 +69,6 @@ from p2pnode.protocols.inference.receipts import ids_hash
 from p2pnode.protocols.inference.turn_memory import SessionMemory, TurnMemory
 from p2pnode.protocols.typed_data import amount_due, session_id
 from p2pnode.shares import Origin
-from p2pnode.simulations.market.adverts import seen_from
 from p2pnode.simulations.market.company import Company
 from p2pnode.simulations.market.economy import Owner, Prices
 from p2pnode.simulations.market.engines import Engines, Run, SimulatedEngine, prompt_ids
@@ -168,20 +166,22 @@ class HostStream:
 
     def __init__(self, host: Host, client: Node) -> None:
         self.host, self.client, self.peer = host, client, client.peer
-        self.origin = seen_from(client.ip, client.peer)
+        self.origin = client.origin
         self.address: str | None = client.ip
         self.paid = self.is_yielding = self.is_draining = False
         self.rests_since: float | None = host.now
         self.session: SessionId | None = None
         self.finished: Finished | None = None
         self.work: Work | None = None
-        self.machine: HostSession
+        self.machine: Any
+        """A ``HostSession``, or what a dishonest host has in its place."""
         self.shell: Shell
 
     @property
     def record(self) -> OpenSession | None:
         """The session that it has; None before it is accepted."""
-        return self.machine.session
+        record: OpenSession | None = self.machine.session
+        return record
 
     def replaced(self) -> None:
         """Another stream has its session."""
@@ -247,7 +247,7 @@ class HostMarket(Surroundings, Protocol):
         """What people call a model."""
         ...
 
-    def new_host_session(self, host: Host, **arguments: Any) -> HostSession:
+    def new_host_session(self, host: Host, **arguments: Any) -> Any:
         """The machine of a stream at a host."""
         ...
 

@@ -322,8 +322,8 @@ class MarketService:
 
     # ---- machines
 
-    def new_host_session(self, host: Host, **arguments: Any) -> HostSession:
-        """The machine of a stream at a host."""
+    def new_host_session(self, host: Host, **arguments: Any) -> Any:
+        """The machine of a stream at a host, or what a dishonest one has in its place."""
         machine = HostSession(**arguments)
         tamper = self.tamper.get(host.node.peer)
         return machine if tamper is None else tamper(machine)

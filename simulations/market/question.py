@@ -40,7 +40,7 @@ from p2pnode.protocols.inference.messages import (
 from p2pnode.protocols.inference.receipts import ids_hash
 from p2pnode.protocols.lookup.messages import Contact, Contacted, Exhausted, Found, Hint, SourceDone
 from p2pnode.protocols.lookup.search import Search
-from p2pnode.simulations.market.adverts import NodeAdverts, seen_from
+from p2pnode.simulations.market.adverts import NodeAdverts
 from p2pnode.simulations.market.engines import (
     prompt_ids,
 )
@@ -568,7 +568,7 @@ class Lookup:
             shell.command(SourceDone("exchange"))
 
     def _sampled(self, by: Node, adverts: Sequence[Advert] | None) -> None:
-        teller = frozenset({seen_from(by.ip, by.peer).wide})
+        teller = frozenset({by.origin.wide})
         for advert in adverts or ():
             if advert.offer(self._model) is not None:
                 addresses = tuple([each.multiaddr for each in advert.addresses])

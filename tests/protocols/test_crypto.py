@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base58
 import pytest
+from Crypto.Hash import keccak
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -109,6 +110,9 @@ def test_a_key_that_comes_again_is_checked_like_any_other() -> None:
 def test_keccak_is_the_one_of_ethereum() -> None:
     empty = "c5d2460186f7233c927e7db2dcc703c0e500b653ca82273b7bfad8045d85a470"
     assert keccak256(b"").hex() == empty
+    for size in (1, 31, 32, 135, 136, 137, 300, 5000):  # a block has 136 bytes
+        data = bytes(range(251)) * 20
+        assert keccak256(data[:size]) == keccak.new(digest_bits=256, data=data[:size]).digest()
     assert abi_encode(1, b"\xff" * 20) == bytes(31) + b"\x01" + bytes(12) + b"\xff" * 20
 
 

@@ -401,12 +401,13 @@ def test_a_staked_host_is_heard_during_a_flood_and_counts_as_population() -> Non
 
 
 def test_who_listens_hears_of_what_is_believed_and_of_nothing_else() -> None:
-    heard: list[PeerId] = []
-    book = Book(believed=lambda advert: heard.append(advert.peer))
-    assert verdict(book, ALICE.signed()) == "accepted"
+    heard: list[tuple[int, int | None]] = []
+    book = Book(believed=lambda advert, before: heard.append((advert.seq, before.seq if before else None)))
+    first = ALICE.signed()
+    assert verdict(book, first) == "accepted"
     assert verdict(book, replace(MALLORY.signed(), signature=bytes(64))) == "forged"
-    assert verdict(book, ALICE.signed()) == "stale"
-    assert heard == [ALICE.peer]
+    assert verdict(book, first) == "stale"
+    assert heard == [(1, None)]
 
 
 def _from_one_place(_peer: PeerId) -> Origin:
