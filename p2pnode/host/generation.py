@@ -338,12 +338,12 @@ class _AnswerFlow:
         self._ids: list[int] = []
         self._texts: list[str] = []
         self._logprobs: list[TokenLogprob] = []
-        self._flushed_at = -1.0
+        self._flushed_at = float("-inf")
+        """What comes first does not wait: where the prompt was in a cache, it comes soon."""
 
     async def begin(self, lacking: list[Said]) -> None:
         """Report what the client lacks of what earlier calls made."""
         await self._tell(lacking)
-        self._flushed_at = trio.current_time()
 
     async def add(self, tokens: Tokens) -> None:
         """Take what the engine made."""

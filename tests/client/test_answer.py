@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 import trio
@@ -24,7 +25,7 @@ from p2pnode.net.stream import Stream
 from p2pnode.protocols.framing.codec import pack_frame
 from p2pnode.protocols.inference.commands import Ask
 from p2pnode.protocols.inference.messages import CODEC, ChatMessage, PromptBody, Refuse, SamplingParams
-from tests.client.failing import engine_of
+from tests.client.failing import engine_of, hosts, seeds
 from tests.client.support import ask, misbehave, whole
 from tests.node.world import Member, World, scripted_host, world
 
@@ -475,3 +476,13 @@ async def test_leaving_while_the_stream_opens_leaves_no_session_at_the_host(
                 if opened:
                     break
             assert opened
+
+
+async def test_the_first_token_does_not_wait_for_others(autojump_clock: MockClock) -> None:
+    async with world(limits=replace(DEFAULT_LIMITS, flush_interval_s=1.0)) as w:
+        members = await hosts(w, 1, tokens_per_s=10.0)
+        async with w.client(seeds(members)) as client, ask(client) as answer:
+            await anext(answer)
+            assert len(answer.ids) == 1
+            await anext(answer)
+            assert len(answer.ids) > 1 + 8
