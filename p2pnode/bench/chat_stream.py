@@ -15,7 +15,8 @@ from p2pnode.models.llamacpp.run import SAMPLERS
 from p2pnode.protocols.inference.messages import SamplingParams
 
 CHAT: Final = "/v1/chat/completions"
-_STALL_S: Final = 120.0
+_STALL_S: Final = 600.0
+"""A slow machine reads 4,000 tokens with one thread in minutes, and no text comes meanwhile."""
 
 
 @dataclass(slots=True)
