@@ -7,7 +7,6 @@ while an answer streams. Answers and conversations are unknown here.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -321,7 +320,7 @@ class SessionPool:
         scope = trio.CancelScope()
         standby = Standby(
             search,
-            contact=partial(self._runtime.node.finder.contact, recent_s=self._runtime.limits.standby_check_s),
+            contact=self._runtime.node.finder.contact,
             is_connected=self._runtime.node.network.is_connected,
             limits=self._runtime.limits,
         )

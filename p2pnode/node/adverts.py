@@ -61,7 +61,6 @@ ANSWERS_MAX: Final = 64
 _ANSWER_GOOD_S: Final = 2.0
 SHEETS_MAX: Final = 128
 """Sheets of other hosts that are kept: 16 KiB each at most."""
-_FETCHED_MAX: Final = 1024
 
 
 class AdvertService:
@@ -107,8 +106,6 @@ class AdvertService:
         self._sheets: BoundedMap[bytes, Sheet] = BoundedMap(SHEETS_MAX)
         """By their hashes."""
         self._fetches: SingleFlight[tuple[PeerId, PeerId], Advert | None] = SingleFlight()
-        self._fetched_at: BoundedMap[PeerId, float] = BoundedMap(_FETCHED_MAX)
-        """When peers last told their own adverts."""
         self._asked: BoundedMap[PeerId, TokenBucket] = BoundedMap(ASKERS_MAX)
         """How often each peer may be asked: half as often as it has to answer one peer."""
         self._last_answers: BoundedMap[tuple[PeerId, object], tuple[float, object]] = BoundedMap(ANSWERS_MAX)
@@ -152,30 +149,20 @@ class AdvertService:
             with trio.move_on_after(self._limits.close_deadline_s, shield=True):
                 await subscription.aclose()
 
-    async def fetch(
-        self, peer: PeerId, subject: PeerId | None = None, *, recent_s: float = 0.0
-    ) -> Advert | None:
+    async def fetch(self, peer: PeerId, subject: PeerId | None = None) -> Advert | None:
         """A peer's current advert, asked of itself (or of ``peer`` about ``subject``) and verified.
 
-        Many at once ask one question: a peer takes no more than ``QUESTIONS_PER_S``. One that told its advert
-        less than ``recent_s`` ago is not asked again.
+        What many want at once is asked once. What is asked often may be up to ``_ANSWER_GOOD_S`` old.
 
         Raises ``UnreachableError``, ``ProtocolError``, or ``ClockError`` where the peer's own advert shows
         that its clock and ours differ too much; the caller sets the deadline.
         """
         wanted = subject or peer
-        told_at = self._fetched_at.get(peer) if wanted == peer else None
-        if told_at is not None and trio.current_time() - told_at < recent_s:
-            held = self.book.get(peer, self.wall())
-            if held is not None:
-                return held.advert
 
         async def ask() -> Advert | None:
             answer = await self._ask(peer, GetAdvert(peer=wanted), Adverts)
             found = self._exchange.fetched(answer.adverts, peer, wanted)
             self._check_copied()
-            if found is not None and wanted == peer:
-                self._fetched_at.put(peer, trio.current_time())
             return found
 
         return await self._fetches.do((peer, wanted), ask)

@@ -93,16 +93,14 @@ class Finder:
         )
         return await run.run()
 
-    async def contact(
-        self, peer: PeerId, heard: Sequence[str], *, told: Sequence[str] = (), recent_s: float = 0.0
-    ) -> Advert | None:
+    async def contact(self, peer: PeerId, heard: Sequence[str], *, told: Sequence[str] = ()) -> Advert | None:
         """Dial if needed (see ``connect_peer``) and take the peer's own current advert.
 
-        ``recent_s`` is as :meth:`AdvertService.fetch` has it. Raises ``RemoteError``.
+        Raises ``RemoteError``.
         """
         if not self._network.is_connected(peer):
             await self._network.connect_peer(peer, heard, trusted=told)
-        return await self._adverts.fetch(peer, recent_s=recent_s)
+        return await self._adverts.fetch(peer)
 
 
 class _Run:

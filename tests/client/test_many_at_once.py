@@ -11,7 +11,7 @@ from tests.client.support import whole
 from tests.node.world import Member, world
 
 QUESTIONS = 60
-ASKED_EACH_MAX = 8
+ASKED_EACH_MAX = 16
 """Advert questions of one client to one host, for all of its questions: of the lookups and of standbys."""
 
 
