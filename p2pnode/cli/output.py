@@ -16,7 +16,8 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
                 session.in_use{peer, wait_s}, session.elsewhere{peer}: another command has it
                 answer.cut{held, reason}: nobody can go on; so many tokens of the answer are kept
                 done{host, checkpoints, tokens_in, reused, tokens_out, cost, reason, ttft_s, total_s,
-                context_used, n_ctx, bill}: the conversation takes so much of the last host's context
+                context_used, n_ctx, stop, bill}: the conversation takes so much of the last host's context,
+                and stop is the stop string that the answer came to
                 bill: [{peer, session, tokens_in, reused, tokens_out, cost, reason}], an item for each host
                 in the order of use; the sums over it are tokens_in, reused, tokens_out and cost
                 voucher{session, outcome, detail}: a host that had vanished is owed one, and got it or not

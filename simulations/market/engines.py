@@ -40,6 +40,7 @@ _PROGRESS_S: Final = 2.0
 """Between two reports of how much of a prompt was read."""
 _OTHER_MODEL: Final = 7
 _ROUNDING: Final = 1e-9
+_LONG_AGO_S: Final = -3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +138,7 @@ class Run:
         """Tokens of the prompt that are not read."""
         self.place: QueuedRequest | None = None
         self.begun_at = 0.0
-        self.flushed_at = 0.0
+        self.flushed_at = _LONG_AGO_S  # the first token does not wait for others
         """When output was sent on last, or the request began."""
         self.is_over = self.is_reading = False
 
@@ -193,7 +194,6 @@ class SimulatedEngine:
     ) -> Run:
         """Begin a request, or let it wait for a slot; ``report`` is called later, never from here."""
         run = Run(order, (*ids, *order.answer_ids), report)
-        run.flushed_at = self._loop.now
         try:
             place = self._queue.enter(key, run.ids, origin, session)
         except EngineError as error:
@@ -293,7 +293,7 @@ class SimulatedEngine:
         """Write as much as is sent on at once, of an answer that is over at place ``end``.
 
         As the node gathers tokens: until the first of them that is made when ``flush_s`` are over since the
-        last ones went out, or the request began, and never over a checkpoint.
+        last ones went out, and never over a checkpoint.
         """
         pace, engines = self._pace(), self._engines
         due_s = run.flushed_at + engines.flush_s - self._loop.now

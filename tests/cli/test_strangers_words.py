@@ -247,6 +247,7 @@ UNSEEN: dict[str, str] = {
     "inference.Tool.parameters": PROMPTS,
     "inference.ResponseFormat.body": PROMPTS,
     "inference.SamplingParams.stop": PROMPTS,
+    "inference.Done.stop": "one of the prompt's own, or a fault",
     "inference.PromptBody.embed": PROMPTS,
     "inference.PromptBody.tool_choice": PROMPTS,
 }
