@@ -61,7 +61,7 @@ test-fast: $(STAMP)
 OTHERS := .venv-others
 RANDOM := $(VENV)/.random
 
-test-long: $(STAMP) test-exllama $(OTHERS)/.installed $(RANDOM)
+test-long: compile test-exllama $(OTHERS)/.installed $(RANDOM)
 	PYTHONHASHSEED=0 $(BIN)/pytest $(PARALLEL) --hypothesis-profile=long -m "(long or not long) and not churn and not exllama and not programs"
 
 # The real ExLlamaV2 with torch, which are large: in an environment of its own, that also sees what is in .venv.

@@ -32,8 +32,9 @@ T = TypeVar("T")
 class Range:
     """An integer or a finite number from ``low`` to ``high``, both included."""
 
-    low: float
-    high: float
+    # Not `float` alone: compiled code would make 2^63 - 1 of it 2^63, and take that for a value.
+    low: int | float
+    high: int | float
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,7 +86,7 @@ def test_a_simulation_is_the_same_with_copies_and_without() -> None:
 @pytest.mark.long
 @pytest.mark.parametrize(
     "tests",
-    ["protocols/gossipsub", "protocols/inference", "protocols/lookup", "simulations", "net/test_gossip.py"],
+    ["protocols", "client", "simulations", "net/test_gossip.py"],
 )
 def test_what_holds_of_the_copies_holds_of_the_sources(tests: str) -> None:
     """The other way round, where this process has no copies: they are made for it."""
