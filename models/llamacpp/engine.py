@@ -20,18 +20,21 @@ import psutil
 import trio
 
 from p2pnode.errors import ConfigError
+from p2pnode.extras import MissingExtraError
 from p2pnode.models.arithmetic import LIKELIEST
 from p2pnode.models.calibration import threads_default
 from p2pnode.models.child.engine import ChildEngine
 from p2pnode.models.child.process import ChildProcess
 from p2pnode.models.context import allocated
 from p2pnode.models.engine import EngineInfo, GenerateRequest
-from p2pnode.models.gguf import unusable
+from p2pnode.models.gguf import read_header, tokenizer_blob, unusable
 from p2pnode.models.llamacpp.run import SAMPLERS, LlamaCppRun
 from p2pnode.models.llamacpp.server import BATCH, BATCH_MAX, CACHE_TYPES, Pooling
 from p2pnode.models.local_models import LocalModel
 from p2pnode.models.prompt import Piece
+from p2pnode.models.prompt_maker import Encode, encodes
 from p2pnode.models.renderer import ChatTemplate, load_template
+from p2pnode.models.tokenizer import load_tokenizer
 from p2pnode.models.vocabulary import Vocabulary, load_vocabulary
 from p2pnode.platforms import cores_here
 
@@ -95,6 +98,8 @@ class LlamaCppEngine(ChildEngine):
             queue_max=config.queue_max,
             hang_s=config.hang_s,
         )
+        self._encode_here: Encode | None = None
+        """Ids without asking the child, which would take as long as all else of a short prompt."""
 
     async def load(self) -> EngineInfo:
         """Start the child, load the weights and make a first token."""
@@ -113,6 +118,8 @@ class LlamaCppEngine(ChildEngine):
 
     async def _read_model(self) -> tuple[ChatTemplate, Vocabulary]:
         template = await trio.to_thread.run_sync(_checked_template, self._model)
+        if not self._config.renders_only:  # one that does is asked where ids can't be made without a child
+            self._encode_here = await trio.to_thread.run_sync(_encoder, self._model.weights_path)
         return template, await trio.to_thread.run_sync(load_vocabulary, self._model.weights_path)
 
     async def _start_child(self) -> ChildProcess:
@@ -143,6 +150,8 @@ class LlamaCppEngine(ChildEngine):
         return await (await self._known_prompts()).embed_ids(texts)
 
     async def _encode(self, pieces: Sequence[Piece], begins: bool) -> tuple[int, ...]:
+        if self._encode_here is not None:
+            return await self._encode_here(pieces, begins)
         body = {"content": list(pieces), "add_special": begins, "parse_special": False}
         return tuple((await self._call("/tokenize", body))["tokens"])
 
@@ -194,6 +203,18 @@ async def start_llamacpp(
     return await ChildProcess.start(
         _MODULE, config, loads=model.name, runtime_dir=runtime_dir, deadline_s=deadline_s
     )
+
+
+def _encoder(weights: Path) -> Encode | None:
+    """What makes the ids that llama.cpp makes; None where that is not certain.
+
+    Blocks for tenths of a second.
+    """
+    try:
+        tokenizer = load_tokenizer(tokenizer_blob(read_header(weights)))
+    except (ConfigError, MissingExtraError):
+        return None
+    return encodes(tokenizer.encode, tokenizer.begins)
 
 
 def _checked_template(model: LocalModel) -> ChatTemplate:

@@ -283,7 +283,8 @@ async def _generate(
                 case Started():  # what it found in its cache changes no quote
                     requester.times.started(trio.current_time())
                 case Prefill(processed=processed, total=total):
-                    await report(GenProgress(order.run, processed, total))
+                    if processed < total:  # what is made says that all is read, and comes at once
+                        await report(GenProgress(order.run, processed, total))
                 case Tokens():
                     requester.times.made(len(event.ids), trio.current_time())
                     await flow.add(event)

@@ -31,6 +31,8 @@ TOKENS = 40
 ONE_BY_ONE = replace(DEFAULT_LIMITS, flush_interval_s=0.0, flush_tokens=1, settle_batch_s=0.5)
 """Every token is a frame, so that a host can die after any of them."""
 QUESTION = "hello"
+LONG_QUESTION = "again and " * 12
+"""Of two batches: a host says where it is between them."""
 SESSION = SessionId(b"s" * 32)
 
 

@@ -37,6 +37,7 @@ from p2pnode.protocols.inference.prompt_rules import call_seed, next_seed, seed_
 from p2pnode.protocols.inference.receipts import ids_hash
 from p2pnode.protocols.wire import decode_record
 from tests.client.failing import (
+    LONG_QUESTION,
     ONE_BY_ONE,
     SESSION,
     TOKENS,
@@ -104,9 +105,9 @@ async def test_a_host_that_dies_while_it_reads_the_prompt_is_replaced(autojump_c
     async with stage(2) as (w, members, client):
         events = Events(on={"prefill": lambda: w.crash(members[0])})
         events.of(client)
-        answer = ask(client)
+        answer = ask(client, LONG_QUESTION)
         shown = await read(answer)
-        await check_whole(answer, shown)
+        await check_whole(answer, shown, LONG_QUESTION)
         assert [item.tokens_out for item in answer.bill] == [0, TOKENS]
         (moved,) = events.named("failover")
         assert moved == {

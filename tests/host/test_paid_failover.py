@@ -26,7 +26,17 @@ from p2pnode.protocols.inference.messages import (
     SamplingParams,
     Tokens,
 )
-from tests.client.failing import ONE_BY_ONE, TOKENS, ask, check_whole, meet, read, serving, unkilled
+from tests.client.failing import (
+    LONG_QUESTION,
+    ONE_BY_ONE,
+    TOKENS,
+    ask,
+    check_whole,
+    meet,
+    read,
+    serving,
+    unkilled,
+)
 from tests.client.support import Events, misbehave
 from tests.host.paid import FEE, PRICE_IN, PRICE_OUT, RICH, PaidWorld, paid_world, priced
 from tests.host.thief import quoted
@@ -138,9 +148,9 @@ async def test_a_paid_host_that_dies_while_it_reads_the_prompt_keeps_its_fee_and
     async with market(tmp_path, 2) as (w, running, client):
         events = Events(on={"prefill": lambda: w.kill(*running[0])})
         events.of(client)
-        answer = ask(client)
+        answer = ask(client, LONG_QUESTION)
         shown = await read(answer)
-        await check_whole(answer, shown)
+        await check_whole(answer, shown, LONG_QUESTION)
         check_claims(client, answer, running)
         first, _ = answer.bill
         assert (first.tokens_out, first.cost) == (0, due(first.tokens_in, 0))

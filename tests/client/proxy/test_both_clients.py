@@ -103,7 +103,7 @@ async def test_an_answer_streams_in_pieces_with_its_ids_its_bill_and_its_events(
         assert answer.wallet is not None
         assert answer.usage is not None
         assert answer.usage.ttft_s > 0
-        assert [name for name, _ in s.events.told] == ["host", "prefill"]
+        assert [name for name, _ in s.events.told] == ["host"]
         assert s.events.named("host") == [{"peer": peer, "model": SCRIPTED}]
 
 
