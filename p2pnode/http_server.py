@@ -33,6 +33,7 @@ from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
+from hypercorn.utils import suppress_body
 
 from p2pnode.errors import ConfigError
 from p2pnode.scopes import is_loopback
@@ -122,8 +123,7 @@ class HttpServer:
         self, app: AsgiApp, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Serve until stopped; starts with the url. What ``app`` raises ends its connection only."""
-        wrapper = ASGIWrapper(cast("Any", _ReadOn(app, self._bounds.linger_s)))
-        handler = partial(self._guard.run, partial(self._serve, wrapper, _config(self._bounds)))
+        handler = partial(self._guard.run, partial(self._serve, app, _config(self._bounds)))
         try:
             async with trio.open_nursery() as connections:
                 try:
@@ -147,7 +147,7 @@ class HttpServer:
         finally:
             self.close()
 
-    async def _serve(self, app: ASGIWrapper, config: Config, stream: trio.SocketStream) -> None:
+    async def _serve(self, app: AsgiApp, config: Config, stream: trio.SocketStream) -> None:
         """One connection. Whatever is wrong with it, it alone ends."""
         client = _ClientStream(stream, self._bounds.stall_s)
         if len(self._open) >= self._bounds.connections_max:
@@ -156,8 +156,9 @@ class HttpServer:
         self._open.add(client)
         try:
             with client.scope:
+                wrapper = ASGIWrapper(cast("Any", _Exchanges(app, client, self._bounds.linger_s)))
                 state = ConnectionState({})
-                await _Connection(app, config, self._context, state, cast("Any", client)).run()
+                await _Connection(wrapper, config, self._context, state, cast("Any", client)).run()
         finally:
             stream.socket.close()
             self._open.discard(client)
@@ -313,6 +314,9 @@ class _ClientStream:
         self._stream, self._stall_s = stream, stall_s
         self.socket = stream.socket
         self.scope = trio.CancelScope()
+        self.joins_next = False
+        """Whether what is sent next leaves together with what follows it at once."""
+        self._joined = b""
 
     def cut(self) -> None:
         """Close it now, whatever is being sent, and end what serves it."""
@@ -321,7 +325,10 @@ class _ClientStream:
 
     async def send_all(self, data: bytes) -> None:
         """Send, or cut the connection when the client takes nothing for ``stall_s`` or is gone."""
-        view = memoryview(data)
+        if self.joins_next:
+            self.joins_next, self._joined = False, data
+            return
+        view, self._joined = memoryview(self._joined + data), b""
         try:
             for start in range(0, len(view), _PIECE):
                 with trio.fail_after(self._stall_s):
@@ -356,20 +363,17 @@ class _ClientStream:
         self.scope.deadline = min(self.scope.deadline, trio.current_time() + _LAST_WORK_S)
 
 
-class _ReadOn:
-    """An ASGI application around another, which reads on after an early answer, and logs what is raised.
+class _Exchanges:
+    """An ASGI application around another, for one connection, which logs what is raised."""
 
-    A connection closed with bytes unread is reset, and the client would never see why it was refused.
-    """
-
-    def __init__(self, app: AsgiApp, linger_s: float) -> None:
-        self._app, self._linger_s = app, linger_s
+    def __init__(self, app: AsgiApp, client: _ClientStream, linger_s: float) -> None:
+        self._app, self._client, self._linger_s = app, client, linger_s
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = _Exchange(scope, receive, send, self._linger_s)
+        exchange = _Exchange(scope, receive, send, self._client, self._linger_s)
         try:
             await self._app(scope, exchange.receive, exchange.send)
         except Exception as error:
@@ -378,11 +382,19 @@ class _ReadOn:
 
 
 class _Exchange:
-    """One request and its response."""
+    """One request and its response, whose head leaves in one packet with what is first said of its body.
 
-    def __init__(self, scope: Message, receive: Receive, send: Send, linger_s: float) -> None:
+    After an early answer it reads on: a connection closed with bytes unread is reset, and the client would
+    never see why it was refused.
+    """
+
+    def __init__(
+        self, scope: Message, receive: Receive, send: Send, client: _ClientStream, linger_s: float
+    ) -> None:
         names = {name for name, _ in scope["headers"]}
-        self._receive, self._send, self._linger_s = receive, send, linger_s
+        self._receive, self._send, self._client, self._linger_s = receive, send, client, linger_s
+        self._method: str = scope["method"]
+        self._start: Message | None = None
         self._read = names.isdisjoint({b"content-length", b"transfer-encoding"})
 
     async def receive(self) -> Message:
@@ -392,6 +404,14 @@ class _Exchange:
         return message
 
     async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._start = message  # as ASGI wants it: nothing is sent before the first part of the body
+            return
+        if self._start is not None:
+            start, self._start = self._start, None
+            has_body = not suppress_body(self._method, int(start["status"])) and message.get("body")
+            self._client.joins_next = bool(has_body)
+            await self._send(start)
         if message["type"] == "http.response.body" and not self._read and not message.get("more_body", False):
             # The answer leaves first; its end, after which hypercorn may close, only when the body is read.
             await self._send({**message, "more_body": True})

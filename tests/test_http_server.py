@@ -311,3 +311,8 @@ async def test_what_follows_a_request_with_two_lengths_is_no_request() -> None:
         assert got.split()[1] == b"400"
         assert got.count(b"HTTP/1.1 ") == 1
         assert not [each for each in logs if each.get("path") == "/bug"]
+
+
+async def test_the_head_of_an_answer_and_its_first_bytes_come_in_one_packet() -> None:
+    async with serving() as server, await asked(server) as stream:
+        assert (await stream.receive_some()).endswith(b"\r\n\r\nsmall")
