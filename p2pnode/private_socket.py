@@ -49,8 +49,12 @@ class PrivateSocket:
                         serve, [listener], handler_nursery=connections, task_status=task_status
                     )
             finally:
-                self._socket.close()
-                shutil.rmtree(self._folder, ignore_errors=True)
+                self.close()
+
+    def close(self) -> None:
+        """The socket is gone. :meth:`run` does so when it ends; this is for one that never ran."""
+        self._socket.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def stop(self) -> None:
         """Take no more connections; the socket is gone."""

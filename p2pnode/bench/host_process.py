@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import trio
 
@@ -29,7 +29,8 @@ from p2pnode.models.catalogue import Catalogue
 from p2pnode.models.engine import Engine, GenerateRequest, Tokens
 from p2pnode.models.engines import EngineSpec, make_engine, parse_engine_name
 from p2pnode.models.exllama.engine import ExllamaEngine
-from p2pnode.models.llamacpp.engine import LlamaCppEngine
+from p2pnode.models.llamacpp.engine import LlamaCppConfig, LlamaCppEngine
+from p2pnode.models.local_models import LocalModel
 from p2pnode.models.manifest import SCRIPTED, scripted_model_id
 from p2pnode.models.pull.pull import pull
 from p2pnode.node.identity import HostIdentity
@@ -42,6 +43,7 @@ from p2pnode.scopes import is_loopback
 from p2pnode.shares import Origin, origin_of
 
 LISTEN = "/ip4/127.0.0.1/tcp/0"
+_HANG_S: Final = 900.0
 
 
 async def main(commands: AsyncIterator[Command]) -> None:
@@ -149,6 +151,14 @@ async def _request(engine: Engine, text: str, tokens: int) -> GenerateRequest:
     )
 
 
+def _engine(spec: EngineSpec, local: LocalModel, config: dict[str, Any]) -> Engine:
+    if spec.name != "llamacpp":
+        return make_engine(spec, local)
+    # Others ask its server, too, and the host would take it for hung while they hold its slot.
+    n_ctx, slots = config["n_ctx"], config["slots"]
+    return LlamaCppEngine(local, LlamaCppConfig(n_ctx=n_ctx, slots=slots, threads=1, hang_s=_HANG_S))
+
+
 async def _hosted(config: dict[str, Any]) -> HostedModel:
     spec = EngineSpec(
         name=parse_engine_name(config["engine"]),
@@ -164,7 +174,7 @@ async def _hosted(config: dict[str, Any]) -> HostedModel:
     local = await pull(
         Catalogue.load().find(config.get("model") or DEFAULT_MODEL), Path(config["data_dir"]) / "models"
     )
-    engine = make_engine(spec, local)  # one, which is measured with the host and without
+    engine = _engine(spec, local, config)  # one, which is measured with the host and without
     return HostedModel(model=local.model_id, name=local.name, new_engine=lambda: engine)
 
 

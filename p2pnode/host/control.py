@@ -41,6 +41,10 @@ class ControlSocket:
         """Serve until cancelled; then the socket is gone."""
         await self._socket.run(self._serve)
 
+    def close(self) -> None:
+        """As ``run`` does when it ends, for one that never ran."""
+        self._socket.close()
+
     async def _serve(self, stream: trio.SocketStream) -> None:
         async with stream:
             try:

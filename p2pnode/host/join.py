@@ -18,7 +18,7 @@ from p2pnode.chain.profile import ChainProfile
 from p2pnode.chain.wallet.passphrase import terminal_kept
 from p2pnode.chain.wallet.wallet import open_wallet
 from p2pnode.config import DEFAULT_MODEL, ModelSettings, NodeConfig
-from p2pnode.errors import ConfigError
+from p2pnode.errors import ConfigError, UnreachableError
 from p2pnode.extras import need
 from p2pnode.files import off_the_loop, user_path
 from p2pnode.host.control import ControlSocket
@@ -79,6 +79,7 @@ from p2pnode.node.keys import PeerKey
 from p2pnode.node.metrics import measure_node
 from p2pnode.node.node import Node, NodeSetup
 from p2pnode.node.reachability import reachability
+from p2pnode.node.staked_hosts import StakedHosts
 from p2pnode.payments.books import profile_of_config, stakes_of
 from p2pnode.payments.escrow import HostMoney, open_host_money
 from p2pnode.payments.gas_budget import SESSION_GAS, GasBudget
@@ -194,28 +195,16 @@ class Join:
                     trio.open_nursery() as nursery,
                 ):
                     await nursery.start(node.run)
-                    await self._apply_blocks(node)
-                    control = ControlSocket(
-                        {
-                            "offer": self._offer,
-                            "withdraw": self._withdraw,
-                            "pause": self._pause,
-                            "resume": self._resume,
-                            "blocked": self._blocked,
-                            "state": self._state,
-                        }
-                    )
-                    self._control = str(control.path)
-                    node.start_soon(control.run)
-                    await self._write_node_json(node)
-                    self._report("listening", {"multiaddrs": list(node.multiaddrs)})
-                    if stakes is not None and money is not None:
-                        node.start_soon(stakes.follow, money.ledger.node)
-                    with trio.CancelScope() as self._starting:
-                        if not self._stopping:  # else the node ends already, and takes no task any more
-                            node.start_soon(self._follow_addresses, node)
-                            renew = partial(self._renewed, profile, passphrase)
-                            await self._serve(node, identity, models, money, store, renew=renew)
+                    try:
+                        await self._begin(node, stakes, money)
+                        with trio.CancelScope() as self._starting:
+                            if not self._stopping:
+                                node.start_soon(self._follow_addresses, node)
+                                renew = partial(self._renewed, profile, passphrase)
+                                await self._serve(node, identity, models, money, store, renew=renew)
+                    except UnreachableError:  # a node that was stopped meanwhile takes no task any more
+                        if not self._stopping:
+                            raise
                     if self._stopping:
                         node.stop()
             finally:
@@ -225,6 +214,33 @@ class Join:
                 data.totals.unlink(missing_ok=True)
                 if self._ready is not None:
                     self._ready.remove()
+
+    async def _begin(self, node: Node, stakes: StakedHosts | None, money: HostMoney | None) -> None:
+        """Let the node be told what to do, and say where it is.
+
+        Raises ``UnreachableError`` where it was stopped meanwhile.
+        """
+        await self._apply_blocks(node)
+        control = ControlSocket(
+            {
+                "offer": self._offer,
+                "withdraw": self._withdraw,
+                "pause": self._pause,
+                "resume": self._resume,
+                "blocked": self._blocked,
+                "state": self._state,
+            }
+        )
+        self._control = str(control.path)
+        try:
+            node.start_soon(control.run)
+        except UnreachableError:
+            control.close()
+            raise
+        await self._write_node_json(node)
+        self._report("listening", {"multiaddrs": list(node.multiaddrs)})
+        if stakes is not None and money is not None:
+            node.start_soon(stakes.follow, money.ledger.node)
 
     async def _write_node_json(self, node: Node) -> None:
         network = node.network

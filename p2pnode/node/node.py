@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 
+_NOT_RUNNING: Final = "this node is shutting down, or has not started: nobody can be reached"
 BREACH_WEIGHT: Final = 4.0
 """Of one breach of a protocol, for the peer's connections: read more slowly at the third within a minute."""
 
@@ -222,11 +223,15 @@ class Node:
         Raises ``UnreachableError`` before they have started and after they have ended: no peer is reached
         then.
         """
-        self._services().start_soon(function, *args)
+        services = self._services()
+        try:
+            services.start_soon(function, *args)
+        except RuntimeError as error:  # the last of them has just ended
+            raise UnreachableError(_NOT_RUNNING) from error
 
     def _services(self) -> trio.Nursery:
         if self._nursery is None:
-            raise UnreachableError("this node is shutting down, or has not started: nobody can be reached")
+            raise UnreachableError(_NOT_RUNNING)
         return self._nursery
 
     async def run(self, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
