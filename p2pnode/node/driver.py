@@ -45,7 +45,7 @@ from p2pnode.protocols.events import (
     StreamRef,
     TimerFired,
 )
-from p2pnode.protocols.framing.codec import FRAME_MAX, FrameDecoder, pack_frame
+from p2pnode.protocols.framing.codec import FRAME_MAX, FrameDecoder, only_payload, pack_frame
 from p2pnode.protocols.wire import Codec
 
 _HEARD_MAX: Final = 64
@@ -97,8 +97,17 @@ class Channel(Protocol):
         """Raises ``UnreachableError`` when the peer is gone."""
         ...
 
+    def send_now(self, messages: Iterable[Any]) -> bool:
+        """Send if that takes no wait. False where it would, or the peer is gone: then nothing was sent."""
+        ...
+
     async def receive(self) -> Any | None:
         """The next message; None at a clean end. Raises ``ProtocolError`` or ``UnreachableError``."""
+        ...
+
+    def take_with(self, take: Callable[[Any], bool]) -> None:
+        """While a task waits in :meth:`receive`, offer ``take`` first what comes; it neither waits nor
+        raises. False: it is to be received."""
         ...
 
 
@@ -381,6 +390,7 @@ class _DrivenStream:
         self._ref, self._channel, self._peer = ref, channel, channel.peer
         self._write_deadline_s, self._tell, self._wake = write_deadline_s, tell, wake
         self._heard_max = min(_HEARD_MAX, max(1, _HEARD_BYTES_MAX // channel.frame_max))
+        self._bucket = TokenBucket(_MESSAGES_PER_S, _MESSAGES_BURST)
         self.heard: deque[Event] = deque()
         self.send_queue: list[Any] = []
         self.writing = False
@@ -418,8 +428,12 @@ class _DrivenStream:
         if self._unwritable:
             self.send_queue.clear()
         elif self.send_queue and not self.writing:
-            self.writing = True
-            self._to_write.set()
+            # Most streams have room: to wake the writer costs more than most messages do.
+            if self._channel.send_now(self.send_queue):
+                self.send_queue = []
+            else:
+                self.writing = True
+                self._to_write.set()
         if self.finishing and not self.writing:
             self.over.set()
 
@@ -457,14 +471,24 @@ class _DrivenStream:
                 ended = ""
         return ended
 
+    def _take(self, message: Any) -> bool:
+        """Hear a message that came while the reader waited. False where the peer is to be held back, or
+        this stream is not driven any more."""
+        is_full = len(self.heard) >= self._heard_max
+        if is_full or self.over.is_set() or self._bucket.wait_s(trio.current_time()):
+            return False
+        self._bucket.spend(1)
+        self._hear(Received(self._peer, self._ref, message))
+        return True
+
     async def _read(self) -> None:
         end: Event = HalfClosed(self._peer, self._ref)
-        bucket = TokenBucket(_MESSAGES_PER_S, _MESSAGES_BURST)
+        self._channel.take_with(self._take)
         try:
             while (message := await self._channel.receive()) is not None:
-                if wait_s := bucket.wait_s(trio.current_time()):
+                if wait_s := self._bucket.wait_s(trio.current_time()):
                     await trio.sleep(wait_s)
-                bucket.spend(1)
+                self._bucket.spend(1)
                 while len(self.heard) >= self._heard_max:
                     await self._room.wait()
                 self._hear(Received(self._peer, self._ref, message))
@@ -499,9 +523,16 @@ class MessageChannel:
 
     async def send(self, messages: Iterable[Any]) -> None:
         """Write messages in one piece. Raises ``UnreachableError`` when the peer is gone."""
-        data = b"".join(pack_frame(self._codec.encode(message), self.frame_max) for message in messages)
-        if data:
+        if data := self._packed(messages):
             await self.stream.send_all(data)
+
+    def send_now(self, messages: Iterable[Any]) -> bool:
+        """See :class:`Channel`."""
+        data = self._packed(messages)
+        return not data or self.stream.send_now(data)
+
+    def _packed(self, messages: Iterable[Any]) -> bytes:
+        return b"".join(pack_frame(self._codec.encode(message), self.frame_max) for message in messages)
 
     async def receive(self) -> Any | None:
         """The next message; None at a clean end. Raises ``ProtocolError`` or ``UnreachableError``.
@@ -519,6 +550,21 @@ class MessageChannel:
         except ProtocolError as error:
             self._error = error
             raise
+
+    def take_with(self, take: Callable[[Any], bool]) -> None:
+        """See :class:`Channel`. Most messages come alone; what is less, more or malformed is received."""
+
+        def took(data: bytes | bytearray) -> bool:
+            payload = only_payload(data, self.frame_max) if self._decoder.pending == 0 else None
+            if payload is None:
+                return False
+            try:
+                message = self._codec.decode(payload)
+            except ProtocolError:
+                return False
+            return take(message)
+
+        self.stream.take_with(took)
 
     async def _fill(self) -> bool:
         """Read until a payload is whole; false at a clean end."""

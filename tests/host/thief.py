@@ -91,7 +91,13 @@ class _Filtered(MessageChannel):
         self._keep = keep
 
     async def send(self, messages: Iterable[Any]) -> None:
-        await super().send([kept for each in messages if (kept := self._keep(each)) is not None])
+        await super().send(self._kept(messages))
+
+    def send_now(self, messages: Iterable[Any]) -> bool:
+        return super().send_now(self._kept(messages))
+
+    def _kept(self, messages: Iterable[Any]) -> list[Any]:
+        return [kept for each in messages if (kept := self._keep(each)) is not None]
 
 
 class Thief:
