@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,7 +44,7 @@ class MemoryHint:
     n_ctx: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class CatalogueEntry:
     """One model that can be pulled.
 
@@ -69,7 +70,7 @@ class CatalogueEntry:
     path: Path | None = None
     list_name: str = ""
 
-    @property
+    @cached_property  # a gateway needs it with each request, and it is a hash of the whole manifest
     def model_id(self) -> ModelId | None:
         """The model's id; None while its manifest is unknown."""
         return None if self.manifest is None else model_id(self.manifest)

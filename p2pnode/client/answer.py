@@ -283,14 +283,20 @@ class Answer(interface.Answer):
 
     async def next_said(self) -> Said:
         self._answers.begin(self)
-        async with self._reader:
+        try:
+            self._reader.acquire_nowait()  # to wait for it would let all other tasks run first
+        except trio.WouldBlock:
+            await self._reader.acquire()
+        try:
             self._read_at = math.inf
+            return await self._read()
+        finally:
+            self._read_at = trio.current_time()
             try:
-                return await self._read()
-            finally:
-                self._read_at = trio.current_time()
                 if self._done:
                     await self._bill_given_up()
+            finally:
+                self._reader.release()
 
     async def _read(self) -> Said:
         while True:
@@ -439,7 +445,8 @@ class Answer(interface.Answer):
         peer = candidate.advert.peer
         if anew:
             self._runtime.tell("host", {"peer": peer, "model": shown_name(candidate.offer.model)})
-            if self._pool.has_left(peer, candidate.offer.model):
+            has_none = not self._pool.has(peer, candidate.offer.model)
+            if has_none and self._pool.has_left(peer, candidate.offer.model):
                 self._runtime.tell("session.left", {"peer": peer})
         self._keep_trust(self._search, candidate)
         if is_priced(candidate.offer):

@@ -235,7 +235,9 @@ class _Service:
     async def fields(self, request: Request) -> Fields:
         """The object of the body. Raises ``FaultError`` and ``ClientDisconnect``."""
         data = await self.body(request)
-        return await off_the_loop(partial(read_object, data), in_thread=len(data) > _LARGE_JSON)
+        if len(data) > _LARGE_JSON:
+            return await off_the_loop(partial(read_object, data))
+        return read_object(data)
 
 
 def _too_large(bytes_max: int) -> FaultError:

@@ -71,6 +71,10 @@ class _FrameChannel:
         for message in messages:
             await self._frames.send(encode(message))
 
+    def send_now(self, messages: Iterable[Any]) -> bool:  # noqa: ARG002
+        """To send takes a wait here."""
+        return False
+
     async def receive(self) -> Any | None:
         while (frame := await self._frames.receive()) is not None:
             try:
@@ -78,6 +82,9 @@ class _FrameChannel:
             except UnsupportedHashError:
                 continue  # about a blob that nobody here can have
         return None
+
+    def take_with(self, take: Callable[[Any], bool]) -> None:
+        """All is received."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
