@@ -8,6 +8,7 @@ none of the packages.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from importlib.util import find_spec
 from typing import Final, Literal, TypeAlias
 
@@ -56,6 +57,7 @@ def why_missing(what: str, *extras: Extra) -> str:
     )
 
 
+@cache  # each question that may be paid for asks, and to search the disk takes 0.1 ms a module
 def _is_here(module: str) -> bool:
     try:
         return find_spec(module) is not None

@@ -492,7 +492,7 @@ GOALS: Final = (
         bound="at least",
         target=0.95,
         meaning="the part of an agent's second prompt, after one of 4,000 tokens, that comes from a cache",
-        baseline="the same of llama.cpp's own HTTP server",
+        baseline="all of it",
         judged="value",
     ),
 )
