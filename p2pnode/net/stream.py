@@ -51,6 +51,10 @@ class Stream:
         nothing was sent."""
         return not self._closed and self._stream.write_now(data)
 
+    def queue_now(self, data: bytes) -> bool:
+        """The same, together with what other streams of the connection say in this moment."""
+        return not self._closed and self._stream.queue_now(data)
+
     async def receive_some(self, max_bytes: int = 65536) -> bytes:
         """Between 1 and ``max_bytes`` bytes, or ``b""`` when the other side has finished.
 

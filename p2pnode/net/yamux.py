@@ -539,12 +539,20 @@ class YamuxStream:
     def write_now(self, data: bytes) -> bool:
         """Hand all of ``data`` to the connection if that takes no wait; false where it would, or it is
         over."""
+        return self._handed(data, self._conn.send_data_now)
+
+    def queue_now(self, data: bytes) -> bool:
+        """The same, but leave it to the connection's writer: what several streams say at the same time
+        leaves in one packet."""
+        return self._handed(data, self._conn.send_data)
+
+    def _handed(self, data: bytes, send: Callable[[int, bytes], None]) -> bool:
         if self.was_reset or self.write_closed or self._write_lock.locked() or not self._conn.has_room():
             return False
         if len(data) > min(self.send_window, FRAME_BODY_MAX):
             return False
         self.send_window -= len(data)
-        self._conn.send_data_now(self.stream_id, data)
+        send(self.stream_id, data)
         self.active_at = self._conn.active_at
         return True
 

@@ -97,8 +97,8 @@ class Channel(Protocol):
         """Raises ``UnreachableError`` when the peer is gone."""
         ...
 
-    def send_now(self, messages: Iterable[Any]) -> bool:
-        """Send if that takes no wait. False where it would, or the peer is gone: then nothing was sent."""
+    def queue_now(self, messages: Iterable[Any]) -> bool:
+        """Have them sent if that takes no wait. False where it would, or the peer is gone: then none is."""
         ...
 
     async def receive(self) -> Any | None:
@@ -429,7 +429,7 @@ class _DrivenStream:
             self.send_queue.clear()
         elif self.send_queue and not self.writing:
             # Most streams have room: to wake the writer costs more than most messages do.
-            if self._channel.send_now(self.send_queue):
+            if self._channel.queue_now(self.send_queue):
                 self.send_queue = []
             else:
                 self.writing = True
@@ -526,10 +526,10 @@ class MessageChannel:
         if data := self._packed(messages):
             await self.stream.send_all(data)
 
-    def send_now(self, messages: Iterable[Any]) -> bool:
+    def queue_now(self, messages: Iterable[Any]) -> bool:
         """See :class:`Channel`."""
         data = self._packed(messages)
-        return not data or self.stream.send_now(data)
+        return not data or self.stream.queue_now(data)
 
     def _packed(self, messages: Iterable[Any]) -> bytes:
         return b"".join(pack_frame(self._codec.encode(message), self.frame_max) for message in messages)

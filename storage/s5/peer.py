@@ -71,7 +71,7 @@ class _FrameChannel:
         for message in messages:
             await self._frames.send(encode(message))
 
-    def send_now(self, messages: Iterable[Any]) -> bool:  # noqa: ARG002
+    def queue_now(self, messages: Iterable[Any]) -> bool:  # noqa: ARG002
         """To send takes a wait here."""
         return False
 

@@ -47,7 +47,7 @@ class _Client:
         if self.is_stuck:
             await trio.sleep_forever()
 
-    def send_now(self, messages: Iterable[Any]) -> bool:
+    def queue_now(self, messages: Iterable[Any]) -> bool:
         return False
 
     async def receive(self) -> Any:

@@ -93,8 +93,8 @@ class _Filtered(MessageChannel):
     async def send(self, messages: Iterable[Any]) -> None:
         await super().send(self._kept(messages))
 
-    def send_now(self, messages: Iterable[Any]) -> bool:
-        return super().send_now(self._kept(messages))
+    def queue_now(self, messages: Iterable[Any]) -> bool:
+        return super().queue_now(self._kept(messages))
 
     def _kept(self, messages: Iterable[Any]) -> list[Any]:
         return [kept for each in messages if (kept := self._keep(each)) is not None]

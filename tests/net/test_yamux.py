@@ -172,6 +172,25 @@ async def test_small_messages_are_sent_in_order_from_the_task_of_their_writer(
         nursery.cancel_scope.cancel()
 
 
+async def test_what_streams_queue_in_one_moment_leaves_in_one_packet(autojump_clock: MockClock) -> None:
+    conn = SlowWire(1000)
+    muxed = wire.Yamux(conn, PeerId("peer"), is_initiator=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(muxed.start)
+        one, other = muxed.open_stream(), muxed.open_stream()
+        await trio.testing.wait_all_tasks_blocked()
+        before = conn.writes
+        assert one.queue_now(b"1")
+        assert other.queue_now(b"2")
+        conn.is_free.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert conn.writes == before + 1
+        assert bodies(conn.sent) == [b"1", b"2"]
+        one.reset()
+        assert not one.queue_now(b"3")
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_wire_that_breaks_when_something_is_sent_at_once_ends_the_connection(
     autojump_clock: MockClock,
 ) -> None:
