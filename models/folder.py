@@ -116,9 +116,10 @@ def read_folder(root: Path) -> ModelFolder:
 def describe_folder(folder: ModelFolder, hashes: Mapping[str, FileHashes]) -> Manifest:
     """The manifest of ``folder``, whose files have ``hashes``, by name."""
     config = folder.config
-    architecture = config.get("model_type") or next(iter(config.get("architectures") or ()), "")
+    classes = config.get("architectures")
+    architecture = config.get("model_type") or (classes[0] if isinstance(classes, list) and classes else "")
     n_ctx = next((value for key in _CONTEXT_KEYS if (value := _of_text(config, key)) is not None), None)
-    if not isinstance(n_ctx, int) or n_ctx < 1:
+    if type(n_ctx) is not int or n_ctx < 1:  # true is an int, too
         raise incomplete(folder.root, f"its config.json lacks {_CONTEXT_KEYS[0]}")
     return Manifest(
         architecture=str(architecture),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from p2pnode.errors import ConfigError
@@ -209,6 +209,7 @@ def test_a_good_folder_corrupted_anywhere_gives_our_error_and_nothing_else(
         max_leaves=12,
     ),
 )
+@example(name="config.json", value={"architectures": True, "model_type": None})
 def test_any_json_gives_our_error_and_nothing_else(tmp_path: Path, name: str, value: object) -> None:
     if isinstance(value, dict):
         value = json.loads(FILES[name]) | value
