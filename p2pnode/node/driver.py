@@ -105,9 +105,9 @@ class Channel(Protocol):
         """The next message; None at a clean end. Raises ``ProtocolError`` or ``UnreachableError``."""
         ...
 
-    def take_with(self, take: Callable[[Any], bool]) -> None:
-        """While a task waits in :meth:`receive`, offer ``take`` first what comes; it neither waits nor
-        raises. False: it is to be received."""
+    def take_with(self, has_room: Callable[[], bool], take: Callable[[Any], None]) -> None:
+        """While a task waits in :meth:`receive`, give ``take`` what comes where there is room for it: that is
+        asked first, before anything is read. Neither waits nor raises."""
         ...
 
 
@@ -471,19 +471,19 @@ class _DrivenStream:
                 ended = ""
         return ended
 
-    def _take(self, message: Any) -> bool:
-        """Hear a message that came while the reader waited. False where the peer is to be held back, or
-        this stream is not driven any more."""
+    def _has_room(self) -> bool:
+        """False where the peer is to be held back, or this stream is not driven any more."""
         is_full = len(self.heard) >= self._heard_max
-        if is_full or self.over.is_set() or self._bucket.wait_s(trio.current_time()):
-            return False
+        return not (is_full or self.over.is_set() or self._bucket.wait_s(trio.current_time()))
+
+    def _take(self, message: Any) -> None:
+        """Hear a message that came while the reader waited."""
         self._bucket.spend(1)
         self._hear(Received(self._peer, self._ref, message))
-        return True
 
     async def _read(self) -> None:
         end: Event = HalfClosed(self._peer, self._ref)
-        self._channel.take_with(self._take)
+        self._channel.take_with(self._has_room, self._take)
         try:
             while (message := await self._channel.receive()) is not None:
                 if wait_s := self._bucket.wait_s(trio.current_time()):
@@ -551,18 +551,20 @@ class MessageChannel:
             self._error = error
             raise
 
-    def take_with(self, take: Callable[[Any], bool]) -> None:
+    def take_with(self, has_room: Callable[[], bool], take: Callable[[Any], None]) -> None:
         """See :class:`Channel`. Most messages come alone; what is less, more or malformed is received."""
 
         def took(data: bytes | bytearray) -> bool:
-            payload = only_payload(data, self.frame_max) if self._decoder.pending == 0 else None
+            if self._decoder.pending or not has_room():
+                return False
+            payload = only_payload(data, self.frame_max)
             if payload is None:
                 return False
             try:
-                message = self._codec.decode(payload)
+                take(self._codec.decode(payload))
             except ProtocolError:
                 return False
-            return take(message)
+            return True
 
         self.stream.take_with(took)
 

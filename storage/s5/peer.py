@@ -83,7 +83,7 @@ class _FrameChannel:
                 continue  # about a blob that nobody here can have
         return None
 
-    def take_with(self, take: Callable[[Any], bool]) -> None:
+    def take_with(self, has_room: Callable[[], bool], take: Callable[[Any], None]) -> None:
         """All is received."""
 
 

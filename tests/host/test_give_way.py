@@ -53,7 +53,7 @@ class _Client:
     async def receive(self) -> Any:
         return await self._hears.receive()
 
-    def take_with(self, take: Callable[[Any], bool]) -> None:
+    def take_with(self, has_room: Callable[[], bool], take: Callable[[Any], None]) -> None:
         pass
 
 

@@ -510,3 +510,30 @@ async def test_messages_without_a_malformed_one_are_all_delivered_and_end_cleanl
 async def test_a_stream_that_ends_inside_a_frame_is_malformed_after_what_came_whole() -> None:
     frames = [pack_frame(ADVERTS_CODEC.encode(each)) for each in GOOD]
     assert await received([b"".join(frames)[:-1]], then_end=True) == [*GOOD[:2], "malformed"]
+
+
+def test_what_a_peer_says_beyond_its_rate_is_not_read_before_there_is_room() -> None:
+    class Taken:
+        taker: Callable[[bytes], bool]
+
+        def take_with(self, taker: Callable[[bytes], bool]) -> None:
+            self.taker = taker
+
+    class Counting:
+        decoded = 0
+
+        def decode(self, payload: bytes) -> Any:
+            self.decoded += 1
+            return CODEC.decode(payload)
+
+    stream, codec, room, heard = Taken(), Counting(), [False], list[Any]()
+    channel = MessageChannel(stream, codec)  # type: ignore[arg-type]
+    channel.take_with(lambda: room[0], heard.append)
+    said = pings(1)
+    assert not stream.taker(said)
+    assert (codec.decoded, heard) == (0, [])
+    room[0] = True
+    assert stream.taker(said)
+    assert (codec.decoded, heard) == (1, [Ping(nonce=0)])
+    assert not stream.taker(said + said), "two at once are received, in order"
+    assert not stream.taker(pack_frame(b"\xff")), "so is what makes no sense: its reader says why it ends"
