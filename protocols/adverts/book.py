@@ -104,8 +104,13 @@ class Entry:
             self.late_s == late_s
             and self.kept_until == kept_until
             and _is_same(self.origin, origin)
-            and _is_same(self.signed, signed)
+            and self.holds(signed)
         )
+
+    def holds(self, signed: SignedAdvert) -> bool:
+        """Whether it is this very advert."""
+        mine = self.signed
+        return mine is signed or (mine.signature == signed.signature and mine.body == signed.body)
 
     def is_live(self, now: float) -> bool:
         """Whether it says that the host is there now, by the host's own clock."""
@@ -172,9 +177,9 @@ class Book:
             until = max(advert.expires_at + CLOCK_SKEW_S, held.kept_until if held is not None else 0)
             unasked = held.gossiped_at if held is not None else -math.inf
             late_s = min(float(CLOCK_SKEW_S), max(0.0, now - advert.issued_at))
-            if held is not None and not advert.withdrawn:
-                late_s = min(late_s, held.late_s)
             before = held.advert if held is not None and held.is_live(now) else None
+            if held is not None and (advert is before or not advert.withdrawn):  # what is live isn't
+                late_s = min(late_s, held.late_s)
             if held is None or not (asked and held.says(signed, late_s, origin, until)):
                 held = Entry(
                     signed,
@@ -201,16 +206,17 @@ class Book:
         if advert.issued_at > now + CLOCK_SKEW_S or advert.expires_at > now + TTL_MAX_S:
             return "future", None, None
         held = self._entries.get(advert.peer)
-        if asked and held is not None and _is_same(held.signed, signed) and held.is_live(now):
+        is_held = held is not None and held.holds(signed)
+        if asked and held is not None and is_held and held.is_live(now):
             # As most of what a sample brings. It was verified when it came.
             seen = self._origin_of(advert.peer)
             if seen is None and held.origin.wide == UNSEEN:
                 seen = held.origin  # which says what its address does
             return "accepted", advert, self._origin(advert, seen)
-        if (untimely := _untimely(signed, advert, held, now, asked=asked)) is not None:
+        if (untimely := _untimely(advert, held, now, asked=asked, is_held=is_held)) is not None:
             return untimely, None if untimely == "expired" else advert, None
         seen = self._origin_of(advert.peer)
-        if held is not None and _is_same(held.signed, signed):
+        if is_held:
             return "accepted", advert, self._origin(advert, seen)  # asked again; it was verified when it came
         privileged = self._privileged(advert.peer)
         renews = held is not None and held.is_live(now) and now - held.gossiped_at >= RENEWAL_AFTER_S
@@ -366,7 +372,7 @@ class Book:
 
 
 def _untimely(
-    signed: SignedAdvert, advert: Advert, held: Entry | None, now: float, *, asked: bool
+    advert: Advert, held: Entry | None, now: float, *, asked: bool, is_held: bool
 ) -> Literal["expired", "stale", "too_often"] | None:
     """Why this advert comes at the wrong time, before anything is spent on its signature."""
     newer = held is None or _is_newer(advert, held.advert)
@@ -377,7 +383,7 @@ def _untimely(
     if held is None:
         return None
     if not newer:
-        return None if asked and _is_same(held.signed, signed) else "stale"
+        return None if asked and is_held else "stale"
     too_soon = 0 <= now - held.gossiped_at < MIN_INTERVAL_S and not asked
     return "too_often" if too_soon else None
 

@@ -156,10 +156,17 @@ class Search:
             if queued.source != newcomer.source or not queued.tellers:
                 continue
             if min(held[teller] for teller in queued.tellers) >= own + 2:
-                self._queue.remove(queued)
-                self._note(queued, -1)
+                self._take_out(queued)
                 return True
         return False
+
+    def _take_out(self, hint: Hint) -> None:
+        """This object is in the queue, and goes."""
+        for place, queued in enumerate(self._queue):  # to compare what hints say takes longer than all else
+            if queued is hint:
+                del self._queue[place]
+                break
+        self._note(hint, -1)
 
     def _note(self, hint: Hint, by: int) -> None:
         """The queue has one hint more, or one less (-1)."""
@@ -202,8 +209,7 @@ class Search:
         Those that say nothing new are dropped.
         """
         for hint in [each for each in self._queue if not self._news(each)]:
-            self._queue.remove(hint)
-            self._note(hint, -1)
+            self._take_out(hint)
         queued = {hint.peer for hint in self._queue}
         self._tellers = {peer: tellers for peer, tellers in self._tellers.items() if peer in queued}
         open_now = [
@@ -214,8 +220,7 @@ class Search:
         if not open_now:
             return None
         best = min(open_now, key=lambda hint: (not hint.local, -len(self._tellers[hint.peer])))
-        self._queue.remove(best)
-        self._note(best, -1)
+        self._take_out(best)
         return best
 
     def _news(self, hint: Hint) -> bool:
