@@ -13,7 +13,6 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from importlib.abc import MetaPathFinder
 from importlib.machinery import ExtensionFileLoader, ModuleSpec
 from importlib.util import source_hash, spec_from_file_location
 from pathlib import Path
@@ -51,9 +50,10 @@ class _Loader(ExtensionFileLoader):
             setattr(getattr(module, name), "__doc__", text)  # noqa: B010 - mypyc's classes take it
 
 
-class _Copies(MetaPathFinder):
-    """Finds the copies. ``sources``: a hash of each source that went into them, by its module; ``docs``: what
-    the sources say of their classes, by module and class."""
+class _Copies:
+    """Finds the copies, as ``sys.meta_path`` asks. Its base would be ``importlib.abc``'s, which every start
+    of the program would wait 10 ms for. ``sources``: a hash of each source that went into the copies, by its
+    module; ``docs``: what the sources say of their classes, by module and class."""
 
     def __init__(
         self, files: Mapping[str, str], sources: Mapping[str, str], docs: Mapping[str, Mapping[str, str]]
