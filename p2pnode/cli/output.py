@@ -92,9 +92,10 @@ With ``--json`` stdout holds one object per line and nothing else. Names and fie
                 plan{…} sent{…} as models vote, then, as stake status, stake{wallet, peer, receipt_key, stake,
                 unbonding, unbonds_at, fab, staked, here}; slash: slashed{host, amount, reward, transaction}
     status      status{peer_id, pid, multiaddrs, reach, models, slots, active, queued, draining, served,
-                ether_usd, earned, owed, gateway, paused, idle}; gateway is {url, pid, keys_required, socket}
-                or null, and alone where no node runs; served is {since, sessions, turns, tokens_in,
-                tokens_out} or null; idle is {reasons, offers}, with --why-idle
+                ether_usd, earned, owed, gateway, paused, chain_reachable, idle}; gateway is
+                {url, pid, keys_required, socket} or null, and alone where no node runs; served is
+                {since, sessions, turns, tokens_in, tokens_out} or null; idle is {reasons, offers}, with
+                --why-idle
     invite      invite{invite, reach}
     gateway     gateway{url, keys_required, key_file} dashboard{url}: with a token that works once
     dashboard   dashboard{url}

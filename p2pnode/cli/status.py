@@ -75,7 +75,7 @@ async def _look(output: Output, data_dir: Any, *, why_idle: bool) -> tuple[list[
     from p2pnode.money import usdc_text
     from p2pnode.node.datadir import DataDir
     from p2pnode.node.reachability import reachability
-    from p2pnode.views.idle import idle_fields
+    from p2pnode.views.idle import CHAIN_AWAY, idle_fields
     from p2pnode.views.status import host_money, status_fields
 
     config = build_config(data_dir, mdns=False)
@@ -88,7 +88,7 @@ async def _look(output: Output, data_dir: Any, *, why_idle: bool) -> tuple[list[
     fields = status_fields(running, advert, sheet, served=served, ether_usd=config.ether_usd, money=money)
     fields["gateway"] = asdict(gateway) if gateway is not None else None
     state = await _state(running)
-    fields["paused"] = list(state.paused)
+    fields["paused"], fields["chain_reachable"] = list(state.paused), state.chain_reachable
     lines = [f"peer id    {fields['peer_id']}", f"pid        {fields['pid']}"]
     lines += [f"listening  {address}" for address in running.multiaddrs]
     if running.reach:
@@ -108,6 +108,8 @@ async def _look(output: Output, data_dir: Any, *, why_idle: bool) -> tuple[list[
         lines.append(f"earned     {earned} settled, {owed} not settled yet, a tenth of it the treasury's")
     if any(m["price_in"] or m["price_out"] for m in fields["models"]):
         lines.append(_gas_line(config.ether_usd))
+    if not state.chain_reachable:
+        lines.append(f"chain      {CHAIN_AWAY}")
     lines += [f"paused     {why}" for why in state.paused]
     if why_idle:
         every = {each.peer: each for each in (*seen, *((advert,) if advert is not None else ()))}

@@ -800,6 +800,7 @@ class Join:
                 "refusals": [asdict(each) for each in host.refusals.last] if host is not None else [],
                 "refused": dict(host.refusals.counts) if host is not None else {},
                 "recent": host.recent.fields() if host is not None else None,
+                "chain_reachable": host is None or host.escrow is None or host.escrow.settler.reachable,
             },
         )
 

@@ -20,16 +20,20 @@ from p2pnode.words import count_of, one_line
 
 _DAY_S: Final = 86_400
 _REFUSALS_TOLD: Final = 3
+CHAIN_AWAY: Final = (
+    "can't be reached: until it can, no paid session begins and none is settled; `p2pnode doctor` tells why"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostState:
     """What only a running host knows: why it is ``paused``, its last ``refusals`` (``at``, ``code``,
-    ``detail``), and how often each code was ``refused`` since it started."""
+    ``detail``), how often each code was ``refused`` since it started, and whether its chain answers."""
 
     paused: Sequence[str] = ()
     refusals: Sequence[Mapping[str, Any]] = ()
     refused: Mapping[str, int] | None = None
+    chain_reachable: bool = True
 
     @classmethod
     def of(cls, told: Mapping[str, Any]) -> HostState:
@@ -54,6 +58,8 @@ def idle_fields(
     own = next((each for each in adverts if each.peer == peer), None)
     offers = [] if own is None else _offers(own, adverts, now, tokens_per_s)
     reasons = [f"it is paused: {one_line(why)}" for why in state.paused]
+    if not state.chain_reachable:
+        reasons.append(f"its chain {CHAIN_AWAY}")
     if own is None:
         reasons.append("its advert was not seen: it may have just started, or nobody it knows is connected")
     elif own.draining:

@@ -10,7 +10,7 @@ import pytest
 
 from p2pnode.cli.join import JoinReporter
 from p2pnode.cli.output import Output
-from tests.cli.support import DEADLINE_S, Program, ask, give, join, run, wallet
+from tests.cli.support import DEADLINE_S, Program, ask, give, join, join_for_pay, run, start, wallet
 
 PRICE_OUT, FEE = 7, 1000
 
@@ -163,3 +163,29 @@ def test_people_read_a_line_for_each_answer(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().err.endswith("answered 12D3…efghij: 35 tokens in, 20 out, 0.000048 USDC\n")
     report("answered", {**fields, "cost": 0, "reason": "cancelled"})
     assert capsys.readouterr().err.endswith("out (stopped by the client)\n")
+
+
+@pytest.mark.long
+def test_a_host_whose_chain_is_gone_says_so_until_it_is_back(tmp_path: Path) -> None:
+    chain_dir = tmp_path / "chain"
+
+    def chain(port: int) -> Program:
+        return start(tmp_path, "chain", ["chain", "dev", "--port", port, "--data-dir", chain_dir])
+
+    def status(until: bool) -> str:
+        end = time.monotonic() + DEADLINE_S
+        while True:
+            shown = run("status", "--why-idle", "--data-dir", tmp_path / "h").out
+            if ("chain      can't be reached" in shown) is until:
+                return shown
+            assert time.monotonic() < end, shown
+            time.sleep(0.05)
+
+    with chain(0) as running:
+        ready = running.wait_event("chain.ready")
+        host = join_for_pay(tmp_path, Path(ready["profile"]))
+        assert "chain" not in status(until=False)
+    with host:
+        assert "why idle   its chain can't be reached" in status(until=True)
+        with chain(int(ready["url"].rpartition(":")[2])):
+            assert "chain" not in status(until=False)

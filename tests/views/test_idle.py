@@ -74,6 +74,12 @@ def test_a_host_whose_advert_is_not_seen_or_that_drains_is_told_so() -> None:
     assert any("strangers leave it out" in each for each in drains["reasons"])
 
 
+def test_a_host_whose_chain_is_away_is_told_so_and_another_is_not() -> None:
+    away = idle(advert(1), advert(2), state=HostState(chain_reachable=False))
+    assert away["reasons"][0].startswith("its chain can't be reached: until it can, no paid session begins")
+    assert not any("chain" in each for each in idle(advert(1), advert(2))["reasons"])
+
+
 def test_a_host_may_tell_more_of_itself_than_is_asked_here() -> None:
     told = {"paused": ["its owner paused it"], "refused": {"busy": 2}, "recent": {"turns": 1}, "later": 0}
     assert HostState.of(told) == HostState(paused=["its owner paused it"], refused={"busy": 2})

@@ -40,7 +40,7 @@ from p2pnode.payments.keys import KeyBook
 from p2pnode.protocols.adverts.messages import Advert
 from p2pnode.views.earnings import earnings_fields, spending_fields
 from p2pnode.views.hosts import host_fields
-from p2pnode.views.idle import HostState, idle_fields
+from p2pnode.views.idle import CHAIN_AWAY, HostState, idle_fields
 from p2pnode.views.keys import key_fields
 from p2pnode.views.market import hosts_table, models_table, offered, why_here
 from p2pnode.views.sessions import session_fields, terms_fields
@@ -253,18 +253,25 @@ class NodeView:
         )
         found = reachability(running.reach, running.multiaddrs)
         known = client.searches.measured.get(running.peer_id)
-        state = await _state_of(running)
+        told_now = await _state_of(running)
+        state = HostState.of(told_now)
         idle = idle_fields(
             running.peer_id,
             self._adverts,
-            HostState.of(state),
+            state,
             now=self._wall(),
             reach=running.reach,
             tokens_per_s=known.tokens_per_s if known is not None else None,
         )
         return {
             **told,
-            "host": {**host, "reachable": asdict(found), "idle": idle, "recent": state.get("recent")},
+            "host": {
+                **host,
+                "reachable": asdict(found),
+                "idle": idle,
+                "recent": told_now.get("recent"),
+                "chain_away": "" if state.chain_reachable else CHAIN_AWAY,
+            },
         }
 
     # ---- money and sessions

@@ -58,8 +58,14 @@ function earned(money, node) {
   const week = all.weeks[all.weeks.length - 1].units;
   return card("Earned",
     facts([["Today", usdc(today)], ["This week", usdc(week)], ["Settled in all", usdc(all.earned)], ["Not settled yet", usdc(all.owed)]]),
+    away(node),
     all.stuck.length > 0 && h("p", { class: "notice warn" }, `Stuck: ${usdc(all.stuck.reduce((sum, each) => sum + each.units, 0))} in ${all.stuck.length} sessions. `, h("a", { href: "#/money" }, "Why")),
     h("p", null, h("a", { href: "#/money" }, "By day, week and model")));
+}
+
+function away(node) {
+  const why = node && node.host && node.host.chain_away;
+  return why && h("p", { class: "notice warn" }, `The chain ${why}`);
 }
 
 function work(node) {
@@ -340,12 +346,12 @@ function happenings(events) {
 // ---- money
 
 export function money(place) {
-  return drawn(place, ["money", "requests"], (known) => {
+  return drawn(place, ["money", "requests", "node"], (known) => {
     const found = known.money;
     if (!found) return waiting();
     if (found.error) return failed(found);
     return [
-      card("Earned as a host", found.earned ? earnings(found.earned) : hint("No paid session was served from this data dir.")),
+      card("Earned as a host", away(known.node), found.earned ? earnings(found.earned) : hint("No paid session was served from this data dir.")),
       card("Spent as a client", found.spent ? spending(found.spent, found.limits) : [hint("No paid session was bought from this data dir."), limits(found.limits)]),
       card("Keys", keys(found.keys)),
       known.requests && !known.requests.error && card("By key and model, since the gateway started",
