@@ -70,7 +70,7 @@ class Function:
 
         try:
             values = tuple(_plain(value) for value in decode(self.outputs, data))
-        except (DecodingError, ValueError) as error:
+        except (DecodingError, ValueError, OverflowError) as error:
             msg = f"what {self.name} answered is not ({', '.join(self.outputs)}): {error}"
             raise ChainError(msg) from error
         return values[0] if len(values) == 1 else values or None

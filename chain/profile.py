@@ -253,8 +253,6 @@ class _Asked:
         self._profile, self._rpc = profile, rpc
 
     async def read(self, name: str, getter: str) -> Any:
-        from eth_abi.exceptions import DecodingError
-
         kind = _KIND_OF[name]
         function = artifact("JobMarketplace" if name == "host_earnings" else kind).function(getter, 0)
         call = {"to": self.shown(name), "data": "0x" + function.encode(()).hex()}
@@ -263,7 +261,7 @@ class _Asked:
             return function.decode(bytes.fromhex(answer.removeprefix("0x")))
         except UnavailableError:
             raise
-        except (ChainError, DecodingError, ValueError, AttributeError, OverflowError) as error:
+        except (ChainError, ValueError, AttributeError) as error:
             said = f"the contract at {self.shown(name)} has no {getter}(): it is no {kind}"
             raise self.wrong(name, said) from error
 

@@ -316,7 +316,7 @@ def _undecodable(log: Log, whose: str) -> Iterator[None]:
 
     try:
         yield
-    except (ValueError, TypeError, KeyError, DecodingError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, DecodingError) as error:
         msg = f"an endpoint gave a log in block {log.block} that is no event of {whose}: {error}"
         raise ChainError(msg) from error
 

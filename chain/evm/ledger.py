@@ -534,5 +534,5 @@ async def _ask(node: EvmNode, contract: str, address: bytes, function: Function,
         raise ChainError(no_such) from error
     try:
         return function.decode(answer)
-    except (ChainError, OverflowError) as error:
+    except ChainError as error:
         raise ChainError(no_such) from error

@@ -19,7 +19,7 @@ from p2pnode.cli.app import app
 
 def figures_of(name: str, *flags: str) -> tuple[int, list[dict[str, object]]]:
     command = [sys.executable, "-m", "p2pnode", "bench", name, "--quick", "--json", *flags]
-    done = subprocess.run(command, capture_output=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, timeout=300, check=False)
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
 
 

@@ -86,8 +86,26 @@ class Trap:
                         self._pass()
                     return message
 
+                take_with = MessageChannel.take_with
+
+                def offering(channel: MessageChannel, has_room: Any, take: Callable[[Any], None]) -> None:
+                    def taking(message: Any) -> None:
+                        if type(message).__name__ == point.name:
+                            self._pass()
+                        take(message)
+
+                    take_with(channel, has_room, taking)
+
                 MessageChannel.receive = hearing  # type: ignore[method-assign,assignment]
+                MessageChannel.take_with = offering  # type: ignore[method-assign,assignment]
             case "send":
+                queue_now = MessageChannel.queue_now
+
+                def queueing(channel: MessageChannel, messages: Any) -> bool:
+                    # What is queued is written later, nobody knows when: these wait for their write.
+                    return not self._sends((channel, messages)) and queue_now(channel, messages)
+
+                MessageChannel.queue_now = queueing  # type: ignore[method-assign,assignment]
                 send = self._around(MessageChannel.send, self._sends)
                 MessageChannel.send = send  # type: ignore[method-assign]
 
@@ -130,11 +148,12 @@ class Trap:
 
         return wrapped
 
-    def _in_transaction(self, operation: Callable[..., None]) -> Callable[..., None]:
+    def _in_transaction(self, operation: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(operation)
-        def wrapped(*args: Any, **kwargs: Any) -> None:
-            operation(*args, **kwargs)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            done = operation(*args, **kwargs)
             self._pass()
+            return done
 
         return wrapped
 

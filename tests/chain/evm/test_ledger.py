@@ -17,7 +17,7 @@ import trio.testing
 
 from p2pnode.chain.abi import artifact
 from p2pnode.chain.dev.devchain import open_dev_chain
-from p2pnode.chain.evm.calls import market_events, market_topics
+from p2pnode.chain.evm.calls import market_events, market_topics, proposal_event, proposal_topic
 from p2pnode.chain.evm.ledger import EvmLedger, EvmLimits
 from p2pnode.chain.evm.node import Log
 from p2pnode.chain.evm.rpc import RpcLimits
@@ -562,6 +562,17 @@ def test_a_malformed_log_is_the_endpoints_error_and_no_other(data: bytes, topics
         log = Log(contract=MARKET, topics=(kind, *rest), data=data, block=7, index=0)
         with suppress(ChainError):  # and nothing else
             assert all(each.block == 7 for each in market_events(MARKET, [log]))
+
+
+@pytest.mark.parametrize("word", [1 << 254, (1 << 256) - 1, 1 << 63, 1 << 40])
+def test_a_log_that_points_beyond_memory_is_the_endpoints_error(word: int) -> None:
+    """Where its manifest begins, or how long that is."""
+    for words in ((word, 1), (32, word)):
+        data = b"".join(each.to_bytes(32, "big") for each in words) + bytes(64)
+        topics = (proposal_topic(), *[bytes(32)] * 3)
+        log = Log(contract=MARKET, topics=topics, data=data, block=7, index=0)
+        with pytest.raises(ChainError, match="no event of the registry of models"):
+            proposal_event(log)
 
 
 def test_a_log_without_its_data_is_named() -> None:
